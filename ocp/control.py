@@ -1,0 +1,128 @@
+"""The control: one flat tensor, the views on it, and its time-weighted inner product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ocp.grid import TimeGrid
+
+__all__ = ["Control", "ControlSpace"]
+
+
+@dataclass(frozen=True)
+class ControlSpace:
+    """The space of controls on one time grid.
+
+    A control is the pair of a path u_0, ..., u_{N-1} with values in R^m, held constant on each step, and of
+    parameters q in R^s that do not depend on time. Both live in one flat tensor of N m + s numbers, the path first.
+    The inner product carries the time weight,
+
+        (a, b) = h sum_k <a_k, b_k> + <q_a, q_b>,
+
+    so that a norm, and with it a step length, means the same on every grid. A *derivative* is a dual vector: its plain
+    dot product with a displacement is the change of the objective. A *gradient* is its Riesz image in this inner
+    product, a displacement itself.
+
+    Parameters
+    ----------
+    grid : TimeGrid
+    control_size : int
+        m, the numbers per step.
+    parameter_size : int
+        s, the numbers that do not depend on time.
+
+    Examples
+    --------
+    >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=4), control_size=2, parameter_size=3)
+    >>> u = torch.ones(space.dimension)
+    >>> space.path(u).shape, space.parameters(u).shape
+    (torch.Size([4, 2]), torch.Size([3]))
+    >>> space.inner(u, u)
+    5.0
+    """
+
+    grid: TimeGrid
+    control_size: int
+    parameter_size: int = 0
+
+    @property
+    def dimension(self) -> int:
+        """Length of the flat tensor, N m + s."""
+        return self.grid.steps * self.control_size + self.parameter_size
+
+    def path(self, flat: Tensor) -> Tensor:
+        """View of shape (N, m) on the path."""
+        return flat[: self.grid.steps * self.control_size].view(self.grid.steps, self.control_size)
+
+    def parameters(self, flat: Tensor) -> Tensor:
+        """View of shape (s,) on the parameters."""
+        return flat[self.grid.steps * self.control_size :]
+
+    def join(self, path: Tensor, parameters: Tensor) -> Tensor:
+        """Flat tensor from a path of shape (N, m) and parameters of shape (s,)."""
+        return torch.cat((path.reshape(-1), parameters.reshape(-1)))
+
+    def gradient(self, derivative: Tensor) -> Tensor:
+        """Riesz map: the displacement that represents a dual vector in the inner product."""
+        gradient = derivative.clone()
+        self.path(gradient).div_(self.grid.h)
+        return gradient
+
+    def dual(self, displacement: Tensor) -> Tensor:
+        """Inverse Riesz map: the dual vector that a displacement represents."""
+        dual = displacement.clone()
+        self.path(dual).mul_(self.grid.h)
+        return dual
+
+    def inner(self, a: Tensor, b: Tensor) -> float:
+        """Time-weighted inner product of two displacements."""
+        return float(torch.dot(self.dual(a), b))
+
+    def norm(self, displacement: Tensor) -> float:
+        """Norm of a displacement."""
+        return self.inner(displacement, displacement) ** 0.5
+
+    def dual_norm(self, derivative: Tensor) -> float:
+        """Norm of a derivative, equal to the norm of its gradient."""
+        return float(torch.dot(derivative, self.gradient(derivative))) ** 0.5
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control: a point of a `ControlSpace`.
+
+    Parameters
+    ----------
+    space : ControlSpace
+    flat : Tensor
+        Shape (N m + s,).
+
+    Raises
+    ------
+    ValueError
+        If the length of ``flat`` is not the dimension of the space.
+    """
+
+    space: ControlSpace
+    flat: Tensor
+
+    def __post_init__(self) -> None:
+        if self.flat.shape != (self.space.dimension,):
+            raise ValueError(
+                f"control: expected a flat tensor of {self.space.dimension} numbers "
+                f"({self.space.grid.steps} steps x {self.space.control_size} + {self.space.parameter_size} parameters), "
+                f"got shape {tuple(self.flat.shape)}"
+            )
+
+    @property
+    def path(self) -> Tensor:
+        """View of shape (N, m): the value of the control on each step."""
+        return self.space.path(self.flat)
+
+    @property
+    def parameters(self) -> Tensor:
+        """View of shape (s,)."""
+        return self.space.parameters(self.flat)

@@ -1,0 +1,281 @@
+"""Terminal, running and control costs with their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ocp.control import ControlSpace
+from ocp.modules import FlatModule, pullback
+
+__all__ = [
+    "ControlCost",
+    "CrossEntropy",
+    "LeastSquares",
+    "QuadraticRunning",
+    "Readout",
+    "RunningCost",
+    "RunningFunction",
+    "TerminalCost",
+    "TerminalFunction",
+    "Tikhonov",
+    "TimeSmoothness",
+    "as_control_costs",
+    "as_running_cost",
+    "as_terminal_cost",
+]
+
+
+@runtime_checkable
+class TerminalCost(Protocol):
+    """Phi(x_N, q): a scalar tensor, and its derivatives."""
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        """The value, a tensor of shape ()."""
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """(dPhi/dx, dPhi/dq), of the shapes of x and q."""
+
+
+@runtime_checkable
+class RunningCost(Protocol):
+    """L(t, x, u), the integrand of the running cost: a scalar tensor, and its derivatives."""
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        """The value, a tensor of shape ()."""
+
+    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(dL/dx, dL/du), of the shapes of x and u."""
+
+
+@runtime_checkable
+class ControlCost(Protocol):
+    """R(U, q): a cost on the control alone, with its derivative."""
+
+    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        """The value, a tensor of shape ()."""
+
+    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        """The derivative, a dual vector of the shape of ``flat``."""
+
+
+@dataclass(frozen=True)
+class TerminalFunction:
+    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` where the problem has parameters."""
+
+    function: Callable[..., Tensor]
+
+    def _call(self, x: Tensor, q: Tensor) -> Tensor:
+        return self.function(x, q) if q.numel() else self.function(x)
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        return self._call(x, q)
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        px, pq = pullback(self._call, (x, q))
+        return px, pq
+
+
+@dataclass(frozen=True)
+class RunningFunction:
+    """A plain function ``L(t, x, u)`` as running cost."""
+
+    function: Callable[[float, Tensor, Tensor], Tensor]
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        return self.function(t, x, u)
+
+    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        px, pu = pullback(lambda x, u: self.function(t, x, u), (x, u))
+        return px, pu
+
+
+@dataclass(frozen=True)
+class QuadraticRunning:
+    """L(t, x, u) = (1/2) mean over the batch of state_weight |x - target|^2 + (1/2) control_weight |u|^2.
+
+    Parameters
+    ----------
+    state_weight, control_weight : float
+    target : Tensor or float
+        Of the shape of x, or one that broadcasts to it.
+    """
+
+    state_weight: float = 1.0
+    control_weight: float = 1.0
+    target: Tensor | float = 0.0
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        miss = (x - self.target).square().sum() / len(x)
+        return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum())
+
+    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.target) * (self.state_weight / len(x)), self.control_weight * u
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Softmax cross-entropy of the final state, or of a `Readout` of it, averaged over the batch.
+
+    Parameters
+    ----------
+    labels : Tensor
+        Class numbers, shape (batch,), integers in [0, number of classes).
+
+    Examples
+    --------
+    >>> loss = CrossEntropy(torch.tensor([0, 2]))
+    >>> loss(torch.zeros(2, 3), torch.zeros(0))
+    tensor(1.0986)
+    """
+
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 1 or self.labels.dtype != torch.int64 or bool((self.labels < 0).any()):
+            raise ValueError(
+                "labels: expected a vector of class numbers >= 0 (torch.int64), "
+                f"got shape {tuple(self.labels.shape)} of {self.labels.dtype}"
+            )
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(x, self.labels)
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        px = torch.softmax(x, dim=1)
+        px[torch.arange(len(x), device=x.device), self.labels] -= 1
+        return px.div_(len(x)), torch.zeros_like(q)
+
+    def accuracy(self, x: Tensor, q: Tensor) -> float:
+        """Share of samples whose largest entry is that of their label."""
+        return float((x.argmax(1) == self.labels).double().mean())
+
+    def take(self, indices: Tensor) -> CrossEntropy:
+        """The same cost on some of the samples."""
+        return CrossEntropy(self.labels[indices])
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """(weight / 2) |x_N - target|^2, averaged over the batch.
+
+    Parameters
+    ----------
+    target : Tensor
+        Of the shape of the final state, or of its `Readout`: (batch, *shape).
+    weight : float
+    """
+
+    target: Tensor
+    weight: float = 1.0
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        return 0.5 * self.weight * (x - self.target).square().sum() / len(x)
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.target) * (self.weight / len(x)), torch.zeros_like(q)
+
+    def take(self, indices: Tensor) -> LeastSquares:
+        """The same cost on some of the samples."""
+        return replace(self, target=self.target[indices])
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A closing module in front of a terminal cost: Phi(x, q) = cost(module(x; w)), where w is a part of q.
+
+    Parameters
+    ----------
+    module : FlatModule
+        For a classifier, typically a linear layer from the state to the logits.
+    cost : TerminalCost
+        `CrossEntropy`, `LeastSquares`, ...; it sees the output of the module.
+    offset : int
+        Where in q the module's parameters begin.
+    """
+
+    module: FlatModule
+    cost: Any
+    offset: int = 0
+
+    def _part(self, q: Tensor) -> Tensor:
+        return q[self.offset : self.offset + self.module.size]
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        return self.cost(self.module(self._part(q), x), q)
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        w = self._part(q)
+        pz, pq = self.cost.derivative(self.module(w, x), q)
+        pw, px = pullback(self.module, (w, x), pz)
+        self._part(pq).add_(pw)
+        return px, pq
+
+    def accuracy(self, x: Tensor, q: Tensor) -> float:
+        """Accuracy of the cost on the output of the module."""
+        return self.cost.accuracy(self.module(self._part(q), x), q)
+
+    def take(self, indices: Tensor) -> Readout:
+        """The same cost on some of the samples."""
+        return replace(self, cost=self.cost.take(indices))
+
+
+@dataclass(frozen=True)
+class Tikhonov:
+    """(alpha / 2) (h sum_k |u_k|^2 + |q|^2): the squared norm of the control, the same on every grid."""
+
+    alpha: float
+
+    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        return 0.5 * self.alpha * torch.dot(space.dual(flat), flat)
+
+    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        return self.alpha * space.dual(flat)
+
+
+@dataclass(frozen=True)
+class TimeSmoothness:
+    """(beta / 2) sum_k |u_{k+1} - u_k|^2 / h: the squared norm of the path's time derivative."""
+
+    beta: float
+
+    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        return 0.5 * self.beta / space.grid.h * space.path(flat).diff(dim=0).square().sum()
+
+    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        dual = torch.zeros_like(flat)
+        jumps = space.path(flat).diff(dim=0).mul_(self.beta / space.grid.h)
+        space.path(dual)[1:] += jumps
+        space.path(dual)[:-1] -= jumps
+        return dual
+
+
+def as_terminal_cost(cost: Any) -> TerminalCost | None:
+    """Whatever a user may give as terminal cost, as a `TerminalCost`."""
+    return _adapt("terminal_cost", "a function Phi(x)", cost, TerminalCost, TerminalFunction)
+
+
+def as_running_cost(cost: Any) -> RunningCost | None:
+    """Whatever a user may give as running cost, as a `RunningCost`."""
+    return _adapt("running_cost", "a function L(t, x, u)", cost, RunningCost, RunningFunction)
+
+
+def as_control_costs(costs: Any) -> tuple[ControlCost, ...]:
+    """One control cost, several, or none, as a tuple."""
+    costs = () if costs is None else tuple(costs) if isinstance(costs, Iterable) else (costs,)
+    for cost in costs:
+        if not isinstance(cost, ControlCost):
+            raise TypeError(f"control_cost: expected costs such as Tikhonov(alpha), got {type(cost).__name__}")
+    return costs
+
+
+def _adapt(name: str, expected: str, cost: Any, protocol: Any, adapter: Any) -> Any:
+    if cost is None or isinstance(cost, protocol):
+        return cost
+    if callable(cost):
+        return adapter(cost)
+    raise TypeError(f"{name}: expected {expected} or a {protocol.__name__}, got {type(cost).__name__}")

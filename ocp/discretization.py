@@ -1,0 +1,98 @@
+"""A problem on a grid with an integrator; shapes are checked at this boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ocp.control import Control, ControlSpace
+from ocp.grid import TimeGrid
+from ocp.integrators import Integrator
+from ocp.problem import ControlProblem
+
+__all__ = ["Discretization"]
+
+
+@dataclass(frozen=True)
+class Discretization:
+    """The discrete optimal control problem.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+    grid : TimeGrid
+    integrator : Integrator
+    """
+
+    problem: ControlProblem
+    grid: TimeGrid
+    integrator: Integrator
+
+    @property
+    def space(self) -> ControlSpace:
+        """Where its controls live."""
+        return self.problem.space(self.grid)
+
+    def on(self, steps: int) -> Discretization:
+        """The same problem on another number of steps."""
+        return replace(self, grid=TimeGrid(self.grid.horizon, steps))
+
+    def take(self, indices: Tensor) -> Discretization:
+        """The same discretization on some of the samples."""
+        return replace(self, problem=self.problem.take(indices))
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """An initial state and the control of one step, both at the start of the problem."""
+        problem = self.problem
+        if problem.start is not None:
+            return problem.initial_state(problem.start.parameters), problem.start.path[0]
+        # Where the initial state needs parameters but no start is given, torch's default type has to do.
+        x = problem.initial_state(torch.zeros(problem.parameter_size))
+        return x, x.new_zeros(problem.dynamics.control_size)
+
+    def check(self) -> None:
+        """Evaluate every piece once and compare shapes and types.
+
+        Raises
+        ------
+        ValueError
+            Naming the piece, what was expected of it and what it gave.
+        """
+        x, u = self.example()
+        problem = self.problem
+        f = problem.dynamics(0.0, x, u)
+        if f.shape != x.shape or f.dtype != x.dtype:
+            raise ValueError(
+                f"dynamics: expected f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}, "
+                f"got {tuple(f.shape)} of {f.dtype}"
+            )
+        values = {}
+        if problem.running_cost is not None:
+            values["running_cost"] = problem.running_cost(0.0, x, u)
+        if problem.terminal_cost is not None:
+            q = x.new_zeros(problem.parameter_size) if problem.start is None else problem.start.parameters
+            values["terminal_cost"] = problem.terminal_cost(x, q)
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != ():
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch")
+
+    def start(self) -> Control:
+        """The start of the problem on this grid: each step of a coarser start is repeated; zero where none is given.
+
+        Raises
+        ------
+        ValueError
+            If the steps of the start do not divide the steps of this grid.
+        """
+        space, start = self.space, self.problem.start
+        if start is None:
+            x, _ = self.example()
+            return Control(space, x.new_zeros(space.dimension))
+        coarse = start.space.grid.steps
+        if self.grid.steps % coarse:
+            raise ValueError(f"start: expected a control on a divisor of {self.grid.steps} steps, got {coarse} steps")
+        path = start.path.repeat_interleave(self.grid.steps // coarse, dim=0)
+        return Control(space, space.join(path, start.parameters))

@@ -1,0 +1,238 @@
+"""Residual layers as dynamics, with derivatives written by hand.
+
+A residual network x_{k+1} = x_k + h f(x_k, u_k) is explicit Euler for x' = f(x, u); the weights of layer k are u_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+__all__ = ["RELU", "SMOOTH_RELU", "TANH", "Activation", "Antisymmetric", "Convolution", "Dense", "Free", "WeightMap"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A scalar function applied entry by entry, whose slope follows from its value.
+
+    Parameters
+    ----------
+    function : callable
+        z -> a = sigma(z).
+    slope : callable
+        a -> sigma'(z), written in terms of the value a, so that nothing but a need be kept.
+    module : callable
+        Makes the same function as an ``nn.Module``.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    module: Callable[[], nn.Module]
+
+
+_DELTA = 0.1
+
+
+def _smooth_relu(z: Tensor) -> Tensor:
+    return torch.where(z.abs() < _DELTA, (z + _DELTA).square() / (4 * _DELTA), z.clamp_min(0.0))
+
+
+class _SmoothReLU(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return _smooth_relu(z)
+
+
+TANH = Activation(torch.tanh, lambda a: 1 - a * a, nn.Tanh)
+RELU = Activation(torch.relu, lambda a: (a > 0).to(a.dtype), nn.ReLU)
+#: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope, Guenther, Ruthotto, Schroder,
+#: Cyr, Gauger (2020), "Layer-parallel training of deep residual neural networks", section 4.
+SMOOTH_RELU = Activation(_smooth_relu, lambda a: (a / _DELTA).sqrt().clamp_max(1.0), _SmoothReLU)
+
+
+class WeightMap(Protocol):
+    """An affine map from free numbers K to a weight matrix, and its transpose. Both are square."""
+
+    def __call__(self, K: Tensor) -> Tensor:
+        """The weight matrix."""
+
+    def linear(self, dK: Tensor) -> Tensor:
+        """The linear part applied to a displacement of K."""
+
+    def transpose(self, dA: Tensor) -> Tensor:
+        """The transposed linear part applied to a dual matrix."""
+
+
+@dataclass(frozen=True)
+class Free:
+    """The weight matrix is K itself."""
+
+    def __call__(self, K: Tensor) -> Tensor:
+        return K
+
+    def linear(self, dK: Tensor) -> Tensor:
+        return dK
+
+    def transpose(self, dA: Tensor) -> Tensor:
+        return dA
+
+
+@dataclass(frozen=True)
+class Antisymmetric:
+    """The weight matrix (K - K^T - gamma I) / 2, whose eigenvalues have the real part -gamma / 2.
+
+    With it the forward propagation neither explodes nor forgets: Haber & Ruthotto (2017), "Stable architectures for deep
+    neural networks", equation 15.
+    """
+
+    gamma: float = 0.0
+
+    def __call__(self, K: Tensor) -> Tensor:
+        A = self.linear(K)
+        return A.diagonal_scatter(A.diagonal() - 0.5 * self.gamma)
+
+    def linear(self, dK: Tensor) -> Tensor:
+        return 0.5 * (dK - dK.mT)
+
+    def transpose(self, dA: Tensor) -> Tensor:
+        return 0.5 * (dA - dA.mT)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Dense residual layer f(x, u) = sigma(A(K) x + b) with u = (K, b).
+
+    Parameters
+    ----------
+    width : int
+        n; the state has the shape (batch, n) and the control the length n^2 + n.
+    activation : Activation
+        `TANH`, `RELU` or `SMOOTH_RELU`, or one of your own.
+    weight : WeightMap
+        `Free`, or `Antisymmetric` for the stable form of Haber & Ruthotto.
+
+    Examples
+    --------
+    >>> layer = Dense(3, activation=RELU)
+    >>> layer.control_size
+    12
+    """
+
+    width: int
+    activation: Activation = TANH
+    weight: WeightMap = Free()
+
+    @property
+    def control_size(self) -> int:
+        return self.width * (self.width + 1)
+
+    def _split(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        n = self.width
+        return u[: n * n].view(n, n), u[n * n :]
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        K, b = self._split(u)
+        return self.activation.function(torch.addmm(b, x, self.weight(K).t()))
+
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        K, b = self._split(u)
+        A = self.weight(K)
+        z = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t()))).mul_(p)
+        return z @ A, torch.cat((self.weight.transpose(z.t() @ x).reshape(-1), z.sum(0)))
+
+    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+        (K, b), (dK, db) = self._split(u), self._split(du)
+        A = self.weight(K)
+        slope = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t())))
+        return slope * (dx @ A.t() + x @ self.weight.linear(dK).t() + db)
+
+    def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
+        """Random weights for one layer: K normal with variance 1/n, b = 0; shape (control_size,)."""
+        K = torch.randn(self.width, self.width, generator=generator, **like) / sqrt(self.width)
+        return torch.cat((K.reshape(-1), torch.zeros(self.width, **like)))
+
+    def to_module(self, u: Tensor) -> nn.Module:
+        """The same function as ``nn.Linear`` and an activation."""
+        K, b = self._split(u)
+        linear = nn.Linear(self.width, self.width, device=u.device, dtype=u.dtype)
+        linear.load_state_dict({"weight": self.weight(K), "bias": b})
+        return nn.Sequential(linear, self.activation.module())
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Convolutional residual layer f(x, u) = sigma(K * x + b) with zero padding and u = (K, b).
+
+    Parameters
+    ----------
+    channels : int
+        c; the state has the shape (batch, c, height, width), the control the length c^2 k^2 + c.
+    kernel_size : int
+        k, odd.
+    activation : Activation
+
+    Raises
+    ------
+    ValueError
+        If ``kernel_size`` is even.
+
+    Examples
+    --------
+    >>> Convolution(channels=4, kernel_size=3).control_size
+    148
+    """
+
+    channels: int
+    kernel_size: int = 3
+    activation: Activation = TANH
+
+    def __post_init__(self) -> None:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {self.kernel_size}")
+
+    @property
+    def control_size(self) -> int:
+        return self.channels * (self.channels * self.kernel_size**2 + 1)
+
+    @property
+    def _padding(self) -> int:
+        return self.kernel_size // 2
+
+    def _split(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        c, k = self.channels, self.kernel_size
+        return u[:-c].view(c, c, k, k), u[-c:]
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        K, b = self._split(u)
+        return self.activation.function(torch.conv2d(x, K, b, padding=self._padding))
+
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        K, _ = self._split(u)
+        z = self.activation.slope(self(t, x, u)).mul_(p)
+        pK = conv2d_weight(x, K.shape, z, padding=self._padding)
+        return conv2d_input(x.shape, K, z, padding=self._padding), torch.cat((pK.reshape(-1), z.sum((0, 2, 3))))
+
+    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+        (K, _), (dK, db) = self._split(u), self._split(du)
+        slope = self.activation.slope(self(t, x, u))
+        return slope * (torch.conv2d(dx, K, db, padding=self._padding) + torch.conv2d(x, dK, padding=self._padding))
+
+    def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
+        """Random weights for one layer: K normal with variance 1/(c k^2), b = 0; shape (control_size,)."""
+        c, k = self.channels, self.kernel_size
+        K = torch.randn(c * c * k * k, generator=generator, **like) / sqrt(c * k * k)
+        return torch.cat((K, torch.zeros(c, **like)))
+
+    def to_module(self, u: Tensor) -> nn.Module:
+        """The same function as ``nn.Conv2d`` and an activation."""
+        K, b = self._split(u)
+        convolution = nn.Conv2d(
+            self.channels, self.channels, self.kernel_size, padding=self._padding, device=u.device, dtype=u.dtype
+        )
+        convolution.load_state_dict({"weight": K, "bias": b})
+        return nn.Sequential(convolution, self.activation.module())

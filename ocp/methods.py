@@ -1,0 +1,283 @@
+"""Optimization methods on one grid. Each is a frozen recipe; what it remembers travels in its state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor, nn
+
+from ocp.linesearch import Armijo, LineSearch, StrongWolfe
+from ocp.objective import Objective
+from ocp.status import Status
+from ocp.transfer import Transfer
+
+__all__ = ["LBFGS", "GradientDescent", "Method", "NonlinearCG", "SciPy", "State", "TorchOptimizer"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a method is: a plain value that can be saved.
+
+    Attributes
+    ----------
+    control : Tensor
+        Flat. Its length tells the grid it lives on; a multilevel method begins on a coarse one.
+    memory : Any
+        What the method remembers: tensors, numbers and containers of them.
+    status : Status
+        RUNNING, or why the method cannot go on.
+    counts : mapping
+        Events worth telling, such as refused coarse corrections.
+    """
+
+    control: Tensor
+    memory: Any = None
+    status: Status = Status.RUNNING
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """An optimization method; a smoother and a multigrid cycle are methods, too."""
+
+    def init(self, objective: Any, control: Tensor) -> State:
+        """State before the first step."""
+
+    def step(self, objective: Any, state: State) -> State:
+        """One step. The objective may differ from that of the last step, by its batch or its shift."""
+
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        """The memory on the finer grid of a transfer."""
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """Steepest descent in the time-weighted inner product; each search begins at twice the last step.
+
+    Parameters
+    ----------
+    search : LineSearch
+    first : float
+        Length of the first trial step, in multiples of the gradient.
+    """
+
+    search: LineSearch = Armijo()
+    first: float = 1.0
+
+    def init(self, objective: Objective, control: Tensor) -> State:
+        return State(control, self.first)
+
+    def step(self, objective: Objective, state: State) -> State:
+        direction = -objective.space.gradient(objective.derivative(state.control))
+        trial = self.search(objective, state.control, direction, state.memory)
+        if trial is None:
+            return replace(state, status=Status.NO_DECREASE)
+        return replace(state, control=trial.control, memory=2 * trial.step, status=Status.RUNNING)
+
+    def transport(self, memory: float, transfer: Transfer) -> float:
+        return memory
+
+
+@dataclass(frozen=True)
+class NonlinearCG:
+    """Nonlinear conjugate gradients of Polak & Ribiere with restart (PR+), Nocedal & Wright (2006), section 5.2.
+
+    Parameters
+    ----------
+    search : LineSearch
+        Strong Wolfe with a small c2, so that directions descend.
+    """
+
+    search: LineSearch = StrongWolfe(c2=0.1)
+
+    def init(self, objective: Objective, control: Tensor) -> State:
+        return State(control)
+
+    def step(self, objective: Objective, state: State) -> State:
+        u, space = state.control, objective.space
+        d = objective.derivative(u)
+        gradient = space.gradient(d)
+        direction, first = -gradient, 1 / max(space.dual_norm(d), 1.0)
+        if state.memory is not None:
+            old, old_direction, decrease = state.memory
+            beta = float(torch.dot(d - old, gradient) / torch.dot(old, space.gradient(old)))
+            conjugate = torch.add(direction, old_direction, alpha=max(beta, 0.0))
+            if torch.dot(d, conjugate) < 0:
+                # The first-order change of the last step is expected again (Nocedal & Wright, equation 3.60).
+                direction, first = conjugate, decrease / float(torch.dot(d, conjugate))
+        trial = self.search(objective, u, direction, first)
+        if trial is None:
+            return replace(state, memory=None, status=Status.NO_DECREASE if state.memory is None else Status.RUNNING)
+        memory = (d, direction, trial.step * float(torch.dot(d, direction)))
+        return replace(state, control=trial.control, memory=memory, status=Status.RUNNING)
+
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        if memory is None:
+            return None
+        derivative, direction, decrease = memory
+        return transfer.prolong_dual(derivative), transfer.prolong(direction), decrease
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS, Nocedal & Wright (2006), algorithm 7.4, in the time-weighted inner product.
+
+    A pair holds a displacement s and a difference y of derivatives; their product is a plain dot product on every grid,
+    and only the initial matrix gamma M^{-1} knows the Riesz map. Pairs travel to a finer grid: both members are
+    prolonged as displacements, which keeps their products, and the curvature test is repeated.
+
+    Parameters
+    ----------
+    pairs : int
+        How many pairs are kept.
+    search : LineSearch
+    curvature : float
+        A pair is kept if <s, y> >= curvature |s| |y|, with y in the dual norm.
+    """
+
+    pairs: int = 10
+    search: LineSearch = StrongWolfe()
+    curvature: float = 1e-8
+
+    def init(self, objective: Objective, control: Tensor) -> State:
+        return State(control, ())
+
+    def step(self, objective: Objective, state: State) -> State:
+        u, pairs = state.control, state.memory
+        d = objective.derivative(u)
+        direction = -self._solve(objective, pairs, d)
+        # Without pairs the scale is unknown: a first step of unit length, or the gradient where that is shorter.
+        first = 1.0 if pairs else 1 / max(objective.space.dual_norm(d), 1.0)
+        trial = self.search(objective, u, direction, first)
+        if trial is None:
+            return replace(state, memory=(), status=Status.RUNNING if pairs else Status.NO_DECREASE)
+        pair = (trial.control - u, objective.derivative(trial.control) - d)
+        memory = (*pairs, pair) if self._curved(objective.space, *pair) else pairs
+        return replace(state, control=trial.control, memory=memory[-self.pairs :], status=Status.RUNNING)
+
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        fine = tuple((transfer.prolong(s), transfer.prolong_dual(y)) for s, y in memory)
+        return tuple(pair for pair in fine if self._curved(transfer.fine, *pair))
+
+    def _curved(self, space: Any, s: Tensor, y: Tensor) -> bool:
+        return float(torch.dot(s, y)) > self.curvature * space.norm(s) * space.dual_norm(y)
+
+    @staticmethod
+    def _solve(objective: Objective, pairs: tuple[tuple[Tensor, Tensor], ...], d: Tensor) -> Tensor:
+        """The inverse Hessian model applied to a derivative: the two-loop recursion."""
+        q, alphas, space = d.clone(), [], objective.space
+        for s, y in reversed(pairs):
+            alphas.append(torch.dot(s, q) / torch.dot(s, y))
+            q.sub_(y * alphas[-1])
+        r = space.gradient(q)
+        if pairs:
+            s, y = pairs[-1]
+            r.mul_(torch.dot(s, y) / torch.dot(y, space.gradient(y)))
+        for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+            r.add_(s * (alpha - torch.dot(y, r) / torch.dot(s, y)))
+        return r
+
+
+@dataclass(frozen=True)
+class TorchOptimizer:
+    """Any ``torch.optim`` class as a method; it is given the gradient, so that a learning rate means the same on every grid.
+
+    Its state dictionary is the memory. Entries of the shape of the control travel to finer grids as displacements do.
+
+    Parameters
+    ----------
+    optimizer : callable
+        For example ``torch.optim.Adam``.
+    options : mapping
+        Its keyword arguments, such as ``{"lr": 1e-2}``.
+
+    Examples
+    --------
+    >>> adam = TorchOptimizer(torch.optim.Adam, {"lr": 1e-2})
+    """
+
+    optimizer: Callable[..., torch.optim.Optimizer]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def init(self, objective: Objective, control: Tensor) -> State:
+        return State(control)
+
+    def step(self, objective: Objective, state: State) -> State:
+        parameter = nn.Parameter(state.control.clone())
+        optimizer = self.optimizer([parameter], **self.options)
+        if state.memory is not None:
+            optimizer.load_state_dict(state.memory)
+        first = True
+
+        def closure() -> float:
+            nonlocal first
+            u = state.control if first else parameter.detach().clone()
+            first = False
+            parameter.grad = objective.space.gradient(objective.derivative(u))
+            return objective.value(u)
+
+        optimizer.step(closure)
+        memory = copy.deepcopy(optimizer.state_dict())
+        return replace(state, control=parameter.detach(), memory=memory, status=Status.RUNNING)
+
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        def move(value: Any) -> Any:
+            if not (isinstance(value, Tensor) and value.shape == (transfer.coarse.dimension,)):
+                return value
+            fine = transfer.prolong(value)
+            return fine.clamp_min_(0.0) if bool((value >= 0).all()) else fine  # second moments stay what they are
+
+        if memory is None:
+            return None
+        states = {k: {name: move(v) for name, v in entry.items()} for k, entry in memory["state"].items()}
+        return {**memory, "state": states}
+
+
+@dataclass(frozen=True)
+class SciPy:
+    """``scipy.optimize.minimize`` as a method: one step is one call of at most ``iterations`` iterations.
+
+    The variables are scaled so that SciPy's plain dot product is the time-weighted inner product. What SciPy
+    remembers does not survive the call. It computes in float64 on the CPU.
+
+    Parameters
+    ----------
+    name : str
+        A gradient method of SciPy, such as ``"L-BFGS-B"``, ``"CG"`` or ``"BFGS"``.
+    iterations : int
+    """
+
+    name: str = "L-BFGS-B"
+    iterations: int = 20
+
+    def init(self, objective: Objective, control: Tensor) -> State:
+        return State(control)
+
+    def step(self, objective: Objective, state: State) -> State:
+        u = state.control
+        scale = objective.space.dual(torch.ones_like(u)).sqrt()
+
+        def control(z: np.ndarray) -> Tensor:
+            return torch.as_tensor(z, dtype=u.dtype, device=u.device) / scale
+
+        def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
+            v = control(z)
+            return objective.value(v), (objective.derivative(v) / scale).double().cpu().numpy()
+
+        z0 = (u * scale).double().cpu().numpy()
+        found = scipy.optimize.minimize(
+            fun, z0, jac=True, method=self.name, options={"maxiter": self.iterations}
+        )
+        best = control(found.x)
+        if not objective.value(best) < objective.value(u):
+            return replace(state, status=Status.NO_DECREASE)
+        return replace(state, control=best, status=Status.RUNNING)
+
+    def transport(self, memory: None, transfer: Transfer) -> None:
+        return None

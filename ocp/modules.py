@@ -1,0 +1,96 @@
+"""An ``nn.Module`` as a function of one flat parameter vector."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+__all__ = ["FlatModule", "pullback"]
+
+
+class FlatModule:
+    """A module whose parameters, in the order of ``named_parameters``, are one flat vector.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Must be deterministic: dropout and batch statistics make value and derivative two different functions.
+
+    Raises
+    ------
+    TypeError
+        If ``module`` is not an ``nn.Module``.
+    ValueError
+        If it holds dropout or batch-statistics layers in training mode.
+
+    Examples
+    --------
+    >>> flat = FlatModule(nn.Linear(3, 2))
+    >>> flat.size, flat(torch.zeros(flat.size), torch.ones(5, 3)).shape
+    (8, torch.Size([5, 2]))
+    """
+
+    def __init__(self, module: nn.Module):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
+        for name, part in module.named_modules():
+            random = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+            if part.training and (random or isinstance(part, nn.modules.batchnorm._BatchNorm)):
+                raise ValueError(
+                    f"module: expected a deterministic module, got {type(part).__name__} ({name}) in training mode; "
+                    "remove it or call .eval() on it"
+                )
+        self.module = module
+        self._shapes = {name: p.shape for name, p in module.named_parameters()}
+        self._sizes = [shape.numel() for shape in self._shapes.values()]
+        self.size = sum(self._sizes)
+
+    def start(self) -> Tensor:
+        """The module's own parameters as a flat vector, shape (size,)."""
+        parts = [p.detach().reshape(-1) for p in self.module.parameters()]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def __call__(self, flat: Tensor, x: Tensor) -> Tensor:
+        """The module's output on ``x`` with the parameters ``flat``."""
+        parts = flat.split(self._sizes) if self._sizes else ()
+        named = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        return functional_call(self.module, named, (x,))
+
+    def with_parameters(self, flat: Tensor) -> nn.Module:
+        """A copy of the module that owns the parameters ``flat``."""
+        module = copy.deepcopy(self.module)
+        parts = flat.detach().split(self._sizes) if self._sizes else ()
+        with torch.no_grad():
+            for parameter, part in zip(module.parameters(), parts, strict=True):
+                parameter.data = part.reshape(parameter.shape).clone()
+        return module
+
+
+def pullback(function: Any, arguments: tuple[Tensor, ...], cotangent: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Derivative of one evaluation of ``function``, transposed and applied to ``cotangent``.
+
+    The tape lives for this one evaluation. An argument that the function does not use has the derivative zero.
+
+    Parameters
+    ----------
+    function : callable
+        Takes ``arguments`` and returns one tensor.
+    cotangent : Tensor, optional
+        Of the shape of the output; may be left out where the output is a scalar.
+
+    Returns
+    -------
+    tuple of Tensor
+        One for each argument, of its shape.
+    """
+    with torch.enable_grad():
+        leaves = tuple(a.detach().requires_grad_() for a in arguments)
+        output = function(*leaves)
+        if not output.requires_grad:
+            return tuple(torch.zeros_like(a) for a in arguments)
+        grads = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+    return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(arguments, grads, strict=True))

@@ -1,0 +1,289 @@
+"""The reduced objective: the cost as a function of the control alone, with its derivative; it counts work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ocp import sweep
+from ocp.control import Control, ControlSpace
+from ocp.discretization import Discretization
+from ocp.grid import TimeGrid
+from ocp.integrators import Integrator, as_integrator
+from ocp.problem import ControlProblem
+
+__all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Trajectory", "Work", "discretize"]
+
+#: Share of a forward sweep in one work unit. A step costs one product with its Jacobian's factors forward and two backward
+#: (by state and by control): Griewank & Walther (2008), "Evaluating Derivatives", section 3.3. The adjoint has the rest.
+FORWARD_SHARE = 1 / 3
+
+
+@dataclass
+class Work:
+    """A running count of work, shared by all grids and batches of one solve.
+
+    One unit is a forward and an adjoint sweep over ``unit`` steps times samples: the finest grid, the full batch.
+    """
+
+    unit: float
+    units: float = 0.0
+
+    def charge(self, share: float, steps: int, samples: int) -> None:
+        """Add a share of a gradient on a number of steps and samples."""
+        self.units += share * steps * samples / self.unit
+
+
+class Objective(Protocol):
+    """What a method minimizes: a function of flat controls on one grid."""
+
+    @property
+    def space(self) -> ControlSpace: ...
+
+    def value(self, control: Tensor) -> float:
+        """J(u)."""
+
+    def derivative(self, control: Tensor) -> Tensor:
+        """Derivative of J at u, a dual vector."""
+
+    def on(self, steps: int) -> Objective:
+        """The objective of the same problem on another grid."""
+
+
+@dataclass
+class _Evaluation:
+    """What is known at one control. The tensor's version tells whether it was changed since."""
+
+    control: Tensor
+    version: int
+    value: float
+    derivative: Tensor | None = None
+
+    def at(self, control: Tensor) -> bool:
+        return self.control is control and self.version == control._version
+
+
+@dataclass
+class _Buffer:
+    """A trajectory's storage, and which evaluation it holds."""
+
+    states: Tensor
+    holds: _Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """States and costates of one control.
+
+    Attributes
+    ----------
+    t : Tensor
+        Shape (N + 1,): the nodes.
+    x, p : Tensor
+        Shape (N + 1, batch, *state).
+    """
+
+    t: Tensor
+    x: Tensor
+    p: Tensor
+
+
+@dataclass
+class ReducedObjective:
+    """J(u): the cost of the trajectory that the control u causes.
+
+    Evaluations at the last few controls are remembered, and a derivative asked for at the control of the last forward sweep
+    reuses its states. Storage is kept between calls and shared with the objectives on other grids and batches.
+
+    Parameters
+    ----------
+    discretization : Discretization
+    work : Work, optional
+        Where to count; by default a count of its own, in gradients of this objective.
+
+    Examples
+    --------
+    >>> problem = ControlProblem(lambda t, x, u: u, torch.ones(1, 1), lambda x: x.square().sum(), control_size=1)
+    >>> objective = discretize(problem, steps=4)
+    >>> u = torch.zeros(4)
+    >>> objective.value(u), objective.derivative(u), objective.work.units
+    (1.0, tensor([0.5000, 0.5000, 0.5000, 0.5000]), 1.0)
+    """
+
+    discretization: Discretization
+    work: Work = None  # type: ignore[assignment]
+    _buffers: dict[tuple[int, ...], _Buffer] = field(default_factory=dict, repr=False)
+    _recent: list[_Evaluation] = field(default_factory=list, repr=False)
+    _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._steps = self.discretization.grid.steps
+        self._shape = tuple(self.discretization.example()[0].shape)
+        if self.work is None:
+            self.work = Work(self._steps * self._shape[0])
+        self._grids[self._steps] = self
+
+    @property
+    def space(self) -> ControlSpace:
+        """Where its controls live."""
+        return self.discretization.space
+
+    @property
+    def finest(self): return max(self._grids)
+
+    def on(self, steps: int) -> ReducedObjective:
+        """The objective of the same problem and samples on another number of steps, with the same work count."""
+        if steps not in self._grids:
+            other = ReducedObjective(self.discretization.on(steps), self.work, self._buffers, [], self._grids)
+            self._grids[steps] = other
+        return self._grids[steps]
+
+    def take(self, indices: Tensor) -> ReducedObjective:
+        """The objective on some of the samples, with the same work count."""
+        return ReducedObjective(self.discretization.take(indices), self.work, self._buffers)
+
+    def uncounted(self) -> ReducedObjective:
+        """The same objective with storage and a work count of its own, for looking without being charged."""
+        return ReducedObjective(self.discretization)
+
+    def value(self, control: Tensor | Control) -> float:
+        """J(u); one forward sweep."""
+        return self._evaluate(self._flat(control)).value
+
+    def derivative(self, control: Tensor | Control) -> Tensor:
+        """Derivative of J at u, shape (N m + s,), a dual vector; one adjoint sweep, after a forward one where needed."""
+        u = self._flat(control)
+        evaluation = self._evaluate(u)
+        if evaluation.derivative is None:
+            buffer = self._forward(u) if self._buffer(u).holds is not evaluation else self._buffer(u)
+            evaluation.derivative = sweep.adjoint(self.discretization, u, buffer.states)
+            self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
+        return evaluation.derivative
+
+    def directional(self, control: Tensor | Control, direction: Tensor) -> float:
+        """Directional derivative of J by a tangent sweep."""
+        u = self._flat(control)
+        return float(sweep.tangent(self.discretization, u, direction, self._forward(u).states)[1])
+
+    def final_state(self, control: Tensor | Control) -> Tensor:
+        """x_N, shape (batch, *state)."""
+        return self._forward(self._flat(control)).states[-1].clone()
+
+    def trajectory(self, control: Tensor | Control) -> Trajectory:
+        """Times, states and costates of a control."""
+        u = self._flat(control)
+        states = self._forward(u).states
+        costates = torch.empty_like(states)
+        sweep.adjoint(self.discretization, u, states, costates)
+        return Trajectory(torch.tensor(self.space.grid.nodes, dtype=states.dtype), states.clone(), costates)
+
+    def _flat(self, control: Tensor | Control) -> Tensor:
+        flat = control.flat if isinstance(control, Control) else control
+        if flat.shape != (self.space.dimension,):
+            Control(self.space, flat)  # raises the error that says what was expected
+        return flat
+
+    def _buffer(self, control: Tensor) -> _Buffer:
+        key = (self._steps, *self._shape)
+        if key not in self._buffers:
+            states = torch.empty((self._steps + 1, *self._shape), dtype=control.dtype, device=control.device)
+            self._buffers[key] = _Buffer(states)
+        return self._buffers[key]
+
+    def _evaluate(self, control: Tensor) -> _Evaluation:
+        for evaluation in self._recent:
+            if evaluation.at(control):
+                return evaluation
+        holds = self._forward(control).holds
+        assert holds is not None
+        return holds
+
+    def _forward(self, control: Tensor) -> _Buffer:
+        """States of this control in the buffer, and their evaluation among the recent ones."""
+        buffer = self._buffer(control)
+        known = next((e for e in self._recent if e.at(control)), None)
+        if known is not None and buffer.holds is known:
+            return buffer
+        buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
+        value = float(sweep.forward(self.discretization, control, buffer.states))
+        self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
+        if known is None:
+            known = _Evaluation(control, control._version, value)
+            self._recent = [known, *self._recent[:2]]
+        buffer.holds = known
+        return buffer
+
+
+@dataclass(frozen=True)
+class ShiftedObjective:
+    """J(v) - <shift, v - origin>, and infinite farther than ``radius`` from the origin.
+
+    With shift = dJ(origin) - P^T d, where d is the derivative of the finer objective, it agrees with the finer objective
+    to first order: Nash (2000), "A multigrid approach to discretized optimization problems", equation 2. The radius keeps a
+    coarse solve where the model is worth something; without it the shifted objective can be unbounded below.
+
+    Parameters
+    ----------
+    base : Objective
+    origin : Tensor
+        Where the coarse solve starts.
+    shift : Tensor
+        A dual vector.
+    radius : float
+        In the time-weighted norm.
+    """
+
+    base: Objective
+    origin: Tensor
+    shift: Tensor
+    radius: float = float("inf")
+
+    @property
+    def space(self) -> ControlSpace:
+        """Where its controls live."""
+        return self.base.space
+
+    @property
+    def finest(self): return self.base.finest
+    @property
+    def work(self): return self.base.work
+
+    def on(self, steps: int) -> Objective:
+        """The objective on another grid, without any shift: a coarser grid makes its own."""
+        return self.base.on(steps)
+
+    def value(self, control: Tensor) -> float:
+        """The shifted value."""
+        step = control - self.origin
+        if self.space.norm(step) > self.radius:
+            return float("inf")
+        return self.base.value(control) - float(torch.dot(self.shift, step))
+
+    def derivative(self, control: Tensor) -> Tensor:
+        """The shifted derivative."""
+        return self.base.derivative(control) - self.shift
+
+
+def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str = "euler") -> ReducedObjective:
+    """The reduced objective of a problem on a uniform grid.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+    steps : int
+    integrator : str or Integrator
+        ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"``, or one of your own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a piece of the problem has the wrong shape or type; every piece is evaluated once to see.
+    """
+    if not isinstance(problem, ControlProblem):
+        raise TypeError(f"problem: expected a ControlProblem, got {type(problem).__name__}")
+    discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
+    discretization.check()
+    return ReducedObjective(discretization)

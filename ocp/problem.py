@@ -1,0 +1,271 @@
+"""The continuous optimal control problem; it knows no step size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ocp.control import Control, ControlSpace
+from ocp.costs import (
+    ControlCost,
+    RunningCost,
+    TerminalCost,
+    as_control_costs,
+    as_running_cost,
+    as_terminal_cost,
+)
+from ocp.dynamics import Dynamics, as_dynamics
+from ocp.grid import TimeGrid
+from ocp.modules import FlatModule, pullback
+
+__all__ = ["ControlProblem", "FixedState", "InitialState", "Opening", "StateFunction", "Study"]
+
+
+@runtime_checkable
+class InitialState(Protocol):
+    """The map X0 from parameters q to the initial state, with its derivatives."""
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """The initial state, shape (batch, *state)."""
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        """Transposed derivative dX0/dq^T p, of the shape of q."""
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        """Directional derivative dX0/dq dq, of the shape of the state."""
+
+
+@dataclass(frozen=True)
+class FixedState:
+    """An initial state that depends on no parameters."""
+
+    x: Tensor
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.x
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.zeros_like(self.x)
+
+    def take(self, indices: Tensor) -> FixedState:
+        """Some of the samples."""
+        return FixedState(self.x[indices])
+
+
+@dataclass(frozen=True)
+class StateFunction:
+    """A plain function q -> x_0 as initial state."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.function(q)
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        return pullback(self.function, (q,), p)[0]
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.func.jvp(self.function, (q,), (dq,))[1]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q that begins at ``offset``."""
+
+    module: FlatModule
+    inputs: Tensor
+    offset: int = 0
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.module(q[self.offset : self.offset + self.module.size], self.inputs)
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        return pullback(self, (q,), p)[0]
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.func.jvp(self, (q,), (dq,))[1]
+
+    def take(self, indices: Tensor) -> Opening:
+        """Some of the samples."""
+        return replace(self, inputs=self.inputs[indices])
+
+
+@dataclass(frozen=True)
+class ControlProblem:
+    """Minimize Phi(x(T), q) + integral of L(t, x, u) + R(u, q) subject to x' = f(t, x, u), x(0) = X0(q).
+
+    Parameters
+    ----------
+    dynamics : callable, nn.Module or Dynamics
+        f(t, x, u) with x of shape (batch, *state) and u of shape (control_size,).
+    initial_state : Tensor, callable or InitialState
+        x_0 of shape (batch, *state), or a function of the parameters q. Its dtype and device are those of the problem.
+    terminal_cost : callable or TerminalCost, optional
+        Phi(x), or Phi(x, q) where there are parameters; a scalar tensor.
+    running_cost : callable or RunningCost, optional
+        L(t, x, u); a scalar tensor, integrated with the scheme that integrates the state.
+    control_cost : ControlCost or sequence of ControlCost, optional
+        R, for example ``Tikhonov(1e-3)``.
+    horizon : float
+        Final time T.
+    control_size : int, optional
+        m; needed beside a plain function only.
+    parameter_size : int
+        s, the length of q.
+    start : Control, optional
+        Where to begin; it may live on a coarse grid, one step included. Zero where it is left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a piece of the wrong kind, on data that is not finite, on a problem without any cost.
+
+    Examples
+    --------
+    >>> problem = ControlProblem(
+    ...     dynamics=lambda t, x, u: u - x,
+    ...     initial_state=torch.ones(1, 1),
+    ...     running_cost=lambda t, x, u: 0.5 * (x.square().sum() + u.square().sum()),
+    ...     control_size=1,
+    ... )
+    >>> problem.space(TimeGrid(problem.horizon, 50)).dimension
+    50
+    """
+
+    dynamics: Dynamics
+    initial_state: InitialState
+    terminal_cost: TerminalCost | None = None
+    running_cost: RunningCost | None = None
+    control_cost: tuple[ControlCost, ...] = ()
+    horizon: float = 1.0
+    control_size: int | None = None
+    parameter_size: int = 0
+    start: Control | None = None
+
+    def __init__(
+        self,
+        dynamics: Any,
+        initial_state: Any,
+        terminal_cost: Any = None,
+        running_cost: Any = None,
+        control_cost: Any = None,
+        horizon: float = 1.0,
+        control_size: int | None = None,
+        parameter_size: int = 0,
+        start: Control | None = None,
+    ):
+        dynamics = as_dynamics(dynamics, control_size)
+        if not (isinstance(horizon, int | float) and isfinite(horizon) and horizon > 0):
+            raise ValueError(f"horizon: expected a finite number > 0, got {horizon!r}")
+        if not isinstance(parameter_size, int) or parameter_size < 0:
+            raise ValueError(f"parameter_size: expected an integer >= 0, got {parameter_size!r}")
+        fields = {
+            "dynamics": dynamics,
+            "initial_state": _as_initial_state(initial_state),
+            "terminal_cost": as_terminal_cost(terminal_cost),
+            "running_cost": as_running_cost(running_cost),
+            "control_cost": as_control_costs(control_cost),
+            "horizon": float(horizon),
+            "control_size": dynamics.control_size,
+            "parameter_size": parameter_size,
+            "start": start,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
+            raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
+        if start is not None and (start.space.control_size, start.space.parameter_size) != (
+            dynamics.control_size,
+            parameter_size,
+        ):
+            raise ValueError(
+                f"start: expected a control with {dynamics.control_size} numbers per step and {parameter_size} "
+                f"parameters, got {start.space.control_size} and {start.space.parameter_size}"
+            )
+
+    def space(self, grid: TimeGrid) -> ControlSpace:
+        """The controls of this problem on one grid."""
+        return ControlSpace(grid, self.dynamics.control_size, self.parameter_size)
+
+    def take(self, indices: Tensor) -> ControlProblem:
+        """The same problem on some of its samples, in the given order.
+
+        Raises
+        ------
+        ValueError
+            If a piece that depends on the samples cannot be divided.
+        """
+        parts: dict[str, Any] = {"initial_state": self.initial_state, "terminal_cost": self.terminal_cost}
+        for name, part in parts.items():
+            if not hasattr(part, "take"):
+                raise ValueError(
+                    f"{name}: expected a piece with a method take(indices) for mini-batches, got {type(part).__name__}"
+                )
+            parts[name] = part.take(indices)
+        return replace(self, **parts)
+
+
+def _as_initial_state(x: Any) -> InitialState:
+    if isinstance(x, Tensor):
+        if x.ndim < 2 or not x.is_floating_point():
+            raise ValueError(
+                "initial_state: expected a floating-point tensor of shape (batch, *state), "
+                f"got shape {tuple(x.shape)} of {x.dtype}; a single state of n numbers has the shape (1, n)"
+            )
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise ValueError(f"initial_state: expected finite numbers, got {bad} of {x.numel()} that are NaN or infinite")
+        return FixedState(x)
+    if isinstance(x, InitialState):
+        return x
+    if callable(x):
+        return StateFunction(x)
+    raise TypeError(f"initial_state: expected a tensor or a function of the parameters, got {type(x).__name__}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A problem with what is needed to study it: how to solve it, what is known of it, data held out.
+
+    Parameters
+    ----------
+    name, summary : str
+        The summary is one line.
+    problem : ControlProblem
+        For a learning problem, on the training samples.
+    steps : int
+        Suggested number of steps on the finest grid.
+    levels : int
+        Suggested number of grids.
+    integrator : str
+        Suggested scheme.
+    validation, test : ControlProblem, optional
+        The same problem on samples that occur nowhere else; they are for measuring accuracy.
+    optimum : float, optional
+        Known optimum of the continuous problem, with its ``source``.
+    settings : mapping
+        Suggested keyword arguments of `minimize`, such as ``max_work`` and ``tolerance``.
+    targets : mapping
+        Suggested targets of a comparison, such as ``{"accuracy": 0.95}``.
+    """
+
+    name: str
+    summary: str
+    problem: ControlProblem
+    steps: int = 128
+    levels: int = 4
+    integrator: str = "euler"
+    validation: ControlProblem | None = None
+    test: ControlProblem | None = None
+    optimum: float | None = None
+    source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, float] = field(default_factory=dict)

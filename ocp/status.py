@@ -1,0 +1,55 @@
+"""How a solve can end: an outcome that carries its own sentence."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ocp.result import Result
+
+__all__ = ["SolveError", "Status"]
+
+
+class Status(Enum):
+    """The outcome of a solve; ``status.value`` is the sentence that explains it.
+
+    Examples
+    --------
+    >>> from ocp import Status
+    >>> Status.CONVERGED.success, Status.MAX_WORK.success
+    (True, False)
+    """
+
+    RUNNING = "The solver has not stopped yet."
+    CONVERGED = "The dual norm of the derivative fell below the tolerance."
+    TARGET = "The target was reached."
+    STOPPED = "The callback asked to stop."
+    MAX_ITERATIONS = "The iteration limit was reached before the tolerance."
+    MAX_WORK = "The work limit was reached before the tolerance."
+    MAX_SECONDS = "The time limit was reached before the tolerance."
+    NO_DECREASE = (
+        "No step along the search direction decreased the objective: "
+        "the limit of the precision is reached, or the derivative is wrong."
+    )
+    NOT_FINITE = "The objective or its derivative is not finite at the initial control."
+    INTERRUPTED = "The run was interrupted from the keyboard."
+
+    @property
+    def success(self) -> bool:
+        """Whether a stated stopping test holds at the returned control."""
+        return self in (Status.CONVERGED, Status.TARGET)
+
+
+class SolveError(RuntimeError):
+    """A solve that did not succeed, raised on request by `Result.require_success`.
+
+    Attributes
+    ----------
+    result : Result
+        Everything computed before the run ended; nothing is lost.
+    """
+
+    def __init__(self, result: Result):
+        super().__init__(f"{result.status.name}: {result.message}")
+        self.result = result
