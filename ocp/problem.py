@@ -237,28 +237,22 @@ class Study:
 
     Parameters
     ----------
-    name, summary : str
-        The summary is one line.
     problem : ControlProblem
         For a learning problem, on the training samples.
-    steps : int
-        Suggested number of steps on the finest grid.
-    levels : int
-        Suggested number of grids.
+    steps, levels : int
+        Suggested number of steps on the finest grid, and of grids.
     integrator : str
         Suggested scheme.
     validation, test : ControlProblem, optional
         The same problem on samples that occur nowhere else; they are for measuring accuracy.
     optimum : float, optional
-        Known optimum of the continuous problem, with its ``source``.
+        Known optimum of the continuous problem.
     settings : mapping
-        Suggested keyword arguments of `minimize`, such as ``max_work`` and ``tolerance``.
-    targets : mapping
-        Suggested targets of a comparison, such as ``{"accuracy": 0.95}``.
+        Suggested keyword arguments of `minimize`, such as ``tolerance`` and ``max_work``.
+    target : tuple of str and float, optional
+        What a comparison asks for, such as ``("accuracy", 0.95)`` or ``("value", 0.382)``.
     """
 
-    name: str
-    summary: str
     problem: ControlProblem
     steps: int = 128
     levels: int = 4
@@ -266,6 +260,5 @@ class Study:
     validation: ControlProblem | None = None
     test: ControlProblem | None = None
     optimum: float | None = None
-    source: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    targets: Mapping[str, float] = field(default_factory=dict)
+    target: tuple[str, float] | None = None
