@@ -1,0 +1,74 @@
+"""Training and control as discrete optimal control, solved on many time grids at once."""
+
+from ocp import layers, network, plots
+from ocp.batches import Batches
+from ocp.control import Control, ControlSpace
+from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
+from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
+from ocp.grid import TimeGrid
+from ocp.linesearch import Armijo, StrongWolfe
+from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, State, TorchOptimizer
+from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Nested
+from ocp.network import residual_network
+from ocp.objective import ReducedObjective, ShiftedObjective, discretize
+from ocp.problem import ControlProblem, Study
+from ocp.result import Record, Result, Target
+from ocp.solver import accuracy, minimize
+from ocp.status import SolveError, Status
+from ocp.transfer import CONSTANT, LINEAR, Transfer
+from ocp.verify import Report, taylor_test, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CONSTANT",
+    "LBFGS",
+    "LINEAR",
+    "MGOPT",
+    "Always",
+    "Armijo",
+    "Batches",
+    "Control",
+    "ControlProblem",
+    "ControlSpace",
+    "CrossEntropy",
+    "Cycle",
+    "Dynamics",
+    "Earned",
+    "Forgetful",
+    "FunctionDynamics",
+    "GradientDescent",
+    "LeastSquares",
+    "Method",
+    "ModuleDynamics",
+    "Nested",
+    "NonlinearCG",
+    "QuadraticRunning",
+    "Readout",
+    "Record",
+    "ReducedObjective",
+    "Report",
+    "Result",
+    "SciPy",
+    "ShiftedObjective",
+    "SolveError",
+    "State",
+    "Status",
+    "StrongWolfe",
+    "Study",
+    "Target",
+    "Tikhonov",
+    "TimeGrid",
+    "TimeSmoothness",
+    "TorchOptimizer",
+    "Transfer",
+    "accuracy",
+    "discretize",
+    "layers",
+    "minimize",
+    "network",
+    "plots",
+    "residual_network",
+    "taylor_test",
+    "verify",
+]

@@ -53,6 +53,10 @@ class ControlSpace:
         """Length of the flat tensor, N m + s."""
         return self.grid.steps * self.control_size + self.parameter_size
 
+    def steps_of(self, flat: Tensor) -> int:
+        """Number of steps of a control of the same problem on whatever grid, from its length."""
+        return (flat.numel() - self.parameter_size) // self.control_size
+
     def path(self, flat: Tensor) -> Tensor:
         """View of shape (N, m) on the path."""
         return flat[: self.grid.steps * self.control_size].view(self.grid.steps, self.control_size)

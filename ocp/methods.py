@@ -34,12 +34,15 @@ class State:
         RUNNING, or why the method cannot go on.
     counts : mapping
         Events worth telling, such as refused coarse corrections.
+    level : int
+        Of the grid that the control lives on; 0 is the finest.
     """
 
     control: Tensor
     memory: Any = None
     status: Status = Status.RUNNING
     counts: Mapping[str, int] = field(default_factory=dict)
+    level: int = 0
 
 
 @runtime_checkable

@@ -4,28 +4,135 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ocp.linesearch import Armijo, LineSearch
 from ocp.methods import LBFGS, Method, State
-from ocp.objective import ReducedObjective, ShiftedObjective
+from ocp.objective import Objective, ReducedObjective, ShiftedObjective
 from ocp.status import Status
 from ocp.transfer import CONSTANT, Interpolation, Transfer, coarse_grids
 
-__all__ = ["Cycle"]
+__all__ = ["MGOPT", "SHAPES", "Always", "Cycle", "Earned", "Forgetful", "Nested", "Visits"]
 
-#: The coarse visits of a cycle, by its shape: what each visit does in turn.
+#: The shape of a cycle: what its visits to the next coarser grid look like, in turn.
 SHAPES: Mapping[str, tuple[str, ...]] = {"V": ("V",), "W": ("W", "W"), "F": ("F", "V")}
 
-Memory = dict[int, dict[str, Any]]
+
+class Visits(Protocol):
+    """When a level asks the coarser ones for a correction, and how long those may work on it.
+
+    A level waits ``wait`` times before the next visit; ``patience`` is the wait after a visit that did not pay.
+    """
+
+    def first(self) -> tuple[int, int]:
+        """(wait, patience) of a level that has made no visit yet."""
+
+    def after(self, patience: int, paid: bool) -> tuple[int, int]:
+        """(wait, patience) after a visit that did or did not decrease the objective as fast as smoothing does."""
+
+    def floor(self, rate: float) -> float:
+        """Decrease per work unit below which a coarse solve ends, given that of the smoother above."""
+
+
+@dataclass(frozen=True)
+class Always:
+    """A correction at every opportunity, as in the textbook."""
+
+    def first(self) -> tuple[int, int]:
+        return 0, 0
+
+    def after(self, patience: int, paid: bool) -> tuple[int, int]:
+        return 0, 0
+
+    def floor(self, rate: float) -> float:
+        return -float("inf")
+
+
+@dataclass(frozen=True)
+class Earned:
+    """Corrections as long as they decrease the objective faster per work unit than smoothing does.
+
+    A visit that does not pay doubles the wait before the next one, and a coarse solve ends when it earns less than the
+    smoother above it did. So cycles cost little where they do not help.
+
+    Parameters
+    ----------
+    patience : int
+        Smoothing steps before the first visit; 4 was tuned on the spiral with N = 128.
+    longest : int
+        The wait doubles up to this.
+    """
+
+    patience: int = 4
+    longest: int = 64
+
+    def first(self) -> tuple[int, int]:
+        return self.patience, self.patience
+
+    def after(self, patience: int, paid: bool) -> tuple[int, int]:
+        return (0, self.patience) if paid else (patience, min(2 * patience, self.longest))
+
+    def floor(self, rate: float) -> float:
+        return rate
+
+
+@dataclass(frozen=True)
+class _Level:
+    """What one level remembers between cycles."""
+
+    smoother: Any
+    radius: float
+    wait: int
+    patience: int
+
+
+@dataclass
+class _Scratch:
+    """The levels and counts of one step, while it runs."""
+
+    levels: dict[int, _Level]
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class Cycle:
+    """One MG/OPT cycle as a method: smooth, correct from the coarser grids, smooth.
+
+    The coarse problem is J_H(v) - <tau, v> with tau = dJ_H(R u) - P^T dJ_h(u), whose derivative at R u is the restricted
+    fine one; the fine control moves along P (v - R u) by a line search. Nash (2000), "A multigrid approach to discretized
+    optimization problems"; Lewis & Nash (2005), "Model problems for the multigrid optimization of systems governed by
+    differential equations". A cycle of one level is its smoother.
+
+    Parameters
+    ----------
+    levels : int or sequence of int
+        Number of grids counted from the finest, or their numbers of steps.
+    smoother : Method
+        Its memory of each level survives from cycle to cycle.
+    factor : int
+        Ratio of the steps of neighboring grids.
+    shape : str
+        ``"V"``, ``"W"`` or ``"F"``.
+    pre, post : int
+        Smoothing steps before and after the correction; the smoothing of the next cycle follows anyway.
+    coarsest : int
+        At most so many smoothing steps on the coarsest grid.
+    visits : Visits
+        `Earned` or `Always`.
+    visit_ratio : float
+        A visit needs a restricted derivative of at least this share of the fine one, in the dual norms of the two
+        grids, where it is at most 1 for `CONSTANT`: Gratton, Sartenaer & Toint (2008), "Recursive trust-region methods
+        for multiscale nonlinear optimization", equation 2.14.
+    interpolation : callable
+    search : LineSearch
+        For the length of the correction.
+    """
+
     levels: int | Sequence[int] = 4
     smoother: Method = LBFGS()
     factor: int = 2
@@ -33,106 +140,276 @@ class Cycle:
     pre: int = 1
     post: int = 0
     coarsest: int = 10
+    visits: Visits = Earned()
+    visit_ratio: float = 0.5
     interpolation: Interpolation = CONSTANT
-    visit: float = 0.5
-    earn: bool = True
-    first: int = 0
-    jump: int = 1
     search: LineSearch = Armijo(trials=5)
 
-    def init(self, objective, control):
-        return State(control, {}, counts={"corrections": 0, "refused": 0, "notworth": 0})
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {self.shape!r}")
+        if min(self.pre, self.post) < 0 or self.pre + self.post < 1 or self.coarsest < 1:
+            raise ValueError(
+                "pre, post, coarsest: expected at least one smoothing step in all and one on the coarsest grid, "
+                f"got {self.pre}, {self.post}, {self.coarsest}"
+            )
 
-    def _memory(self, memory, objective, control):
-        n = objective.space.grid.steps
-        if n not in memory:
-            memory = {**memory, n: {"smoother": self.smoother.init(objective, control).memory, "radius": max(1.0, objective.space.norm(control)), "wait": self.first, "patience": max(self.first,1)}}
-        return memory
+    def init(self, objective: Objective, control: Tensor) -> State:
+        coarse_grids(objective.work.steps, self.levels, self.factor)  # raises where there is no such hierarchy
+        return State(control, {})
 
-    def step(self, objective, state):
-        n = objective.space.grid.steps
-        grids = tuple(g for g in self._grids(objective) if g <= n)[::self.jump]
-        counts = Counter(state.counts)
-        memory = self._memory(state.memory, objective, state.control)
+    def step(self, objective: Objective, state: State) -> State:
+        grids = coarse_grids(objective.work.steps, self.levels, self.factor)
+        grids = tuple(n for n in grids if n <= objective.space.grid.steps)
+        scratch = _Scratch(dict(state.memory), Counter(state.counts))
         if len(grids) == 1:
-            control, memory, status = self._smooth(objective, state.control, memory, 1)
-            return State(control, memory, status, counts)
-        control, memory, status = self._cycle(objective, state.control, memory, grids, self.shape, counts)
-        return State(control, memory, status, counts)
+            control, status = self._smooth(objective, state.control, 1, scratch)
+        else:
+            control, status = self._cycle(objective, state.control, grids, self.shape, scratch)
+        return replace(state, control=control, memory=scratch.levels, status=status, counts=scratch.counts)
 
-    def _grids(self, objective):
-        return coarse_grids(objective.finest, self.levels, self.factor)
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        level = memory.get(transfer.coarse.grid.steps)
+        if level is None:
+            return memory
+        finer = replace(level, smoother=self.smoother.transport(level.smoother, transfer), wait=level.patience)
+        return {**memory, transfer.fine.grid.steps: finer}
 
-    def _smooth(self, objective, control, memory, count, floor=0.0):
-        n = objective.space.grid.steps
-        memory = self._memory(memory, objective, control)
-        s = State(control, memory[n]["smoother"])
-        for _ in range(count):
-            J0,w0=objective.value(s.control),objective.work.units
-            s = self.smoother.step(objective, s)
-            if (J0-objective.value(s.control))<floor*(objective.work.units-w0): break
-            if s.status is not Status.RUNNING:
-                break
-        return s.control, {**memory, n: {**memory[n], "smoother": s.memory}}, s.status
-
-    def _cycle(self, objective, control, memory, grids, shape, counts, floor=0.0):
-        n, *coarser = grids
-        memory = self._memory(memory, objective, control)
-        if not coarser:
-            return self._smooth(objective, control, memory, self.coarsest, floor)
-        J0, w0 = objective.value(control), objective.work.units
-        control, memory, status = self._smooth(objective, control, memory, self.pre)
-        rate = (J0 - objective.value(control)) / max(objective.work.units - w0, 1e-12)
+    def _cycle(
+        self,
+        objective: Objective,
+        u: Tensor,
+        grids: tuple[int, ...],
+        shape: str,
+        scratch: _Scratch,
+        floor: float = -float("inf"),
+    ) -> tuple[Tensor, Status]:
+        """One cycle on the levels ``grids``; the objective is the original one or shifted."""
+        if len(grids) == 1:
+            return self._smooth(objective, u, self.coarsest, scratch, floor)
+        before, spent = objective.value(u), objective.work.units
+        u, status = self._smooth(objective, u, self.pre, scratch)
+        rate = _rate(objective, before, spent, u)
         for child in SHAPES[shape]:
-            if self.earn and memory[n]["wait"] > 0:
-                memory = {**memory, n: {**memory[n], "wait": memory[n]["wait"] - 1}}
-                continue
-            control, memory, status = self._correct(objective, control, memory, grids, child, counts, rate, status)
+            corrected = self._correct(objective, u, grids, child, scratch, rate)
+            if corrected is not None:
+                u, status = corrected, Status.RUNNING
         if self.post:
-            control, memory, status = self._smooth(objective, control, memory, self.post)
-        return control, memory, status
+            u, status = self._smooth(objective, u, self.post, scratch)
+        return u, status
 
-    def _correct(self, objective, control, memory, grids, shape, counts, rate, status):
+    def _correct(
+        self, objective: Objective, u: Tensor, grids: tuple[int, ...], shape: str, scratch: _Scratch, rate: float
+    ) -> Tensor | None:
+        """The control after a correction from the coarser levels, or None where there was none."""
         n, *coarser = grids
-        J0, w0 = objective.value(control), objective.work.units
-        base = objective.on(coarser[0])
-        t = Transfer(objective.space, base.space, self.interpolation)
-        d = objective.derivative(control)
-        dH = t.restrict_dual(d)
-        if base.space.dual_norm(dH) < self.visit * objective.space.dual_norm(d):
-            return control, memory, status
-        v0 = t.restrict(control)
-        memory = self._memory(memory, base, v0)
-        mine = memory[n]
-        shifted = ShiftedObjective(base, v0, base.derivative(v0) - dH, mine["radius"])
-        v, memory, _ = self._cycle(shifted, v0, memory, coarser, shape, counts, rate if self.earn else 0.0)
-        e = t.prolong(v - v0)
-        length = objective.space.norm(e)
-        slope = float(torch.dot(d, e))
-        trial = self.search(objective, control, e, 1.0) if slope < 0 else None
-        if trial is None:
-            counts["refused"] += 1
-            mine = {**mine, "radius": 0.5 * length if length > 0 else mine["radius"]}
-            gain = 0
-        else:
-            counts["corrections"] += 1
-            control = trial.control
-            status = Status.RUNNING
-            gain = (J0 - objective.value(control)) / max(objective.work.units - w0, 1e-12)
-            if trial.step == 1.0 and length > 0.9 * mine["radius"]:
-                mine = {**mine, "radius": 2 * mine["radius"]}
-            elif trial.step < 1:
-                mine = {**mine, "radius": max(trial.step * length, 1e-3 * mine["radius"])}
-        if gain < rate:
-            counts["notworth"] += 1
-            mine = {**mine, "wait": mine["patience"], "patience": min(2 * mine["patience"],64)}
-        else:
-            mine = {**mine, "patience": 1}
-        memory = {**memory, n: mine | {"smoother": memory[n]["smoother"]}}
-        return control, memory, status
+        level = self._level(objective, u, scratch)
+        if level.wait > 0:
+            scratch.levels[n] = replace(level, wait=level.wait - 1)
+            return None
+        before, spent = objective.value(u), objective.work.units
+        coarse = objective.on(coarser[0])
+        transfer = Transfer(objective.space, coarse.space, self.interpolation)
+        derivative = objective.derivative(u)
+        restricted = transfer.restrict_dual(derivative)
+        if not coarse.space.dual_norm(restricted) >= self.visit_ratio * objective.space.dual_norm(derivative):
+            scratch.counts["skipped"] += 1
+            return None
+        origin = transfer.restrict(u)
+        model = ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted, level.radius)
+        v, _ = self._cycle(model, origin, tuple(coarser), shape, scratch, self.visits.floor(rate))
+        correction = transfer.prolong(v - origin)
+        length = objective.space.norm(correction)
+        trial = self.search(objective, u, correction, 1.0) if isfinite(length) and length > 0 else None
+        scratch.counts["refused" if trial is None else "corrections"] += 1
+        wait, patience = self.visits.after(
+            level.patience, trial is not None and _rate(objective, before, spent, trial.control) >= rate
+        )
+        radius = _radius(level.radius, length, 0.0 if trial is None else trial.step)
+        scratch.levels[n] = replace(level, radius=radius, wait=wait, patience=patience)
+        return None if trial is None else trial.control
 
-    def transport(self, memory, transfer):
-        n, N = transfer.coarse.grid.steps, transfer.fine.grid.steps
-        m = memory.get(n)
-        if m is None: return memory
-        return {**memory, N: {"smoother": self.smoother.transport(m["smoother"], transfer), "radius": m["radius"], "wait": m["patience"], "patience": m["patience"]}}
+    def _smooth(
+        self, objective: Objective, u: Tensor, steps: int, scratch: _Scratch, floor: float = -float("inf")
+    ) -> tuple[Tensor, Status]:
+        """Smoothing steps, at most; they end when one decreases the objective by less than ``floor`` per work unit."""
+        level = self._level(objective, u, scratch)
+        state = State(u, level.smoother)
+        for _ in range(steps):
+            before, spent, last = objective.value(state.control), objective.work.units, state
+            state = self.smoother.step(objective, last)
+            if isinstance(objective, ShiftedObjective):
+                state = replace(state, control=objective.confine(state.control))
+            if state.status is not Status.RUNNING or not _rate(objective, before, spent, state.control) >= floor:
+                break
+        scratch.levels[objective.space.grid.steps] = replace(level, smoother=state.memory)
+        return state.control, state.status
+
+    def _level(self, objective: Objective, u: Tensor, scratch: _Scratch) -> _Level:
+        n = objective.space.grid.steps
+        if n not in scratch.levels:
+            memory = self.smoother.init(objective, u).memory
+            scratch.levels[n] = _Level(memory, max(1.0, objective.space.norm(u)), *self.visits.first())
+        return scratch.levels[n]
+
+
+def _rate(objective: Objective, before: float, spent: float, u: Tensor) -> float:
+    """Decrease of the objective per work unit, since its value was ``before`` and the count stood at ``spent``."""
+    decrease = before - objective.value(u)
+    return decrease / max(objective.work.units - spent, 1e-12)
+
+
+def _radius(radius: float, length: float, step: float) -> float:
+    """Radius of the next coarse solve: larger after a full step that reached it, smaller after a refused or cut one.
+
+    The factors are the usual ones of trust regions, Conn, Gould & Toint (2000), section 6.1.
+    """
+    if not isfinite(length):
+        return 0.25 * radius
+    if step == 1.0:
+        return 2 * radius if length > 0.9 * radius else radius
+    return max(step, 0.25) * min(length, radius) if length > 0 else radius
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    """A method that forgets everything when the grid is refined."""
+
+    method: Method
+
+    def init(self, objective: Any, control: Tensor) -> State:
+        return self.method.init(objective, control)
+
+    def step(self, objective: Any, state: State) -> State:
+        if state.memory is None:
+            state = replace(state, memory=self.method.init(objective, state.control).memory)
+        return self.method.step(objective, state)
+
+    def transport(self, memory: Any, transfer: Transfer) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What nested iteration knows of its work on the present grid."""
+
+    steps: int = 0
+    values: tuple[float, ...] = ()  # the last three values of the objective
+    looked: tuple[float, float] | None = None  # (this grid's, the finer grid's) objective at the last look
+    gap: float = 0.0  # estimated difference between the objectives of this grid and of the finer one
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Nested iteration: begin on the coarsest grid, and refine when its progress is no longer real.
+
+    Every few steps the objective of the next finer grid is evaluated at the prolonged control. The grid is refined when
+    the coarse objective decreased but the finer one did not follow. It is also refined when two steps together decrease the
+    objective by little against the difference between the two, which is the discretization error; where a
+    refinement has shown that difference already, half of it is expected for the next, as for a scheme of first
+    order. The method's memory goes along to the finer grid.
+
+    A coarsest grid on which the start has no finite value is passed over.
+
+    Parameters
+    ----------
+    levels : int or sequence of int
+        Number of grids, or their numbers of steps, the finest first.
+    method : Method
+        What works on each grid: a smoother, or a `Cycle` with the same levels.
+    factor : int
+    interpolation : callable
+    every : int
+        Steps between two looks at the finer grid.
+    follow : float
+        The finer objective follows if it decreases by at least this share of the coarse decrease.
+    little : float
+        A decrease is little below this share of the difference between the two objectives. These three were tuned on
+        the spiral, on digits and on the Van der Pol oscillator with N = 128.
+    """
+
+    levels: int | Sequence[int] = 4
+    method: Method = LBFGS()
+    factor: int = 2
+    interpolation: Interpolation = CONSTANT
+    every: int = 5
+    follow: float = 0.5
+    little: float = 0.1
+
+    def init(self, objective: ReducedObjective, control: Tensor) -> State:
+        grids = list(coarse_grids(objective.space.grid.steps, self.levels, self.factor))
+        refused = 0
+        while True:
+            coarse = objective.on(grids[-1])
+            start = Transfer(objective.space, coarse.space).restrict(control) if len(grids) > 1 else control
+            if len(grids) == 1 or isfinite(coarse.value(start)):
+                break
+            grids.pop()
+            refused += 1
+        inner = self.method.init(coarse, start)
+        counts = Counter(inner.counts, refused_grids=refused)
+        return State(start, (inner.memory, _Progress()), inner.status, counts, level=len(grids) - 1)
+
+    def step(self, objective: ReducedObjective, state: State) -> State:
+        memory, progress = state.memory
+        here = objective.on(objective.space.steps_of(state.control))
+        inner = self.method.step(here, replace(state, memory=memory))
+        if state.level == 0:
+            return replace(inner, memory=(inner.memory, progress))
+        value = here.value(inner.control)
+        progress = replace(progress, steps=progress.steps + 1, values=(*progress.values[-2:], value))
+        grids = coarse_grids(objective.space.grid.steps, self.levels, self.factor)
+        fine = objective.on(grids[state.level - 1])
+        transfer = Transfer(fine.space, here.space, self.interpolation)
+        prolonged = transfer.prolong(inner.control)
+        refine = inner.status is not Status.RUNNING or self._little(progress)
+        if not refine and progress.steps % self.every == 0:
+            looked = (value, fine.value(prolonged))
+            refine = progress.looked is not None and not self._followed(progress.looked, looked)
+            progress = replace(progress, looked=looked, gap=abs(looked[1] - value))
+            refine = refine or self._little(progress)
+        if not refine:
+            return replace(inner, memory=(inner.memory, progress))
+        carried = self.method.transport(inner.memory, transfer)
+        arrived = _Progress(gap=0.5 * abs(fine.value(prolonged) - value))
+        return replace(
+            inner, control=prolonged, memory=(carried, arrived), status=Status.RUNNING, level=state.level - 1
+        )
+
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        return self.method.transport(memory[0], transfer), _Progress()
+
+    def _followed(self, before: tuple[float, float], now: tuple[float, float]) -> bool:
+        """Whether the finer objective took part in the progress between two looks."""
+        return before[1] - now[1] > self.follow * (before[0] - now[0])
+
+    def _little(self, progress: _Progress) -> bool:
+        """Whether the last two steps did little against the discretization error."""
+        values = progress.values
+        return len(values) == 3 and values[0] - values[2] <= self.little * progress.gap
+
+
+def MGOPT(
+    levels: int | Sequence[int] = 4,
+    smoother: Method = LBFGS(),
+    factor: int = 2,
+    interpolation: Interpolation = CONSTANT,
+    **cycle: Any,
+) -> Nested:
+    """MG/OPT as a whole: nested iteration whose method on each grid is a coherent cycle over the coarser ones.
+
+    Parameters
+    ----------
+    levels, factor, interpolation
+        See `Nested`.
+    smoother : Method
+        What works on each grid; its memory goes along when the grid is refined.
+    **cycle
+        Further arguments of `Cycle`, such as ``shape="W"`` or ``visits=Always()``.
+
+    Examples
+    --------
+    >>> MGOPT(levels=3, shape="F").method.shape
+    'F'
+    """
+    return Nested(levels, Cycle(levels, smoother, factor, interpolation=interpolation, **cycle), factor, interpolation)

@@ -26,15 +26,16 @@ FORWARD_SHARE = 1 / 3
 class Work:
     """A running count of work, shared by all grids and batches of one solve.
 
-    One unit is a forward and an adjoint sweep over ``unit`` steps times samples: the finest grid, the full batch.
+    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples`` of the full batch.
     """
 
-    unit: float
+    steps: int
+    samples: int
     units: float = 0.0
 
     def charge(self, share: float, steps: int, samples: int) -> None:
         """Add a share of a gradient on a number of steps and samples."""
-        self.units += share * steps * samples / self.unit
+        self.units += share * (steps / self.steps) * (samples / self.samples)
 
 
 class Objective(Protocol):
@@ -42,6 +43,9 @@ class Objective(Protocol):
 
     @property
     def space(self) -> ControlSpace: ...
+
+    @property
+    def work(self) -> Work: ...
 
     def value(self, control: Tensor) -> float:
         """J(u)."""
@@ -123,16 +127,13 @@ class ReducedObjective:
         self._steps = self.discretization.grid.steps
         self._shape = tuple(self.discretization.example()[0].shape)
         if self.work is None:
-            self.work = Work(self._steps * self._shape[0])
+            self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
 
     @property
     def space(self) -> ControlSpace:
         """Where its controls live."""
         return self.discretization.space
-
-    @property
-    def finest(self): return max(self._grids)
 
     def on(self, steps: int) -> ReducedObjective:
         """The objective of the same problem and samples on another number of steps, with the same work count."""
@@ -247,9 +248,9 @@ class ShiftedObjective:
         return self.base.space
 
     @property
-    def finest(self): return self.base.finest
-    @property
-    def work(self): return self.base.work
+    def work(self) -> Work:
+        """The work count of the base."""
+        return self.base.work
 
     def on(self, steps: int) -> Objective:
         """The objective on another grid, without any shift: a coarser grid makes its own."""
@@ -265,6 +266,15 @@ class ShiftedObjective:
     def derivative(self, control: Tensor) -> Tensor:
         """The shifted derivative."""
         return self.base.derivative(control) - self.shift
+
+    def confine(self, control: Tensor) -> Tensor:
+        """The control itself, or where the way to it from the origin leaves the ball."""
+        step = control - self.origin
+        length = self.space.norm(step)
+        if length <= self.radius:
+            return control
+        # A hair inside, so that rounding does not put it back outside.
+        return self.origin + step * ((1 - 1e-6) * self.radius / length)
 
 
 def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str = "euler") -> ReducedObjective:

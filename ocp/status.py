@@ -32,7 +32,7 @@ class Status(Enum):
         "No step along the search direction decreased the objective: "
         "the limit of the precision is reached, or the derivative is wrong."
     )
-    NOT_FINITE = "The objective or its derivative is not finite at the initial control."
+    NOT_FINITE = "The objective or its derivative is not finite at the control reached."
     INTERRUPTED = "The run was interrupted from the keyboard."
 
     @property

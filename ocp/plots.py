@@ -1,0 +1,132 @@
+"""Figures from results. This is the only module that knows matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ocp.result import Record, Result, Target
+from ocp.verify import Report
+
+__all__ = ["convergence", "taylor"]
+
+#: Colors that stay apart in print and for color-blind readers: Wong (2011), "Points of view: color blindness".
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target | None = None) -> Figure:
+    """Objective, and accuracy or the derivative's norm, against work and against seconds.
+
+    Thin lines are single runs, a dot marks the median run's end. Steps on coarse grids are drawn lighter than those on the
+    finest one. Objective and accuracy are those of the control prolonged to the finest grid; where a run did not watch the
+    finest grid, the objective of its coarse steps is that of their own grid.
+
+    Parameters
+    ----------
+    results : mapping
+        From a label to a result, or to the results of several seeds.
+    target : Target, optional
+        Drawn as a dashed line.
+
+    Returns
+    -------
+    Figure
+        Save it with ``figure.savefig("convergence.png")``.
+
+    Examples
+    --------
+    >>> convergence({})
+    Traceback (most recent call last):
+    ValueError: results: expected at least one labeled result, got none
+    """
+    groups = {label: [r] if isinstance(r, Result) else list(r) for label, r in results.items()}
+    if not any(groups.values()):
+        raise ValueError("results: expected at least one labeled result, got none")
+    has_accuracy = any(rec.validation_accuracy is not None for g in groups.values() for r in g for rec in r.history)
+    lower = "validation_accuracy" if has_accuracy else "derivative_norm"
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    for row, quantity in enumerate(("value", lower)):
+        for column, abscissa in enumerate(("work_units", "seconds")):
+            for color, (label, group) in zip(COLORS * len(groups), groups.items(), strict=False):
+                _lines(axes[row, column], group, abscissa, quantity, color, label)
+    _dress(axes, lower, target)
+    axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def _lines(axis: Axes, group: Sequence[Result], abscissa: str, quantity: str, color: str, label: str) -> None:
+    """The runs of one label, coarse parts lighter."""
+    for result in group:
+        for records, fine in _parts(result.history):
+            x, y = [getattr(r, abscissa) for r in records], [_ordinate(r, quantity) for r in records]
+            axis.plot(x, y, color=color, linewidth=1.4 if fine else 1.0, alpha=0.9 if fine else 0.45)
+    ends = sorted(group, key=lambda r: getattr(r.history[-1], abscissa))
+    end = ends[len(ends) // 2].history[-1]
+    axis.plot(getattr(end, abscissa), _ordinate(end, quantity), "o", color=color, markersize=5, label=label)
+
+
+def _ordinate(record: Record, quantity: str) -> float:
+    """What is drawn of a record; of the objective, the value on the finest grid where it is known."""
+    if quantity == "value" and record.finest_value is not None:
+        return record.finest_value
+    return getattr(record, quantity)
+
+
+def _parts(history: Sequence[Record]) -> list[tuple[list[Record], bool]]:
+    """The history in a coarse and a fine part that share their boundary."""
+    first = next((i for i, record in enumerate(history) if record.level == 0), len(history))
+    parts = [(list(history[: first + 1]), False), (list(history[first:]), True)]
+    return [(records, fine) for records, fine in parts if records]
+
+
+def _dress(axes: Sequence[Sequence[Axes]], lower: str, target: Target | None) -> None:
+    """Scales, labels and the target."""
+    titles = {"value": "objective", "validation_accuracy": "validation accuracy", "derivative_norm": "norm of derivative"}
+    for row, quantity in zip(axes, ("value", lower), strict=True):
+        row[0].set_ylabel(titles[quantity])
+        for axis in row:
+            values = [y for line in axis.get_lines() for y in line.get_ydata() if y is not None]
+            if quantity != "validation_accuracy" and min(values) > 0:
+                axis.set_yscale("log")
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+            goal = {"accuracy": "validation_accuracy", "value": "value"}[target.quantity] if target else None
+            if target is not None and goal == quantity:
+                axis.axhline(target.threshold, color="black", linewidth=0.8, linestyle="--")
+    for axis, label in zip(axes[1], ("work units (gradients on the finest grid, all samples)", "seconds"), strict=True):
+        axis.set_xlabel(label)
+        if median(x for line in axis.get_lines() for x in line.get_xdata()) > 0:
+            axis.set_xscale("symlog" if min(x for line in axis.get_lines() for x in line.get_xdata()) <= 0 else "log")
+
+
+def taylor(report: Report) -> Figure:
+    """Remainders of the Taylor test against the step length, with lines of slope one and two.
+
+    Parameters
+    ----------
+    report : Report
+
+    Returns
+    -------
+    Figure
+    """
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axis = figure.subplots()
+    test = report.taylor
+    for remainders, order, color, label in (
+        (test.first, 1, COLORS[0], "value alone"),
+        (test.second, 2, COLORS[1], "with the derivative"),
+    ):
+        axis.loglog(test.steps, remainders, "o-", color=color, markersize=4, label=label)
+        guide = [remainders[0] * (e / test.steps[0]) ** order for e in test.steps]
+        axis.loglog(test.steps, guide, color=color, linewidth=0.8, linestyle="--", label=f"slope {order}")
+    axis.axhspan(axis.get_ylim()[0], test.noise, color="0.9", label="rounding errors")
+    axis.set_xlabel("step length")
+    axis.set_ylabel("remainder")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure

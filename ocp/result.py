@@ -1,0 +1,215 @@
+"""What a solve gives back: the control, how it ended, and its history; to and from a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ocp.control import Control, ControlSpace
+from ocp.grid import TimeGrid
+from ocp.status import SolveError, Status
+
+__all__ = ["Record", "Result", "Target"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the history.
+
+    Attributes
+    ----------
+    iteration : int
+    level, steps : int
+        The grid that was worked on; level 0 is the finest.
+    work_units, seconds : float
+        Spent so far. Looking (accuracy, records of mini-batch runs) is in neither.
+    value, derivative_norm : float
+        Of the objective on this record's grid, at the control after the iteration.
+    finest_value : float or None
+        Of the objective on the finest grid, at the control prolonged to it; None where nobody looked.
+    validation_accuracy : float or None
+        Of the control prolonged to the finest grid; None where there are no validation samples.
+    """
+
+    iteration: int
+    level: int
+    steps: int
+    work_units: float
+    seconds: float
+    value: float
+    derivative_norm: float
+    finest_value: float | None = None
+    validation_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal of a run, for the control prolonged to the finest grid: validation ``accuracy``, or objective ``value``.
+
+    Examples
+    --------
+    >>> Target.parse("accuracy=0.95")
+    Target(quantity='accuracy', threshold=0.95)
+    """
+
+    quantity: str
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if self.quantity not in ("accuracy", "value"):
+            raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {self.quantity!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """From ``quantity=number``."""
+        quantity, _, number = text.partition("=")
+        try:
+            return cls(quantity, float(number))
+        except ValueError:
+            raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {text!r}") from None
+
+    def reached(self, record: Record) -> bool:
+        """Whether a record reaches the target."""
+        if self.quantity == "accuracy":
+            return record.validation_accuracy is not None and record.validation_accuracy >= self.threshold
+        return record.finest_value is not None and record.finest_value <= self.threshold
+
+    def first(self, history: tuple[Record, ...]) -> Record | None:
+        """The first record that reaches the target."""
+        return next((record for record in history if self.reached(record)), None)
+
+    def __str__(self) -> str:
+        return f"{self.quantity} {'>=' if self.quantity == 'accuracy' else '<='} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of `minimize`.
+
+    Attributes
+    ----------
+    control : Control
+        The best finite one found, on the finest grid.
+    value, derivative_norm : float
+        Of the objective on the finest grid and all samples, at ``control``.
+    status : Status
+    message : str
+        One sentence that says why the run ended, with numbers.
+    work_units, seconds : float
+    history : tuple of Record
+    counts : mapping
+        Coarse corrections taken, refused and skipped; grids refused.
+    about : mapping
+        What was run: steps, integrator, method, dtype, device, and whatever the caller adds.
+    """
+
+    control: Control | None
+    value: float
+    derivative_norm: float
+    status: Status
+    message: str
+    work_units: float
+    seconds: float
+    history: tuple[Record, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def success(self) -> bool:
+        """Whether a stated stopping test holds at ``control``."""
+        return self.status.success
+
+    def require_success(self) -> Result:
+        """The result itself.
+
+        Raises
+        ------
+        SolveError
+            If the run did not succeed; the error holds the result.
+        """
+        if not self.success:
+            raise SolveError(self)
+        return self
+
+    def describe(self, **about: Any) -> Result:
+        """The same result with more said about the run."""
+        return replace(self, about={**self.about, **about})
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+        lines = {
+            "status": f"{self.status.name} (success: {self.success})",
+            "message": self.message,
+            "value": f"{self.value:.10g}",
+            "derivative norm": f"{self.derivative_norm:.3e}",
+            "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.history[-1].iteration} iterations",
+            "corrections": counts or "none",
+        }
+        return "\n".join(f"{name:>16}: {text}" for name, text in lines.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
+        values = {name: value for name, value in vars(self).items() if name not in ("control", "about", "history")}
+        values |= {"status": self.status.name, "success": self.success, "counts": dict(self.counts)}
+        history = [{k: _json(v) for k, v in asdict(record).items()} for record in self.history]
+        return {**self.about, **{k: _json(v) for k, v in values.items()}, "history": history}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """Inverse of `to_dict`; the control is None.
+
+        Raises
+        ------
+        ValueError
+            If a field is missing.
+        """
+        own = set(cls.__dataclass_fields__) - {"control", "about", "history", "status"}
+        missing = sorted((own | {"history", "status"}) - set(values))
+        if missing:
+            raise ValueError(f"result: expected the fields of a saved result, got none for {', '.join(missing)}")
+        optional = ("finest_value", "validation_accuracy")
+        history = tuple(
+            Record(**{k: float("nan") if v is None and k not in optional else v for k, v in record.items()})
+            for record in values["history"]
+        )
+        about = {k: v for k, v in values.items() if k not in own | {"history", "status", "success"}}
+        numbers = {k: values[k] for k in own}
+        for name in ("value", "derivative_norm"):
+            numbers[name] = float("nan") if numbers[name] is None else numbers[name]
+        return cls(control=None, status=Status[values["status"]], history=history, about=about, **numbers)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``result.json`` and ``control.pt`` to a folder, which is made where it is missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        if self.control is not None:
+            space = self.control.space
+            sizes = {"control_size": space.control_size, "parameter_size": space.parameter_size}
+            grid = {"horizon": space.grid.horizon, "steps": space.grid.steps}
+            torch.save({"flat": self.control.flat.cpu(), **sizes, **grid}, folder / "control.pt")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Inverse of `save`. Loading executes no code."""
+        folder = Path(folder)
+        result = cls.from_dict(json.loads((folder / "result.json").read_text()))
+        if not (folder / "control.pt").exists():
+            return result
+        saved = torch.load(folder / "control.pt", weights_only=True)
+        grid = TimeGrid(saved["horizon"], saved["steps"])
+        space = ControlSpace(grid, saved["control_size"], saved["parameter_size"])
+        return replace(result, control=Control(space, saved["flat"]))
+
+
+def _json(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,0 +1,302 @@
+"""Is the gradient right? Taylor tests, dot-product tests and coherence, as a report with numbers and a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isfinite, log
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from ocp.control import Control
+from ocp.objective import Objective, ReducedObjective, ShiftedObjective
+from ocp.transfer import CONSTANT, LINEAR, Transfer
+
+__all__ = ["Check", "Report", "Taylor", "taylor_test", "verify"]
+
+#: Step lengths of a Taylor test, in multiples of a direction of unit norm.
+STEPS = tuple(0.2 * 2.0**-k for k in range(22))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a report: what was measured, what was expected, whether they agree."""
+
+    name: str
+    measured: float
+    expected: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Remainders of the Taylor expansion of an objective along one direction.
+
+    Attributes
+    ----------
+    steps : tuple of float
+        Step lengths e.
+    first : tuple of float
+        |J(u + e d) - J(u)|, of first order.
+    second : tuple of float
+        |J(u + e d) - J(u) - e <dJ(u), d>|, of second order if the derivative is right.
+    noise : float
+        Remainders below this are rounding errors.
+    """
+
+    steps: tuple[float, ...]
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+    noise: float
+
+    def order(self, remainders: tuple[float, ...]) -> float:
+        """Observed order: slope of a straight line through the four finest points above the noise, in logarithms.
+
+        NaN where fewer than two points are above the noise.
+        """
+        points = [(log(e), log(r)) for e, r in zip(self.steps, remainders, strict=True) if isfinite(r) and r > self.noise]
+        points = points[-4:]
+        if len(points) < 2:
+            return float("nan")
+        x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
+        return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of `verify`.
+
+    Attributes
+    ----------
+    passed : bool
+        Whether all checks passed.
+    checks : tuple of Check
+    taylor : Taylor
+    """
+
+    checks: tuple[Check, ...]
+    taylor: Taylor
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        rows = [(c.name, f"{c.measured:.3g}", c.expected, "pass" if c.passed else "FAIL") for c in self.checks]
+        table = tabulate(rows, headers=("check", "measured", "expected", ""), disable_numparse=True)
+        failed = sum(not check.passed for check in self.checks)
+        verdict = "All checks passed." if self.passed else f"{failed} of {len(self.checks)} checks FAILED."
+        return f"{table}\n{verdict}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it; numbers that are not finite become null."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: plain(v) for k, v in value.items()}
+            if isinstance(value, list | tuple):
+                return [plain(v) for v in value]
+            return None if isinstance(value, float) and not isfinite(value) else value
+
+        return plain({"passed": self.passed, **asdict(self)})
+
+
+def taylor_test(objective: Objective, control: Tensor, direction: Tensor) -> Taylor:
+    """Remainders of the Taylor expansion at ``control`` along ``direction``, for halved steps.
+
+    Parameters
+    ----------
+    objective : Objective
+    control, direction : Tensor
+        Flat.
+
+    Examples
+    --------
+    >>> from ocp import ControlProblem, discretize
+    >>> problem = ControlProblem(
+    ...     lambda t, x, u: u * x, torch.ones(1, 1).double(), lambda x: x.square().sum(), control_size=1
+    ... )
+    >>> objective = discretize(problem, steps=8)
+    >>> taylor = taylor_test(objective, torch.zeros(8).double(), torch.ones(8).double())
+    >>> round(taylor.order(taylor.second), 1)
+    2.0
+    """
+    value = objective.value(control)
+    slope = float(torch.dot(objective.derivative(control), direction))
+    changes = tuple(objective.value(torch.add(control, direction, alpha=e)) - value for e in STEPS)
+    return Taylor(
+        STEPS,
+        tuple(abs(change) for change in changes),
+        tuple(abs(change - e * slope) for e, change in zip(STEPS, changes, strict=True)),
+        noise=100 * torch.finfo(control.dtype).eps * max(abs(value), abs(slope) * STEPS[0]),
+    )
+
+
+def verify(objective: Objective, control: Tensor | Control | None = None, seed: int = 0) -> Report:
+    """Check the derivative of an objective, the pieces it is made of, and its coherence with coarser grids.
+
+    Nothing is changed: not the control, not the count of work. float64 is what a verification wants; in float32 the
+    same checks run with wider bounds.
+
+    Parameters
+    ----------
+    objective : Objective
+        Usually from `discretize`.
+    control : Tensor or Control, optional
+        Where to check; by default the problem's start, moved at random, so that no zero hides an error.
+    seed : int
+        Of the random directions.
+
+    Returns
+    -------
+    Report
+        ``report.passed`` is the verdict and ``str(report)`` a table.
+
+    Raises
+    ------
+    ValueError
+        If the objective is not finite there.
+
+    Examples
+    --------
+    >>> from ocp import ControlProblem, discretize
+    >>> problem = ControlProblem(
+    ...     lambda t, x, u: u - x**3, torch.ones(1, 1).double(), lambda x: x.square().sum(), control_size=1
+    ... )
+    >>> verify(discretize(problem, steps=8)).passed
+    True
+    """
+    units = objective.work.units
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(control, Control):
+        u = control.flat
+    elif control is not None:
+        u = control
+    elif isinstance(objective, ReducedObjective):
+        start = objective.discretization.start().flat
+        u = start + 0.1 * _like(start, generator)
+    else:
+        raise ValueError("control: expected one, since this objective does not know the start of its problem; got None")
+    if not isfinite(objective.value(u)):
+        raise ValueError(f"control: expected one with a finite objective, got the value {objective.value(u)}")
+    try:
+        taylor, checks = _taylor_checks(objective, u, generator)
+        if isinstance(objective, ReducedObjective):
+            checks += _transpose_checks(objective, u, generator)
+        checks += _multilevel_checks(objective, u, generator)
+    finally:
+        objective.work.units = units
+    return Report(tuple(checks), taylor)
+
+
+def _like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal random numbers of the shape, type and device of a tensor; drawn on the CPU, so the same everywhere."""
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+
+def _agree(name: str, a: float, b: float, scale: float, dtype: torch.dtype) -> Check:
+    """A check that two numbers agree up to rounding relative to a scale."""
+    bound = 1e-11 if dtype == torch.float64 else 1e-4
+    difference = abs(a - b) / scale if scale > 0 else abs(a - b)
+    return Check(name, difference, f"<= {bound:.0e}", difference <= bound)
+
+
+def _taylor_checks(objective: Objective, u: Tensor, generator: torch.Generator) -> tuple[Taylor, list[Check]]:
+    """Orders of the remainders along a direction that is half random, half along the gradient."""
+    space, double = objective.space, u.dtype == torch.float64
+    direction = _like(u, generator)
+    direction /= space.norm(direction)
+    gradient = space.gradient(objective.derivative(u))
+    length = space.norm(gradient)
+    if length > 0:
+        direction = direction + gradient / length
+        direction /= space.norm(direction)
+    taylor = taylor_test(objective, u, direction)
+    tolerance = 0.1 if double else 0.3
+    checks = []
+    for name, order, remainders in (
+        ("Taylor order of the value alone", 1, taylor.first),
+        ("Taylor order with the derivative", 2, taylor.second),
+    ):
+        observed = taylor.order(remainders)
+        # A remainder that is rounding error everywhere is zero: no order can be seen, and none is needed for the second.
+        exact = order == 2 and all(r <= 10 * taylor.noise for r in remainders)
+        # At a stationary point the first remainder is of second order, as it should be.
+        flat = order == 1 and observed > 1 and length <= 1e-6 * abs(objective.value(u))
+        passed = exact or flat or abs(observed - order) <= tolerance
+        checks.append(Check(name, observed, f"{order} +- {tolerance}" + (" or exact" if exact else ""), passed))
+    slope = float(torch.dot(objective.derivative(u), direction))
+    e = torch.finfo(u.dtype).eps ** (1 / 3)
+    central = (objective.value(u + e * direction) - objective.value(u - e * direction)) / (2 * e)
+    bound = 1e-5 if double else 2e-2
+    error = abs(central - slope) / max(abs(slope), 1e-3 * length, torch.finfo(u.dtype).tiny)
+    checks.append(Check("derivative against central difference", error, f"<= {bound:.0e}", error <= bound))
+    return taylor, checks
+
+
+def _transpose_checks(objective: ReducedObjective, u: Tensor, generator: torch.Generator) -> list[Check]:
+    """Derivatives against their transposes: the whole sweep, one step, the dynamics, the initial state."""
+    discretization, space = objective.discretization, objective.space
+    problem, integrator, h = discretization.problem, discretization.integrator, space.grid.h
+    derivative, direction = objective.derivative(u), _like(u, generator)
+    scale = space.dual_norm(derivative) * space.norm(direction)
+    slope, tangent = float(torch.dot(derivative, direction)), objective.directional(u, direction)
+    checks = [_agree("adjoint sweep against tangent sweep", slope, tangent, scale, u.dtype)]
+    k = space.grid.steps // 2
+    x, uk, t = objective.trajectory(u).x[k], space.path(u)[k], space.grid.nodes[k]
+    dx, p, du = _like(x, generator), _like(x, generator), _like(uk, generator)
+
+    def pair(name: str, df: Tensor, px: Tensor, pu: Tensor) -> Check:
+        left, right = float((p * df).sum()), float((px * dx).sum() + (pu * du).sum())
+        return _agree(name, left, right, float((p * df).abs().sum()), u.dtype)
+
+    f = problem.dynamics
+    checks.append(pair("dynamics: vjp against jvp", f.jvp(t, x, uk, dx, du), *f.vjp(t, x, uk, p)))
+    plain = _without_cost(problem)
+    step, _ = integrator.tangent(plain, t, h, x, uk, dx, du)
+    checks.append(pair("one step: pullback against tangent", step, *integrator.pullback(plain, t, h, x, uk, p)))
+    if problem.parameter_size:
+        q, dq = space.parameters(u), space.parameters(direction)
+        dx0 = problem.initial_state.jvp(q, dq)
+        left, right = float((p * dx0).sum()), float(torch.dot(problem.initial_state.vjp(q, p), dq))
+        checks.append(_agree("initial state: vjp against jvp", left, right, float((p * dx0).abs().sum()), u.dtype))
+    return checks
+
+
+def _without_cost(problem: Any) -> Any:
+    """The problem with its running cost left out, so that a step is the map of states alone."""
+    from dataclasses import replace
+
+    from ocp.costs import Tikhonov
+
+    return replace(problem, running_cost=None, control_cost=(Tikhonov(0.0),))
+
+
+def _multilevel_checks(objective: Objective, u: Tensor, generator: torch.Generator) -> list[Check]:
+    """Transposes of the transfers, and first-order coherence on two and three levels, as far as the grid can be halved."""
+    checks: list[Check] = []
+    fine: Objective = objective
+    derivative = objective.derivative(u)
+    for levels in (2, 3):
+        steps = fine.space.grid.steps
+        factor = next((k for k in range(2, steps + 1) if steps % k == 0), None)
+        if factor is None:
+            break
+        coarse = fine.on(steps // factor)
+        for interpolation in (CONSTANT, LINEAR) if levels == 2 else ():
+            transfer = Transfer(fine.space, coarse.space, interpolation)
+            v, d = _like(transfer.restrict(u), generator), _like(u, generator)
+            a, b = float(torch.dot(transfer.prolong(v), d)), float(torch.dot(v, transfer.restrict_dual(d)))
+            name = f"restriction is the transpose of {interpolation.__name__} prolongation"
+            checks.append(_agree(name, a, b, float(v.norm() * d.norm()), u.dtype))
+        transfer = Transfer(fine.space, coarse.space)
+        u, derivative = transfer.restrict(u), transfer.restrict_dual(derivative)
+        if not isfinite(coarse.value(u)):
+            break
+        fine = ShiftedObjective(coarse, u, coarse.derivative(u) - derivative)
+        mismatch = fine.space.dual_norm(fine.derivative(u) - derivative)
+        name = f"coherence of the derivative on {levels} levels"
+        checks.append(_agree(name, mismatch, 0.0, fine.space.dual_norm(derivative), u.dtype))
+    return checks
