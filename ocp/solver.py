@@ -245,7 +245,7 @@ class _Run:
             about={
                 "steps": objective.space.grid.steps,
                 "integrator": objective.discretization.integrator.name,
-                "method": repr(method),
+                "recipe": repr(method),
                 "dtype": str(x.dtype).removeprefix("torch."),
                 "device": str(x.device),
             },

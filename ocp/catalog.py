@@ -1,0 +1,82 @@
+"""The problems that can be called by name, and those in a user's own file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import problems
+from ocp.problem import ControlProblem, Study
+
+__all__ = ["load", "names", "summaries"]
+
+
+def names() -> tuple[str, ...]:
+    """Names of the problems of the package ``problems``: its modules that define a function ``problem``."""
+    folder = Path(problems.__path__[0])
+    modules = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    return tuple(name for name in modules if "\ndef problem(" in (folder / f"{name}.py").read_text())
+
+
+def summaries() -> dict[str, str]:
+    """The names, each with the first line of its module's docstring."""
+    modules = {name: importlib.import_module(f"problems.{name}") for name in names()}
+    return {name: (module.__doc__ or "").strip().splitlines()[0] for name, module in modules.items()}
+
+
+def load(name: str, **options: Any) -> Study:
+    """The study that a problem's function ``problem(**options)`` returns.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`, or the path of a Python file that defines ``problem()``, which returns a `Study` or a
+        `ControlProblem`.
+    **options
+        Such as ``seed``, ``dtype``, ``device``. An option that is None is left to the problem; ``seed`` is passed over
+        where the function takes none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such problem, the file defines none, or its function does not take an option.
+    """
+    function = _function(name)
+    accepted = inspect.signature(function).parameters
+    given = {key: value for key, value in options.items() if value is not None}
+    any_key = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = [key for key in given if key not in accepted and key != "seed" and not any_key]
+    if unknown:
+        raise ValueError(f"{name}: expected options among {', '.join(accepted) or 'none'}, got {', '.join(unknown)}")
+    study = function(**{key: value for key, value in given.items() if key in accepted or any_key})
+    if isinstance(study, ControlProblem):
+        return Study(study)
+    if not isinstance(study, Study):
+        raise ValueError(f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}")
+    return study
+
+
+def _function(name: str) -> Callable[..., Any]:
+    known = names()
+    if name in known:
+        return importlib.import_module(f"problems.{name}").problem
+    path = Path(name)
+    if path.suffix != ".py":
+        close = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"problem: expected one of {', '.join(known)}, or the path of a .py file, got {name!r}{hint}")
+    if not path.is_file():
+        raise ValueError(f"problem: expected an existing file, got {name!r}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "problem", None)):
+        raise ValueError(f"problem: expected {name} to define a function problem(), got none")
+    return module.problem

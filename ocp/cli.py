@@ -1,0 +1,224 @@
+"""The command ``ocp``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from ocp import catalog, plots
+from ocp.compare import METHODS, SMOOTHERS, Comparison, Run, compare, solve
+from ocp.integrators import INTEGRATORS
+from ocp.objective import discretize
+from ocp.result import Result, Target
+from ocp.verify import verify
+
+__all__ = ["main"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def _one_line(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a user's mistake into one line on the terminal."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            if _in_user_code(error):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+    return wrapped
+
+
+def _in_user_code(error: BaseException) -> bool:
+    """Whether the error arose in a file that is neither ours nor an installed package: its traceback is of use."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return False
+    path = Path(frame.tb_frame.f_code.co_filename)
+    return path.suffix == ".py" and path.parent.name not in ("ocp", "problems") and "site-packages" not in path.parts
+
+
+_SHARED = (
+    click.option("--smoother", type=click.Choice(list(SMOOTHERS)), default="lbfgs", show_default=True),
+    click.option("--learning-rate", default=1e-2, show_default=True, help="For adam and sgd."),
+    click.option("--steps", type=click.IntRange(1), help="Of the finest grid; the problem's own by default."),
+    click.option("--levels", type=click.IntRange(1), help="Number of grids; the problem's own by default."),
+    click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The problem's own by default."),
+    click.option("--batch-size", type=click.IntRange(1), help="Mini-batches of so many samples; all by default."),
+    click.option("--max-work", type=click.FloatRange(0), help="Limit in gradients on the finest grid and all samples."),
+    click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
+    click.option("--tolerance", type=click.FloatRange(0), help="Relative bound on the derivative's dual norm."),
+    click.option("--device", default=None, help="Such as cpu or cuda."),
+    click.option("--dtype", type=click.Choice(list(DTYPES)), help="The problem's own by default."),
+    click.option("--quiet", is_flag=True, help="No live line."),
+)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The limits that were given, as keyword arguments of `minimize`."""
+    names = ("max_work", "max_iterations", "tolerance")
+    given = {name: options[name] for name in names if options[name] is not None}
+    return {**given, **({"progress": False} if options["quiet"] else {})}
+
+
+def _load(name: str, seed: int, device: str | None, dtype: str | None) -> Any:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device: expected one that is at hand, got {device!r} ({error})") from error
+    return catalog.load(name, seed=seed, device=device, dtype=None if dtype is None else DTYPES[dtype])
+
+
+def _run(options: dict[str, Any], method: str, seed: int = 0) -> Run:
+    return Run(
+        method,
+        options["smoother"],
+        options["learning_rate"],
+        options["steps"],
+        options["levels"],
+        options["integrator"],
+        options["batch_size"],
+        seed,
+        _settings(options),
+    )
+
+
+@click.group()
+@click.version_option(package_name="ocp")
+def main() -> None:
+    """Training and control as discrete optimal control, solved on many time grids at once."""
+
+
+@main.command("list")
+@_one_line
+def list_() -> None:
+    """List the problems."""
+    summaries = catalog.summaries()
+    width = max(map(len, summaries))
+    for name, summary in summaries.items():
+        click.echo(f"{name:<{width}}  {summary}")
+
+
+@main.command("verify")
+@click.argument("name")
+@click.option("--steps", type=click.IntRange(1), help="The problem's own by default.")
+@click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The problem's own by default.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, too.")
+@_one_line
+def verify_(name: str, steps: int | None, integrator: str | None, seed: int, file: Path | None) -> None:
+    """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen."""
+    study = _load(name, seed, None, None)
+    try:
+        study = _load(name, seed, None, "float64")
+    except ValueError:
+        click.echo("problem() takes no dtype: verified in its own.", err=True)
+    report = verify(discretize(study.problem, steps or study.steps, integrator or study.integrator), seed=seed)
+    click.echo(str(report))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"problem": name, **report.to_dict()}, indent=1) + "\n")
+    if not report.passed:
+        raise SystemExit(1)
+
+
+@main.command("solve")
+@click.argument("name")
+@click.option("--method", type=click.Choice(list(METHODS)), default="mgopt", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the initial weights and the batches.")
+@click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default.")
+@_shared
+@_one_line
+def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
+    """Solve problem NAME, or that of the file NAME; write result.json, control.pt and convergence.png."""
+    goal = None if target is None else Target.parse(target)
+    study = _load(name, seed, options["device"], options["dtype"])
+    run = _run(options, method, seed)
+    if goal is not None:
+        watch = {"target": goal, "watch_finest": goal.quantity == "value"}
+        run = Run(**{**vars(run), "settings": {**(run.settings or {}), **watch}})
+    folder = _folder(out, name)
+    result = solve(name, study, run)
+    result.save(folder)
+    plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
+    click.echo(str(result))
+    for label, value in (("validation", result.validation_accuracy), ("test", result.test_accuracy)):
+        if value is not None:
+            click.echo(f"{label + ' accuracy':>20}: {value:.4f}")
+    click.echo(f"{'written to':>20}: {folder}")
+
+
+@main.command("compare")
+@click.argument("name")
+@click.option("--methods", default="single,nested,mgopt", show_default=True, help="Separated by commas.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, from 0 on.")
+@click.option("--target", help="accuracy=0.95 or value=0.1; the problem's own by default.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default.")
+@_shared
+@_one_line
+def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path | None, **options: Any) -> None:
+    """Compare methods on problem NAME from the same starts; write compare.json and convergence.png."""
+    goal = None if target is None else Target.parse(target)
+    runs = [_run(options, method.strip()) for method in methods.split(",")]
+    folder = _folder(out, name)
+    comparison = compare(
+        name, lambda seed: _load(name, seed, options["device"], options["dtype"]), runs, seeds, goal, _saver(folder)
+    )
+    plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
+    click.echo(str(comparison))
+    click.echo(f"written to {folder}")
+
+
+@main.command("plot")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="convergence.png", show_default=True)
+@_one_line
+def plot_(folders: tuple[Path, ...], out: Path) -> None:
+    """Draw the saved results of FOLDERS, each written by solve or by compare, into one figure."""
+    groups: dict[str, tuple[Result, ...]] = {}
+    target = None
+    for folder in folders:
+        if (folder / "compare.json").exists():
+            saved = Comparison.load(folder)
+            target = saved.target
+            found = dict(saved.runs)
+        elif (folder / "result.json").exists():
+            result = Result.load(folder)
+            found = {str(result.about.get("method", folder.name)): (result,)}
+        else:
+            raise ValueError(f"folder: expected one with result.json or compare.json, got {folder}")
+        for label, results in found.items():
+            label = label if len(folders) == 1 else f"{folder.name}: {label}"
+            groups[label] = (*groups.get(label, ()), *results)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plots.convergence(groups, target).savefig(out, dpi=150)
+    click.echo(f"written to {out}")
+
+
+def _folder(out: Path | None, name: str) -> Path:
+    folder = out if out is not None else Path("ocp-out") / Path(name).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _saver(folder: Path) -> Callable[[Comparison], Path]:
+    return lambda comparison: comparison.save(folder)

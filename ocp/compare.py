@@ -1,0 +1,231 @@
+"""Several methods on one problem: the same starts, the same budget, several seeds, one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from ocp.batches import Batches
+from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, TorchOptimizer
+from ocp.multilevel import MGOPT, Forgetful, Nested
+from ocp.problem import Study
+from ocp.result import Result, Target
+from ocp.solver import accuracy, minimize
+
+__all__ = ["METHODS", "SMOOTHERS", "Comparison", "Run", "compare", "solve"]
+
+#: Smoothers by name, as functions of the learning rate, which those with a line search do not need.
+SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
+    "lbfgs": lambda lr: LBFGS(),
+    "cg": lambda lr: NonlinearCG(),
+    "gd": lambda lr: GradientDescent(),
+    "adam": lambda lr: TorchOptimizer(torch.optim.Adam, {"lr": lr}),
+    "sgd": lambda lr: TorchOptimizer(torch.optim.SGD, {"lr": lr, "momentum": 0.9}),
+    "scipy": lambda lr: SciPy(),
+}
+
+#: Ways to use the grids by name, as functions of the smoother and the levels.
+METHODS: Mapping[str, Callable[[Method, int], Method]] = {
+    "single": lambda smoother, levels: smoother,
+    "nested": lambda smoother, levels: Nested(levels, Forgetful(smoother)),
+    "mgopt": lambda smoother, levels: MGOPT(levels, smoother),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to solve a study.
+
+    Parameters
+    ----------
+    method, smoother : str
+        Keys of `METHODS` and `SMOOTHERS`.
+    learning_rate : float
+        For the smoothers of ``torch.optim``.
+    steps, levels, integrator : optional
+        In place of what the study suggests.
+    batch_size : int, optional
+        Mini-batches of this size.
+    seed : int
+        Of the batches.
+    settings : mapping
+        Keyword arguments of `minimize`, in place of what the study suggests.
+    """
+
+    method: str = "mgopt"
+    smoother: str = "lbfgs"
+    learning_rate: float = 1e-2
+    steps: int | None = None
+    levels: int | None = None
+    integrator: str | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("method", self.method, METHODS), ("smoother", self.smoother, SMOOTHERS)):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def solve(name: str, study: Study, run: Run) -> Result:
+    """Solve a study; the result says what was run, and holds the test accuracy where there are test samples.
+
+    Parameters
+    ----------
+    name : str
+        Of the problem, for the result.
+    study : Study
+    run : Run
+    """
+    levels = run.levels or study.levels
+    result = minimize(
+        study.problem,
+        run.steps or study.steps,
+        METHODS[run.method](SMOOTHERS[run.smoother](run.learning_rate), levels),
+        integrator=run.integrator or study.integrator,
+        batches=None if run.batch_size is None else Batches(run.batch_size, run.seed),
+        validation=study.validation,
+        **{**study.settings, **(run.settings or {})},
+    )
+    if study.test is not None:
+        assert result.control is not None
+        test_accuracy = accuracy(study.test, result.control, run.integrator or study.integrator)
+        result = replace(result, test_accuracy=test_accuracy)
+    about = {"problem": name, "method": run.method, "smoother": run.smoother, "levels": levels, "seed": run.seed}
+    return result.describe(**about)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of several methods and seeds.
+
+    Attributes
+    ----------
+    runs : mapping
+        From the name of a method to its results, one for each seed.
+    target : Target or None
+    """
+
+    runs: Mapping[str, tuple[Result, ...]]
+    target: Target | None = None
+
+    def __str__(self) -> str:
+        """Medians over the seeds, ranges in brackets; a seed that missed the target is a failure, never dropped."""
+        rows = [self._row(name, results) for name, results in self.runs.items()]
+        headers = ["method", "reached", "work to target", "seconds to target", "objective", "validation", "test"]
+        goal = f"target: {self.target}" if self.target else "no target"
+        table = tabulate(rows, headers=headers, disable_numparse=True)
+        return f"{table}\n{goal}; medians over seeds, [ranges]; work in gradients on the finest grid and all samples"
+
+    def _row(self, name: str, results: Sequence[Result]) -> list[str]:
+        reached = [r for r in (_to_target(result, self.target) for result in results) if r is not None]
+        all_reached = len(reached) == len(results)
+        work, seconds = (
+            _summary([pair[i] for pair in reached], form) if all_reached else "missed" if self.target else "-"
+            for i, form in ((0, ".2f"), (1, ".2f"))
+        )
+        baseline = [_to_target(result, self.target) for result in self.runs.get("single", ())]
+        if all_reached and name != "single" and baseline and all(baseline):
+            ratio = median(b[0] for b in baseline if b) / median(pair[0] for pair in reached)
+            work += f"  {ratio:.1f}x less"
+        return [
+            name,
+            f"{len(reached)} of {len(results)}" if self.target else "-",
+            work,
+            seconds,
+            _summary([r.value for r in results], ".4g"),
+            _summary([r.validation_accuracy for r in results], ".3f"),
+            _summary([r.test_accuracy for r in results], ".3f"),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON can hold it."""
+        runs = []
+        for results in self.runs.values():
+            for result in results:
+                work, seconds = _to_target(result, self.target) or (None, None)
+                reached = {"work_units_to_target": work, "seconds_to_target": seconds}
+                runs.append({**result.to_dict(), **reached})
+        target = {"quantity": self.target.quantity, "threshold": self.target.threshold} if self.target else None
+        return {"target": target, "runs": runs}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``compare.json`` to a folder, which is made where it is missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compare.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Inverse of `save`."""
+        saved = json.loads((Path(folder) / "compare.json").read_text())
+        runs: dict[str, tuple[Result, ...]] = {}
+        for values in saved["runs"]:
+            runs[values["method"]] = (*runs.get(values["method"], ()), Result.from_dict(values))
+        return cls(runs, Target(**saved["target"]) if saved["target"] else None)
+
+
+def compare(
+    name: str,
+    make: Callable[[int], Study],
+    runs: Sequence[Run],
+    seeds: int = 3,
+    target: Target | None = None,
+    save: Callable[[Comparison], Any] | None = None,
+) -> Comparison:
+    """Solve the studies of several seeds with several methods.
+
+    The seeds are the outer loop and the methods the inner one, so that a machine's changing speed meets all methods alike.
+    The finest grid is watched, and no run stops at the target: what it took is read off the history.
+
+    Parameters
+    ----------
+    name : str
+    make : callable
+        From a seed to a study; all methods get the same one.
+    runs : sequence of Run
+        One for each method.
+    seeds : int
+    target : Target, optional
+        By default that of the first study.
+    save : callable, optional
+        Called with the comparison so far after every run, so that nothing is lost.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds: expected an integer >= 1, got {seeds}")
+    comparison = Comparison({run.method: () for run in runs}, target)
+    for seed in range(seeds):
+        study = make(seed)
+        if target is None and study.target is not None:
+            target = Target(*study.target)
+        for run in runs:
+            settings = {"watch_finest": True, **(run.settings or {})}
+            result = solve(name, study, replace(run, seed=seed, settings=settings))
+            results = {**comparison.runs, run.method: (*comparison.runs[run.method], result)}
+            comparison = Comparison(results, target)
+            if save is not None:
+                save(comparison)
+    return comparison
+
+
+def _to_target(result: Result, target: Target | None) -> tuple[float, float] | None:
+    """Work units and seconds until the target, None where it was missed."""
+    record = target.first(result.history) if target else None
+    return (record.work_units, record.seconds) if record else None
+
+
+def _summary(values: Sequence[float | None], form: str) -> str:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    middle, low, high = (format(v, form) for v in (median(numbers), min(numbers), max(numbers)))
+    return middle if low == high else f"{middle} [{low}, {high}]"
