@@ -58,7 +58,9 @@ def load(name: str, **options: Any) -> Study:
     if isinstance(study, ControlProblem):
         return Study(study)
     if not isinstance(study, Study):
-        raise ValueError(f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}")
+        raise ValueError(
+            f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}"
+        )
     return study
 
 
@@ -74,7 +76,8 @@ def _function(name: str) -> Callable[..., Any]:
     if not path.is_file():
         raise ValueError(f"problem: expected an existing file, got {name!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not callable(getattr(module, "problem", None)):

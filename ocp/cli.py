@@ -122,7 +122,9 @@ def list_() -> None:
 @click.option("--steps", type=click.IntRange(1), help="The problem's own by default.")
 @click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The problem's own by default.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, too.")
+@click.option(
+    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, too."
+)
 @_one_line
 def verify_(name: str, steps: int | None, integrator: str | None, seed: int, file: Path | None) -> None:
     """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen."""
@@ -145,7 +147,9 @@ def verify_(name: str, steps: int | None, integrator: str | None, seed: int, fil
 @click.option("--method", type=click.Choice(list(METHODS)), default="mgopt", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the initial weights and the batches.")
 @click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default."
+)
 @_shared
 @_one_line
 def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
@@ -172,7 +176,9 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
 @click.option("--methods", default="single,nested,mgopt", show_default=True, help="Separated by commas.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, from 0 on.")
 @click.option("--target", help="accuracy=0.95 or value=0.1; the problem's own by default.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default."
+)
 @_shared
 @_one_line
 def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path | None, **options: Any) -> None:

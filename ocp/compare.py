@@ -184,8 +184,8 @@ def compare(
 ) -> Comparison:
     """Solve the studies of several seeds with several methods.
 
-    The seeds are the outer loop and the methods the inner one, so that a machine's changing speed meets all methods alike.
-    The finest grid is watched, and no run stops at the target: what it took is read off the history.
+    The seeds are the outer loop and the methods the inner one, so that a machine's changing speed meets all methods
+    alike. The finest grid is watched, and no run stops at the target: what it took is read off the history.
 
     Parameters
     ----------

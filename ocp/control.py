@@ -117,7 +117,7 @@ class Control:
         if self.flat.shape != (self.space.dimension,):
             raise ValueError(
                 f"control: expected a flat tensor of {self.space.dimension} numbers "
-                f"({self.space.grid.steps} steps x {self.space.control_size} + {self.space.parameter_size} parameters), "
+                f"({self.space.grid.steps} steps of {self.space.control_size}, {self.space.parameter_size} parameters), "
                 f"got shape {tuple(self.flat.shape)}"
             )
 

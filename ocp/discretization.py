@@ -77,7 +77,9 @@ class Discretization:
         for name, value in values.items():
             if not isinstance(value, Tensor) or value.shape != ():
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch")
+                raise ValueError(
+                    f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch"
+                )
 
     def start(self) -> Control:
         """The start of the problem on this grid: each step of a coarser start is repeated; zero where none is given.

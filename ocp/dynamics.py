@@ -112,7 +112,7 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
     if isinstance(dynamics, Dynamics):
         if control_size not in (None, dynamics.control_size):
             raise ValueError(
-                f"control_size: expected {dynamics.control_size}, which these dynamics state themselves, got {control_size}"
+                f"control_size: expected {dynamics.control_size}, which the dynamics state, got {control_size}"
             )
         return dynamics
     if not callable(dynamics):

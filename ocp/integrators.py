@@ -123,14 +123,14 @@ class ExplicitRungeKutta:
         A, b, c = self.tableau.A, self.tableau.b, self.tableau.c
         states, _ = self._stages(problem, t, h, x, u, last=False)
         slopes: list[Tensor] = []
-        dcost = None if problem.running_cost is None else x.new_zeros(())
+        dcost = x.new_zeros(())
         for i, state in enumerate(states):
             dstate = _combine(dx, h, A[i], slopes, None)
             slopes.append(problem.dynamics.jvp(t + c[i] * h, state, u, dstate, du))
             if problem.running_cost is not None and b[i]:
                 Lx, Lu = problem.running_cost.derivative(t + c[i] * h, state, u)
-                dcost += h * b[i] * ((Lx * dstate).sum() + (Lu * du).sum())
-        return _combine(dx, h, b, slopes, None), dcost
+                dcost = dcost + h * b[i] * ((Lx * dstate).sum() + (Lu * du).sum())
+        return _combine(dx, h, b, slopes, None), None if problem.running_cost is None else dcost
 
 
 #: The integrators that have a name.

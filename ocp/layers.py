@@ -50,8 +50,8 @@ class _SmoothReLU(nn.Module):
 
 TANH = Activation(torch.tanh, lambda a: 1 - a * a, nn.Tanh)
 RELU = Activation(torch.relu, lambda a: (a > 0).to(a.dtype), nn.ReLU)
-#: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope, Guenther, Ruthotto, Schroder,
-#: Cyr, Gauger (2020), "Layer-parallel training of deep residual neural networks", section 4.
+#: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
+#: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
 SMOOTH_RELU = Activation(_smooth_relu, lambda a: (a / _DELTA).sqrt().clamp_max(1.0), _SmoothReLU)
 
 
@@ -86,8 +86,8 @@ class Free:
 class Antisymmetric:
     """The weight matrix (K - K^T - gamma I) / 2, whose eigenvalues have the real part -gamma / 2.
 
-    With it the forward propagation neither explodes nor forgets: Haber & Ruthotto (2017), "Stable architectures for deep
-    neural networks", equation 15.
+    With it the forward propagation neither explodes nor forgets: Haber & Ruthotto (2017), "Stable architectures for
+    deep neural networks", section 4.
     """
 
     gamma: float = 0.0

@@ -81,8 +81,8 @@ class Armijo:
 class StrongWolfe:
     """Sufficient decrease and a slope that has become flat: |<dJ(u + a d), d>| <= c2 |<dJ(u), d>|.
 
-    Nocedal & Wright (2006), algorithms 3.5 and 3.6, as one loop over a bracket. Where the trials run out, the best point
-    with sufficient decrease is taken, if there is one.
+    Nocedal & Wright (2006), algorithms 3.5 and 3.6, as one loop over a bracket. Where the trials run out, the best
+    point with sufficient decrease is taken, if there is one.
 
     Parameters
     ----------

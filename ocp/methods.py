@@ -189,9 +189,10 @@ class LBFGS:
 
 @dataclass(frozen=True)
 class TorchOptimizer:
-    """Any ``torch.optim`` class as a method; it is given the gradient, so that a learning rate means the same on every grid.
+    """Any ``torch.optim`` class as a method.
 
-    Its state dictionary is the memory. Entries of the shape of the control travel to finer grids as displacements do.
+    It is given the gradient, not the derivative, so that a learning rate means the same on every grid. Its state
+    dictionary is the memory; entries of the shape of the control travel to finer grids as displacements do.
 
     Parameters
     ----------
@@ -274,9 +275,7 @@ class SciPy:
             return objective.value(v), (objective.derivative(v) / scale).double().cpu().numpy()
 
         z0 = (u * scale).double().cpu().numpy()
-        found = scipy.optimize.minimize(
-            fun, z0, jac=True, method=self.name, options={"maxiter": self.iterations}
-        )
+        found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, options={"maxiter": self.iterations})
         best = control(found.x)
         if not objective.value(best) < objective.value(u):
             return replace(state, status=Status.NO_DECREASE)

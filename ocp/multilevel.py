@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ocp.linesearch import Armijo, LineSearch
@@ -103,10 +102,10 @@ class _Scratch:
 class Cycle:
     """One MG/OPT cycle as a method: smooth, correct from the coarser grids, smooth.
 
-    The coarse problem is J_H(v) - <tau, v> with tau = dJ_H(R u) - P^T dJ_h(u), whose derivative at R u is the restricted
-    fine one; the fine control moves along P (v - R u) by a line search. Nash (2000), "A multigrid approach to discretized
-    optimization problems"; Lewis & Nash (2005), "Model problems for the multigrid optimization of systems governed by
-    differential equations". A cycle of one level is its smoother.
+    The coarse problem is J_H(v) - <tau, v> with tau = dJ_H(R u) - P^T dJ_h(u), whose derivative at R u is the
+    restricted fine one; the fine control moves along P (v - R u) by a line search. Nash (2000), "A multigrid approach
+    to discretized optimization problems"; Lewis & Nash (2005), "Model problems for the multigrid optimization of
+    systems governed by differential equations". A cycle of one level is its smoother.
 
     Parameters
     ----------
@@ -304,9 +303,9 @@ class Nested:
     """Nested iteration: begin on the coarsest grid, and refine when its progress is no longer real.
 
     Every few steps the objective of the next finer grid is evaluated at the prolonged control. The grid is refined when
-    the coarse objective decreased but the finer one did not follow. It is also refined when two steps together decrease the
-    objective by little against the difference between the two, which is the discretization error; where a
-    refinement has shown that difference already, half of it is expected for the next, as for a scheme of first
+    the coarse objective decreased but the finer one did not follow. It is also refined when two steps together
+    decrease the objective by little against the difference between the two, which is the discretization error; where
+    a refinement has shown that difference already, half of it is expected for the next, as for a scheme of first
     order. The method's memory goes along to the finer grid.
 
     A coarsest grid on which the start has no finite value is passed over.
@@ -347,7 +346,7 @@ class Nested:
             grids.pop()
             refused += 1
         inner = self.method.init(coarse, start)
-        counts = Counter(inner.counts, refused_grids=refused)
+        counts = Counter(inner.counts) + Counter(refused_grids=refused)
         return State(start, (inner.memory, _Progress()), inner.status, counts, level=len(grids) - 1)
 
     def step(self, objective: ReducedObjective, state: State) -> State:

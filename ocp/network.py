@@ -149,9 +149,7 @@ def from_blocks(
     return _assemble(inputs, cost, dynamics, weights, opening, closing, float(len(blocks)), control_cost)
 
 
-def from_sequential(
-    model: nn.Sequential, inputs: Tensor, cost: Any, control_cost: Any = None
-) -> ControlProblem:
+def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cost: Any = None) -> ControlProblem:
     """The further training of an ``nn.Sequential`` with a run of residual blocks as a control problem.
 
     The blocks of `from_blocks` are the longest run of consecutive children of one class with equal parameter
@@ -255,18 +253,14 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
     """
     start, integrator = problem.initial_state, as_integrator(integrator)
     if not isinstance(start, Opening):
-        raise TypeError(
-            f"problem: expected a network, whose initial state is an Opening, got {type(start).__name__}"
-        )
+        raise TypeError(f"problem: expected a network, whose initial state is an Opening, got {type(start).__name__}")
     if not hasattr(problem.dynamics, "to_module"):
         raise TypeError(
             "problem: expected a network, whose dynamics have a method to_module(u), "
             f"got {type(problem.dynamics).__name__}"
         )
     if not isinstance(integrator, ExplicitRungeKutta):
-        raise TypeError(
-            f"integrator: expected an explicit Runge-Kutta scheme, got {type(integrator).__name__}"
-        )
+        raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {type(integrator).__name__}")
     if not isinstance(control, Control):
         raise TypeError(f"control: expected a Control, which knows its grid, got {type(control).__name__}")
     if control.space != problem.space(control.space.grid):
@@ -301,9 +295,7 @@ class _WithoutSkip(nn.Module):
 class _Unrolled(nn.Module):
     """Opening, one Runge-Kutta step for each block, closing."""
 
-    def __init__(
-        self, opening: nn.Module, blocks: Any, closing: nn.Module | None, tableau: Tableau, h: float
-    ):
+    def __init__(self, opening: nn.Module, blocks: Any, closing: nn.Module | None, tableau: Tableau, h: float):
         super().__init__()
         self.opening, self.blocks, self.closing = opening, nn.ModuleList(blocks), closing
         self.tableau, self.h = tableau, h
@@ -343,9 +335,7 @@ def _like(inputs: Tensor) -> dict[str, Any]:
         raise TypeError(f"inputs: expected a tensor, got {type(inputs).__name__}")
     bad = int((~torch.isfinite(inputs)).sum())
     if bad:
-        raise ValueError(
-            f"inputs: expected finite numbers, got {bad} of {inputs.numel()} that are NaN or infinite"
-        )
+        raise ValueError(f"inputs: expected finite numbers, got {bad} of {inputs.numel()} that are NaN or infinite")
     dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
     return {"dtype": dtype, "device": inputs.device}
 

@@ -17,8 +17,8 @@ from ocp.problem import ControlProblem
 
 __all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Trajectory", "Work", "discretize"]
 
-#: Share of a forward sweep in one work unit. A step costs one product with its Jacobian's factors forward and two backward
-#: (by state and by control): Griewank & Walther (2008), "Evaluating Derivatives", section 3.3. The adjoint has the rest.
+#: Share of a forward sweep in one work unit; the adjoint sweep has the rest. A step costs one product with its weights
+#: forward and two backward (by state and by control): Griewank & Walther (2008), "Evaluating Derivatives", chapter 3.
 FORWARD_SHARE = 1 / 3
 
 
@@ -26,7 +26,7 @@ FORWARD_SHARE = 1 / 3
 class Work:
     """A running count of work, shared by all grids and batches of one solve.
 
-    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples`` of the full batch.
+    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``.
     """
 
     steps: int
@@ -99,8 +99,8 @@ class Trajectory:
 class ReducedObjective:
     """J(u): the cost of the trajectory that the control u causes.
 
-    Evaluations at the last few controls are remembered, and a derivative asked for at the control of the last forward sweep
-    reuses its states. Storage is kept between calls and shared with the objectives on other grids and batches.
+    Evaluations at the last few controls are remembered, and a derivative asked for at the control of the last forward
+    sweep reuses its states. Storage is kept between calls and shared with the objectives on other grids and batches.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class ReducedObjective:
         return self._evaluate(self._flat(control)).value
 
     def derivative(self, control: Tensor | Control) -> Tensor:
-        """Derivative of J at u, shape (N m + s,), a dual vector; one adjoint sweep, after a forward one where needed."""
+        """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep, after a forward one if needed."""
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
@@ -222,9 +222,9 @@ class ReducedObjective:
 class ShiftedObjective:
     """J(v) - <shift, v - origin>, and infinite farther than ``radius`` from the origin.
 
-    With shift = dJ(origin) - P^T d, where d is the derivative of the finer objective, it agrees with the finer objective
-    to first order: Nash (2000), "A multigrid approach to discretized optimization problems", equation 2. The radius keeps a
-    coarse solve where the model is worth something; without it the shifted objective can be unbounded below.
+    With shift = dJ(origin) - P^T d, where d is the derivative of the finer objective, it agrees with the finer
+    objective to first order: Nash (2000), "A multigrid approach to discretized optimization problems". The radius
+    keeps a coarse solve where the model is worth something; without it the shifted objective can be unbounded below.
 
     Parameters
     ----------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,9 +19,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target | None = None) -> Figure:
     """Objective, and accuracy or the derivative's norm, against work and against seconds.
 
-    Thin lines are single runs, a dot marks the median run's end. Steps on coarse grids are drawn lighter than those on the
-    finest one. Objective and accuracy are those of the control prolonged to the finest grid; where a run did not watch the
-    finest grid, the objective of its coarse steps is that of their own grid.
+    Thin lines are single runs, a dot marks the median run's end. Steps on coarse grids are drawn lighter than those on
+    the finest one. Objective and accuracy are those of the control prolonged to the finest grid; where a run did not
+    watch the finest grid, the objective of its coarse steps is that of their own grid.
 
     Parameters
     ----------
@@ -85,22 +84,25 @@ def _parts(history: Sequence[Record]) -> list[tuple[list[Record], bool]]:
 
 def _dress(axes: Sequence[Sequence[Axes]], lower: str, target: Target | None) -> None:
     """Scales, labels and the target."""
-    titles = {"value": "objective", "validation_accuracy": "validation accuracy", "derivative_norm": "norm of derivative"}
+    titles = {
+        "value": "objective",
+        "validation_accuracy": "validation accuracy",
+        "derivative_norm": "dual norm of the derivative",
+    }
+    goal = {"accuracy": "validation_accuracy", "value": "value"}[target.quantity] if target else None
     for row, quantity in zip(axes, ("value", lower), strict=True):
         row[0].set_ylabel(titles[quantity])
         for axis in row:
-            values = [y for line in axis.get_lines() for y in line.get_ydata() if y is not None]
-            if quantity != "validation_accuracy" and min(values) > 0:
+            if axis.dataLim.y0 > 0 and quantity != "validation_accuracy":
                 axis.set_yscale("log")
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-            goal = {"accuracy": "validation_accuracy", "value": "value"}[target.quantity] if target else None
+            if axis.dataLim.x0 > 0:
+                axis.set_xscale("log")
             if target is not None and goal == quantity:
                 axis.axhline(target.threshold, color="black", linewidth=0.8, linestyle="--")
-    for axis, label in zip(axes[1], ("work units (gradients on the finest grid, all samples)", "seconds"), strict=True):
-        axis.set_xlabel(label)
-        if median(x for line in axis.get_lines() for x in line.get_xdata()) > 0:
-            axis.set_xscale("symlog" if min(x for line in axis.get_lines() for x in line.get_xdata()) <= 0 else "log")
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[1][0].set_xlabel("work units (gradients on the finest grid, all samples)")
+    axes[1][1].set_xlabel("seconds")
 
 
 def taylor(report: Report) -> Figure:

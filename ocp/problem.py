@@ -78,7 +78,7 @@ class StateFunction:
 
 @dataclass(frozen=True)
 class Opening:
-    """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q that begins at ``offset``."""
+    """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q from ``offset`` on."""
 
     module: FlatModule
     inputs: Tensor
@@ -222,7 +222,9 @@ def _as_initial_state(x: Any) -> InitialState:
             )
         bad = int((~torch.isfinite(x)).sum())
         if bad:
-            raise ValueError(f"initial_state: expected finite numbers, got {bad} of {x.numel()} that are NaN or infinite")
+            raise ValueError(
+                f"initial_state: expected finite numbers, got {bad} of {x.numel()} that are NaN or infinite"
+            )
         return FixedState(x)
     if isinstance(x, InitialState):
         return x

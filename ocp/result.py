@@ -175,16 +175,22 @@ class Result:
         missing = sorted((own | {"history", "status"}) - set(values))
         if missing:
             raise ValueError(f"result: expected the fields of a saved result, got none for {', '.join(missing)}")
-        optional = ("finest_value", "validation_accuracy")
-        history = tuple(
-            Record(**{k: float("nan") if v is None and k not in optional else v for k, v in record.items()})
+        numbers_only = ("value", "derivative_norm")
+        records: list[dict[str, Any]] = [
+            {k: float("nan") if v is None and k in numbers_only else v for k, v in record.items()}
             for record in values["history"]
-        )
+        ]
         about = {k: v for k, v in values.items() if k not in own | {"history", "status", "success"}}
         numbers = {k: values[k] for k in own}
-        for name in ("value", "derivative_norm"):
+        for name in numbers_only:
             numbers[name] = float("nan") if numbers[name] is None else numbers[name]
-        return cls(control=None, status=Status[values["status"]], history=history, about=about, **numbers)
+        return cls(
+            control=None,
+            status=Status[values["status"]],
+            history=tuple(Record(**r) for r in records),
+            about=about,
+            **numbers,
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write ``result.json`` and ``control.pt`` to a folder, which is made where it is missing."""

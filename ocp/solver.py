@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -157,7 +156,8 @@ def accuracy(problem: ControlProblem, control: Control, integrator: Integrator |
     if not hasattr(problem.terminal_cost, "accuracy"):
         raise ValueError("problem: expected a terminal cost with an accuracy, such as CrossEntropy")
     objective = discretize(problem, control.space.grid.steps, integrator)
-    return problem.terminal_cost.accuracy(objective.final_state(control), control.parameters)
+    cost: Any = problem.terminal_cost
+    return cost.accuracy(objective.final_state(control), control.parameters)
 
 
 @dataclass
@@ -202,7 +202,7 @@ class _Run:
         return Control(space, flat if coarse == space else Transfer(space, coarse).prolong(flat))
 
     def record(self) -> Record:
-        """Evaluate where the run is and note it. On a full batch the method needs this evaluation next, so it is charged."""
+        """Evaluate where the run is and note it; on a full batch the method needs that next, so it is charged."""
         u, level = self.state.control, self.state.level
         steps = self.objective.space.steps_of(u)
         if self.full_batch:

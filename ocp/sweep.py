@@ -44,9 +44,7 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor) -> 
 
 
 @torch.no_grad()
-def adjoint(
-    discretization: Discretization, control: Tensor, states: Tensor, costates: Tensor | None = None
-) -> Tensor:
+def adjoint(discretization: Discretization, control: Tensor, states: Tensor, costates: Tensor | None = None) -> Tensor:
     """Costate sweep p_k = dPsi/dx^T p_{k+1} + dL/dx, which yields the exact derivative of the discrete objective.
 
     Parameters

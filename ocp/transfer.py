@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ocp.control import ControlSpace
 
 __all__ = ["CONSTANT", "LINEAR", "Interpolation", "Transfer", "coarse_grids"]
 
-#: From (coarse steps, fine steps) to three lists over the fine steps: left and right coarse neighbor, weight of the right one.
+#: From (coarse steps, fine steps) to lists over the fine steps: left and right coarse neighbor, weight of the right.
 Interpolation = Callable[[int, int], tuple[list[int], list[int], list[float]]]
 
 
@@ -135,7 +136,7 @@ def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tu
     """
     if not isinstance(levels, int):
         grids = tuple(levels)
-        if not grids or grids[0] != steps or any(a % b or a <= b for a, b in zip(grids, grids[1:], strict=False)):
+        if not grids or grids[0] != steps or any(a % b or a <= b for a, b in pairwise(grids)):
             raise ValueError(
                 f"levels: expected numbers of steps that begin with {steps} and each divide the one before, "
                 f"got {list(grids)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite, log
 from typing import Any
 
@@ -11,7 +11,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ocp.control import Control
+from ocp.costs import Tikhonov
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective
+from ocp.problem import ControlProblem
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 
 __all__ = ["Check", "Report", "Taylor", "taylor_test", "verify"]
@@ -56,7 +58,9 @@ class Taylor:
 
         NaN where fewer than two points are above the noise.
         """
-        points = [(log(e), log(r)) for e, r in zip(self.steps, remainders, strict=True) if isfinite(r) and r > self.noise]
+        points = [
+            (log(e), log(r)) for e, r in zip(self.steps, remainders, strict=True) if isfinite(r) and r > self.noise
+        ]
         points = points[-4:]
         if len(points) < 2:
             return float("nan")
@@ -221,7 +225,7 @@ def _taylor_checks(objective: Objective, u: Tensor, generator: torch.Generator) 
         ("Taylor order with the derivative", 2, taylor.second),
     ):
         observed = taylor.order(remainders)
-        # A remainder that is rounding error everywhere is zero: no order can be seen, and none is needed for the second.
+        # A remainder that is rounding error everywhere is zero: no order can be seen, nor is one needed.
         exact = order == 2 and all(r <= 10 * taylor.noise for r in remainders)
         # At a stationary point the first remainder is of second order, as it should be.
         flat = order == 1 and observed > 1 and length <= 1e-6 * abs(objective.value(u))
@@ -265,17 +269,13 @@ def _transpose_checks(objective: ReducedObjective, u: Tensor, generator: torch.G
     return checks
 
 
-def _without_cost(problem: Any) -> Any:
+def _without_cost(problem: ControlProblem) -> ControlProblem:
     """The problem with its running cost left out, so that a step is the map of states alone."""
-    from dataclasses import replace
-
-    from ocp.costs import Tikhonov
-
     return replace(problem, running_cost=None, control_cost=(Tikhonov(0.0),))
 
 
 def _multilevel_checks(objective: Objective, u: Tensor, generator: torch.Generator) -> list[Check]:
-    """Transposes of the transfers, and first-order coherence on two and three levels, as far as the grid can be halved."""
+    """Transposes of the transfers, and first-order coherence on two and three levels where there are so many."""
     checks: list[Check] = []
     fine: Objective = objective
     derivative = objective.derivative(u)
