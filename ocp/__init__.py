@@ -8,7 +8,7 @@ from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
 from ocp.grid import TimeGrid
 from ocp.linesearch import Armijo, StrongWolfe
 from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, State, TorchOptimizer
-from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Nested
+from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Measured, Nested, Scheduled
 from ocp.network import residual_network
 from ocp.objective import ReducedObjective, ShiftedObjective, discretize
 from ocp.problem import ControlProblem, Study
@@ -39,6 +39,7 @@ __all__ = [
     "FunctionDynamics",
     "GradientDescent",
     "LeastSquares",
+    "Measured",
     "Method",
     "ModuleDynamics",
     "Nested",
@@ -49,6 +50,7 @@ __all__ = [
     "ReducedObjective",
     "Report",
     "Result",
+    "Scheduled",
     "SciPy",
     "ShiftedObjective",
     "SolveError",

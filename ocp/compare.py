@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 from ocp.batches import Batches
 from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, TorchOptimizer
-from ocp.multilevel import MGOPT, Forgetful, Nested
+from ocp.multilevel import MGOPT, Forgetful, Measured, Nested, Refinement, Scheduled
+from ocp.objective import discretize
 from ocp.problem import Study
 from ocp.result import Result, Target
 from ocp.solver import accuracy, minimize
@@ -31,12 +32,15 @@ SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
     "scipy": lambda lr: SciPy(),
 }
 
-#: Ways to use the grids by name, as functions of the smoother and the levels.
-METHODS: Mapping[str, Callable[[Method, int], Method]] = {
-    "single": lambda smoother, levels: smoother,
-    "nested": lambda smoother, levels: Nested(levels, Forgetful(smoother)),
-    "mgopt": lambda smoother, levels: MGOPT(levels, smoother),
+#: Ways to use the grids by name, as functions of the smoother, the levels and the rule that refines.
+METHODS: Mapping[str, Callable[[Method, int, Refinement], Method]] = {
+    "single": lambda smoother, levels, refine: smoother,
+    "nested": lambda smoother, levels, refine: Nested(levels, Forgetful(smoother), refine=refine),
+    "mgopt": lambda smoother, levels, refine: MGOPT(levels, smoother, refine=refine),
 }
+
+#: With mini-batches each coarse grid gets so many epochs.
+EPOCHS = 5
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,18 @@ def solve(name: str, study: Study, run: Run) -> Result:
     run : Run
     """
     levels = run.levels or study.levels
+    batches: Batches | None = None
+    refine: Refinement = Measured()
+    if run.batch_size is not None:
+        batches = Batches(run.batch_size, run.seed)
+        samples = discretize(study.problem, 1).work.samples
+        refine = Scheduled(EPOCHS * batches.per_epoch(samples))
     result = minimize(
         study.problem,
         run.steps or study.steps,
-        METHODS[run.method](SMOOTHERS[run.smoother](run.learning_rate), levels),
+        METHODS[run.method](SMOOTHERS[run.smoother](run.learning_rate), levels, refine),
         integrator=run.integrator or study.integrator,
-        batches=None if run.batch_size is None else Batches(run.batch_size, run.seed),
+        batches=batches,
         validation=study.validation,
         **{**study.settings, **(run.settings or {})},
     )

@@ -115,10 +115,10 @@ class Control:
 
     def __post_init__(self) -> None:
         if self.flat.shape != (self.space.dimension,):
+            space = self.space
             raise ValueError(
-                f"control: expected a flat tensor of {self.space.dimension} numbers "
-                f"({self.space.grid.steps} steps of {self.space.control_size}, {self.space.parameter_size} parameters), "
-                f"got shape {tuple(self.flat.shape)}"
+                f"control: expected a flat tensor of {space.dimension} numbers ({space.grid.steps} steps of "
+                f"{space.control_size}, {space.parameter_size} parameters), got shape {tuple(self.flat.shape)}"
             )
 
     @property

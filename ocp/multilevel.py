@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, Protocol
@@ -16,7 +16,20 @@ from ocp.objective import Objective, ReducedObjective, ShiftedObjective
 from ocp.status import Status
 from ocp.transfer import CONSTANT, Interpolation, Transfer, coarse_grids
 
-__all__ = ["MGOPT", "SHAPES", "Always", "Cycle", "Earned", "Forgetful", "Nested", "Visits"]
+__all__ = [
+    "MGOPT",
+    "SHAPES",
+    "Always",
+    "Cycle",
+    "Earned",
+    "Forgetful",
+    "Measured",
+    "Nested",
+    "Progress",
+    "Refinement",
+    "Scheduled",
+    "Visits",
+]
 
 #: The shape of a cycle: what its visits to the next coarser grid look like, in turn.
 SHAPES: Mapping[str, tuple[str, ...]] = {"V": ("V",), "W": ("W", "W"), "F": ("F", "V")}
@@ -235,8 +248,8 @@ class Cycle:
         level = self._level(objective, u, scratch)
         state = State(u, level.smoother)
         for _ in range(steps):
-            before, spent, last = objective.value(state.control), objective.work.units, state
-            state = self.smoother.step(objective, last)
+            before, spent = objective.value(state.control), objective.work.units
+            state = self.smoother.step(objective, state)
             if isinstance(objective, ShiftedObjective):
                 state = replace(state, control=objective.confine(state.control))
             if state.status is not Status.RUNNING or not _rate(objective, before, spent, state.control) >= floor:
@@ -289,35 +302,50 @@ class Forgetful:
 
 
 @dataclass(frozen=True)
-class _Progress:
-    """What nested iteration knows of its work on the present grid."""
+class Progress:
+    """What nested iteration knows of its work on the present grid.
+
+    Attributes
+    ----------
+    steps : int
+        Taken on this grid.
+    values : tuple of float
+        The last three values of its objective.
+    looked : (float, float) or None
+        The objectives of this grid and of the next finer one at the last look.
+    gap : float
+        Estimated difference between these two.
+    """
 
     steps: int = 0
-    values: tuple[float, ...] = ()  # the last three values of the objective
-    looked: tuple[float, float] | None = None  # (this grid's, the finer grid's) objective at the last look
-    gap: float = 0.0  # estimated difference between the objectives of this grid and of the finer one
+    values: tuple[float, ...] = ()
+    looked: tuple[float, float] | None = None
+    gap: float = 0.0
+
+
+class Refinement(Protocol):
+    """When nested iteration goes to the next finer grid."""
+
+    def arrive(self, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+        """On a new grid. The functions evaluate the objectives of the grid left and of the new one, if called."""
+
+    def observe(
+        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
+    ) -> tuple[Progress, bool]:
+        """After a step, what is known now, and whether to refine. The functions evaluate the objectives if called."""
 
 
 @dataclass(frozen=True)
-class Nested:
-    """Nested iteration: begin on the coarsest grid, and refine when its progress is no longer real.
+class Measured:
+    """Refine when the progress on this grid is no longer real, as measured on the next finer one.
 
-    Every few steps the objective of the next finer grid is evaluated at the prolonged control. The grid is refined when
-    the coarse objective decreased but the finer one did not follow. It is also refined when two steps together
+    Every few steps the objective of the finer grid is evaluated at the prolonged control, and that work is charged. It
+    is time to refine when the coarse objective decreased but the finer one did not follow, or when two steps together
     decrease the objective by little against the difference between the two, which is the discretization error; where
-    a refinement has shown that difference already, half of it is expected for the next, as for a scheme of first
-    order. The method's memory goes along to the finer grid.
-
-    A coarsest grid on which the start has no finite value is passed over.
+    a refinement has shown that difference already, half of it is expected for the next, as for a scheme of first order.
 
     Parameters
     ----------
-    levels : int or sequence of int
-        Number of grids, or their numbers of steps, the finest first.
-    method : Method
-        What works on each grid: a smoother, or a `Cycle` with the same levels.
-    factor : int
-    interpolation : callable
     every : int
         Steps between two looks at the finer grid.
     follow : float
@@ -327,13 +355,76 @@ class Nested:
         the spiral, on digits and on the Van der Pol oscillator with N = 128.
     """
 
+    every: int = 5
+    follow: float = 0.5
+    little: float = 0.1
+
+    def arrive(self, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+        return Progress(gap=0.5 * abs(fine() - coarse()))
+
+    def observe(
+        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
+    ) -> tuple[Progress, bool]:
+        value = here()
+        progress = replace(progress, steps=progress.steps + 1, values=(*progress.values[-2:], value))
+        if progress.steps % self.every or self._little(progress):
+            return progress, self._little(progress)
+        before, now = progress.looked, (value, fine())
+        progress = replace(progress, looked=now, gap=abs(now[1] - now[0]))
+        followed = before is None or before[1] - now[1] > self.follow * (before[0] - now[0])
+        return progress, not followed or self._little(progress)
+
+    def _little(self, progress: Progress) -> bool:
+        """Whether the last two steps did little against the discretization error."""
+        values = progress.values
+        return len(values) == 3 and values[0] - values[2] <= self.little * progress.gap
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Refine after a number of steps; for mini-batches, whose noise hides what `Measured` looks for.
+
+    Parameters
+    ----------
+    steps : int
+        On each coarse grid.
+    """
+
+    steps: int
+
+    def arrive(self, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+        return Progress()
+
+    def observe(
+        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
+    ) -> tuple[Progress, bool]:
+        return Progress(progress.steps + 1), progress.steps + 1 >= self.steps
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Nested iteration: begin on the coarsest grid, refine when there is no more to gain on it.
+
+    The method's memory goes along to the finer grid, and the control is prolonged. A method that cannot go on is refined,
+    too. A coarsest grid on which the start has no finite value is passed over.
+
+    Parameters
+    ----------
+    levels : int or sequence of int
+        Number of grids, or their numbers of steps, the finest first.
+    method : Method
+        What works on each grid: a smoother, or a `Cycle` with the same levels.
+    factor : int
+    interpolation : callable
+    refine : Refinement
+        `Measured` or `Scheduled`.
+    """
+
     levels: int | Sequence[int] = 4
     method: Method = LBFGS()
     factor: int = 2
     interpolation: Interpolation = CONSTANT
-    every: int = 5
-    follow: float = 0.5
-    little: float = 0.1
+    refine: Refinement = Measured()
 
     def init(self, objective: ReducedObjective, control: Tensor) -> State:
         grids = list(coarse_grids(objective.space.grid.steps, self.levels, self.factor))
@@ -347,7 +438,7 @@ class Nested:
             refused += 1
         inner = self.method.init(coarse, start)
         counts = Counter(inner.counts) + Counter(refused_grids=refused)
-        return State(start, (inner.memory, _Progress()), inner.status, counts, level=len(grids) - 1)
+        return State(start, (inner.memory, Progress()), inner.status, counts, level=len(grids) - 1)
 
     def step(self, objective: ReducedObjective, state: State) -> State:
         memory, progress = state.memory
@@ -355,37 +446,19 @@ class Nested:
         inner = self.method.step(here, replace(state, memory=memory))
         if state.level == 0:
             return replace(inner, memory=(inner.memory, progress))
-        value = here.value(inner.control)
-        progress = replace(progress, steps=progress.steps + 1, values=(*progress.values[-2:], value))
         grids = coarse_grids(objective.space.grid.steps, self.levels, self.factor)
         fine = objective.on(grids[state.level - 1])
         transfer = Transfer(fine.space, here.space, self.interpolation)
         prolonged = transfer.prolong(inner.control)
-        refine = inner.status is not Status.RUNNING or self._little(progress)
-        if not refine and progress.steps % self.every == 0:
-            looked = (value, fine.value(prolonged))
-            refine = progress.looked is not None and not self._followed(progress.looked, looked)
-            progress = replace(progress, looked=looked, gap=abs(looked[1] - value))
-            refine = refine or self._little(progress)
-        if not refine:
+        values = (lambda: here.value(inner.control), lambda: fine.value(prolonged))
+        progress, refine = self.refine.observe(progress, *values)
+        if not refine and inner.status is Status.RUNNING:
             return replace(inner, memory=(inner.memory, progress))
-        carried = self.method.transport(inner.memory, transfer)
-        arrived = _Progress(gap=0.5 * abs(fine.value(prolonged) - value))
-        return replace(
-            inner, control=prolonged, memory=(carried, arrived), status=Status.RUNNING, level=state.level - 1
-        )
+        memory = (self.method.transport(inner.memory, transfer), self.refine.arrive(*values))
+        return replace(inner, control=prolonged, memory=memory, status=Status.RUNNING, level=state.level - 1)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
-        return self.method.transport(memory[0], transfer), _Progress()
-
-    def _followed(self, before: tuple[float, float], now: tuple[float, float]) -> bool:
-        """Whether the finer objective took part in the progress between two looks."""
-        return before[1] - now[1] > self.follow * (before[0] - now[0])
-
-    def _little(self, progress: _Progress) -> bool:
-        """Whether the last two steps did little against the discretization error."""
-        values = progress.values
-        return len(values) == 3 and values[0] - values[2] <= self.little * progress.gap
+        return self.method.transport(memory[0], transfer), Progress()
 
 
 def MGOPT(
@@ -393,13 +466,14 @@ def MGOPT(
     smoother: Method = LBFGS(),
     factor: int = 2,
     interpolation: Interpolation = CONSTANT,
+    refine: Refinement = Measured(),
     **cycle: Any,
 ) -> Nested:
     """MG/OPT as a whole: nested iteration whose method on each grid is a coherent cycle over the coarser ones.
 
     Parameters
     ----------
-    levels, factor, interpolation
+    levels, factor, interpolation, refine
         See `Nested`.
     smoother : Method
         What works on each grid; its memory goes along when the grid is refined.
@@ -411,4 +485,5 @@ def MGOPT(
     >>> MGOPT(levels=3, shape="F").method.shape
     'F'
     """
-    return Nested(levels, Cycle(levels, smoother, factor, interpolation=interpolation, **cycle), factor, interpolation)
+    cycles = Cycle(levels, smoother, factor, interpolation=interpolation, **cycle)
+    return Nested(levels, cycles, factor, interpolation, refine)

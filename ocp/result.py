@@ -184,13 +184,8 @@ class Result:
         numbers = {k: values[k] for k in own}
         for name in numbers_only:
             numbers[name] = float("nan") if numbers[name] is None else numbers[name]
-        return cls(
-            control=None,
-            status=Status[values["status"]],
-            history=tuple(Record(**r) for r in records),
-            about=about,
-            **numbers,
-        )
+        history = tuple(Record(**record) for record in records)
+        return cls(control=None, status=Status[values["status"]], history=history, about=about, **numbers)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``result.json`` and ``control.pt`` to a folder, which is made where it is missing."""
