@@ -14,7 +14,7 @@ from typing import Any
 import problems
 from ocp.problem import ControlProblem, Study
 
-__all__ = ["load", "names", "summaries"]
+__all__ = ["load", "names", "summaries", "takes"]
 
 
 def names() -> tuple[str, ...]:
@@ -62,6 +62,11 @@ def load(name: str, **options: Any) -> Study:
             f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}"
         )
     return study
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a problem's function has an argument of this name."""
+    return option in inspect.signature(_function(name)).parameters
 
 
 def _function(name: str) -> Callable[..., Any]:

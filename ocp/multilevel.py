@@ -405,8 +405,8 @@ class Scheduled:
 class Nested:
     """Nested iteration: begin on the coarsest grid, refine when there is no more to gain on it.
 
-    The method's memory goes along to the finer grid, and the control is prolonged. A method that cannot go on is refined,
-    too. A coarsest grid on which the start has no finite value is passed over.
+    The method's memory goes along to the finer grid, and the control is prolonged. The grid is refined, too, when the
+    method cannot go on. A coarsest grid on which the start has no finite value is passed over.
 
     Parameters
     ----------

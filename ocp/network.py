@@ -52,7 +52,7 @@ def residual_network(
         Final time T; N layers have the step T / N.
     control_cost : ControlCost or sequence of ControlCost, optional
     generator : torch.Generator, optional
-        For the initial weights of a layer; seed 0 where it is left out.
+        Of the CPU, for the initial weights of a layer; seed 0 where it is left out.
 
     Raises
     ------
@@ -76,7 +76,8 @@ def residual_network(
         weights = dynamics.flat.start().to(**like)
     elif hasattr(block, "initial"):
         dynamics = block
-        weights = block.initial(generator or torch.Generator(inputs.device).manual_seed(0), **like)
+        # Drawn in double precision on the CPU, so that a seed means the same weights in any type and place.
+        weights = block.initial(generator or torch.Generator().manual_seed(0), dtype=torch.float64).to(**like)
     else:
         raise TypeError(f"block: expected an nn.Module or a layer of ocp.layers, got {type(block).__name__}")
     return _assemble(inputs, cost, dynamics, weights.unsqueeze(0), opening, closing, horizon, control_cost)

@@ -1,0 +1,1 @@
+"""Problems to train and to control; each module that defines ``problem`` is one."""
