@@ -6,6 +6,7 @@ from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
 from ocp.grid import TimeGrid
+from ocp.integrators import ExplicitRungeKutta
 from ocp.linesearch import Armijo, StrongWolfe
 from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, State, TorchOptimizer
 from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Measured, Nested, Scheduled
@@ -15,6 +16,7 @@ from ocp.problem import ControlProblem, Study
 from ocp.result import Record, Result, Target
 from ocp.solver import accuracy, minimize
 from ocp.status import SolveError, Status
+from ocp.tableaus import Tableau
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 from ocp.verify import Report, taylor_test, verify
 
@@ -35,6 +37,7 @@ __all__ = [
     "Cycle",
     "Dynamics",
     "Earned",
+    "ExplicitRungeKutta",
     "Forgetful",
     "FunctionDynamics",
     "GradientDescent",
@@ -58,6 +61,7 @@ __all__ = [
     "Status",
     "StrongWolfe",
     "Study",
+    "Tableau",
     "Target",
     "Tikhonov",
     "TimeGrid",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +212,8 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
     goal = None if target is None else Target.parse(target)
     runs = [_run(options, method.strip()) for method in methods.split(",")]
     folder = _folder(out, name)
-    comparison = compare(
-        name,
-        lambda seed: _load(name, seed, options["device"], options["dtype"], options["sets"]),
-        runs,
-        seeds,
-        goal,
-        _saver(folder),
-    )
+    load = partial(_load, name, device=options["device"], dtype=options["dtype"], sets=options["sets"])
+    comparison = compare(name, load, runs, seeds, goal, _saver(folder))
     plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))
     click.echo(f"written to {folder}")

@@ -102,7 +102,7 @@ class QuadraticRunning:
     ----------
     state_weight, control_weight : float
     target : Tensor or float
-        Of the shape of x, or one that broadcasts to it.
+        Of the shape (batch, *state) or (1, *state), or a number.
     """
 
     state_weight: float = 1.0
@@ -115,6 +115,12 @@ class QuadraticRunning:
 
     def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return (x - self.target) * (self.state_weight / len(x)), self.control_weight * u
+
+    def take(self, indices: Tensor) -> QuadraticRunning:
+        """The same cost on some of the samples."""
+        if isinstance(self.target, Tensor) and len(self.target) > 1:
+            return replace(self, target=self.target[indices])
+        return self
 
 
 @dataclass(frozen=True)

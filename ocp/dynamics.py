@@ -115,9 +115,10 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
                 f"control_size: expected {dynamics.control_size}, which the dynamics state, got {control_size}"
             )
         return dynamics
-    if not callable(dynamics):
+    if not callable(dynamics) or hasattr(dynamics, "vjp"):
         raise TypeError(
-            f"dynamics: expected a function f(t, x, u), an nn.Module or Dynamics, got {type(dynamics).__name__}"
+            "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, vjp and jvp, "
+            f"got {type(dynamics).__name__}"
         )
     if control_size is None or control_size < 1:
         raise ValueError(

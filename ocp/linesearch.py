@@ -23,7 +23,7 @@ class Trial:
 
 
 class LineSearch(Protocol):
-    """Looks for a step that decreases the objective sufficiently."""
+    """Looks for a step that decreases the objective sufficiently, within the room that the objective leaves."""
 
     def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
         """Begin with the length ``step``; None where no trial will do."""
@@ -68,7 +68,8 @@ class Armijo:
         if not slope < 0:
             return None
         slack = _slack(control, value)
-        for _ in range(self.trials):
+        step = min(step, objective.room(control, direction))
+        for _ in range(self.trials if step > 0 else 0):
             candidate = torch.add(control, direction, alpha=step)
             trial = objective.value(candidate)
             if trial <= value + self.c1 * step * slope + slack:
@@ -82,7 +83,7 @@ class StrongWolfe:
     """Sufficient decrease and a slope that has become flat: |<dJ(u + a d), d>| <= c2 |<dJ(u), d>|.
 
     Nocedal & Wright (2006), algorithms 3.5 and 3.6, as one loop over a bracket. Where the trials run out, the best
-    point with sufficient decrease is taken, if there is one.
+    point with sufficient decrease is taken, if there is one; the end of the room needs sufficient decrease only.
 
     Parameters
     ----------
@@ -104,7 +105,9 @@ class StrongWolfe:
         slack = _slack(control, value)
         low, low_value, low_slope, best = 0.0, value, slope, None
         high, high_value = inf, inf
-        for _ in range(self.trials):
+        room = objective.room(control, direction)
+        step = min(step, room)
+        for _ in range(self.trials if room > 0 else 0):
             candidate = torch.add(control, direction, alpha=step)
             trial = objective.value(candidate)
             if not trial <= min(value + self.c1 * step * slope, low_value if best is not None else inf) + slack:
@@ -114,13 +117,14 @@ class StrongWolfe:
                 if not isfinite(trial_slope):
                     high, high_value = step, inf
                 else:
-                    if abs(trial_slope) <= -self.c2 * slope:
+                    if abs(trial_slope) <= -self.c2 * slope or (step == room and trial_slope < 0):
                         return Trial(step, candidate)
                     if trial_slope * (high - step if isfinite(high) else 1.0) >= 0:
                         high, high_value = low, low_value
                     low, low_value, low_slope, best = step, trial, trial_slope, candidate
             # Where nothing brackets the step yet, go on farther; 4 is between the 2 and 10 of Dennis & Schnabel.
-            step = 4 * step if high == inf else low + self._inside(low, low_value, low_slope, high, high_value)
+            farther = high == inf
+            step = min(4 * step, room) if farther else low + self._inside(low, low_value, low_slope, high, high_value)
         return Trial(low, best) if best is not None else None
 
     @staticmethod

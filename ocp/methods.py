@@ -133,7 +133,7 @@ class LBFGS:
 
     A pair holds a displacement s and a difference y of derivatives; their product is a plain dot product on every grid,
     and only the initial matrix gamma M^{-1} knows the Riesz map. Pairs travel to a finer grid: both members are
-    prolonged as displacements, which keeps their products, and the curvature test is repeated.
+    prolonged as displacements, which keeps their products under `CONSTANT`, and the curvature test is repeated.
 
     Parameters
     ----------

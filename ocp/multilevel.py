@@ -69,13 +69,14 @@ class Always:
 class Earned:
     """Corrections as long as they decrease the objective faster per work unit than smoothing does.
 
-    A visit that does not pay doubles the wait before the next one, and a coarse solve ends when it earns less than the
-    smoother above it did. So cycles cost little where they do not help.
+    Each visit that does not pay is followed by a wait twice as long as the one before, and the solve on the coarsest
+    grid ends when it earns less than the smoother above it did. So cycles cost little where they do not help.
 
     Parameters
     ----------
     patience : int
-        Smoothing steps before the first visit; 4 was tuned on the spiral with N = 128.
+        Opportunities that pass before the first visit, and after one that did not pay; 4 was tuned on the spiral with
+        N = 128.
     longest : int
         The wait doubles up to this.
     """
@@ -249,10 +250,16 @@ class Cycle:
         state = State(u, level.smoother)
         for _ in range(steps):
             before, spent = objective.value(state.control), objective.work.units
-            state = self.smoother.step(objective, state)
+            trial = self.smoother.step(objective, state)
             if isinstance(objective, ShiftedObjective):
-                state = replace(state, control=objective.confine(state.control))
+                trial = replace(trial, control=objective.confine(trial.control))
+            if not isfinite(objective.value(trial.control)):
+                state = replace(state, status=Status.NO_DECREASE)  # nor is what the smoother has learned there of use
+                break
+            state = trial
             if state.status is not Status.RUNNING or not _rate(objective, before, spent, state.control) >= floor:
+                break
+            if isinstance(objective, ShiftedObjective) and objective.at_boundary(state.control):
                 break
         scratch.levels[objective.space.grid.steps] = replace(level, smoother=state.memory)
         return state.control, state.status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf, sqrt
 from typing import Protocol
 
 import torch
@@ -55,6 +56,9 @@ class Objective(Protocol):
 
     def on(self, steps: int) -> Objective:
         """The objective of the same problem on another grid."""
+
+    def room(self, control: Tensor, direction: Tensor) -> float:
+        """The largest step along a direction that does not leave the domain of the objective."""
 
 
 @dataclass
@@ -110,7 +114,8 @@ class ReducedObjective:
 
     Examples
     --------
-    >>> problem = ControlProblem(lambda t, x, u: u, torch.ones(1, 1), lambda x: x.square().sum(), control_size=1)
+    >>> x = torch.ones(1, 1)
+    >>> problem = ControlProblem(lambda t, x, u: u + 0 * x, x, lambda x: x.square().sum(), control_size=1)
     >>> objective = discretize(problem, steps=4)
     >>> u = torch.zeros(4)
     >>> objective.value(u), objective.derivative(u), objective.work.units
@@ -167,7 +172,13 @@ class ReducedObjective:
     def directional(self, control: Tensor | Control, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
         u = self._flat(control)
-        return float(sweep.tangent(self.discretization, u, direction, self._forward(u).states)[1])
+        slope = sweep.tangent(self.discretization, u, direction, self._forward(u).states)[1]
+        self.work.charge(2 * FORWARD_SHARE, self._steps, self._shape[0])
+        return float(slope)
+
+    def room(self, control: Tensor, direction: Tensor) -> float:
+        """The largest step along a direction within the domain: there is no limit."""
+        return inf
 
     def final_state(self, control: Tensor | Control) -> Tensor:
         """x_N, shape (batch, *state)."""
@@ -179,6 +190,7 @@ class ReducedObjective:
         states = self._forward(u).states
         costates = torch.empty_like(states)
         sweep.adjoint(self.discretization, u, states, costates)
+        self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
         return Trajectory(torch.tensor(self.space.grid.nodes, dtype=states.dtype), states.clone(), costates)
 
     def _flat(self, control: Tensor | Control) -> Tensor:
@@ -218,6 +230,10 @@ class ReducedObjective:
         return buffer
 
 
+#: Steps end this share of the squared radius inside the ball, so that rounding does not put them outside.
+_INSIDE = 1 - 1e-5
+
+
 @dataclass(frozen=True)
 class ShiftedObjective:
     """J(v) - <shift, v - origin>, and infinite farther than ``radius`` from the origin.
@@ -240,7 +256,7 @@ class ShiftedObjective:
     base: Objective
     origin: Tensor
     shift: Tensor
-    radius: float = float("inf")
+    radius: float = inf
 
     @property
     def space(self) -> ControlSpace:
@@ -260,21 +276,33 @@ class ShiftedObjective:
         """The shifted value."""
         step = control - self.origin
         if self.space.norm(step) > self.radius:
-            return float("inf")
+            return inf
         return self.base.value(control) - float(torch.dot(self.shift, step))
 
     def derivative(self, control: Tensor) -> Tensor:
         """The shifted derivative."""
         return self.base.derivative(control) - self.shift
 
+    def room(self, control: Tensor, direction: Tensor) -> float:
+        """The largest step along a direction that stays in the ball."""
+        step, length = control - self.origin, self.space.norm(direction)
+        if self.radius == inf or length == 0:
+            return inf
+        # The positive root a of |step + a direction| = radius, in the form that does not cancel.
+        b = self.space.inner(step, direction) / length
+        c = max(_INSIDE * self.radius**2 - self.space.norm(step) ** 2, 0.0)
+        root = sqrt(b * b + c)
+        return (c / (b + root) if b > 0 else root - b) / length
+
     def confine(self, control: Tensor) -> Tensor:
-        """The control itself, or where the way to it from the origin leaves the ball."""
+        """The control itself, or where the straight way to it from the origin leaves the ball."""
         step = control - self.origin
-        length = self.space.norm(step)
-        if length <= self.radius:
-            return control
-        # A hair inside, so that rounding does not put it back outside.
-        return self.origin + step * ((1 - 1e-6) * self.radius / length)
+        room = self.room(self.origin, step)
+        return control if room >= 1 else torch.add(self.origin, step, alpha=room)
+
+    def at_boundary(self, control: Tensor) -> bool:
+        """Whether the control has come to the boundary of the ball."""
+        return self.space.norm(control - self.origin) ** 2 >= _INSIDE**2 * self.radius**2
 
 
 def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str = "euler") -> ReducedObjective:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ocp.result import Record, Result, Target
 from ocp.verify import Report
@@ -63,7 +64,7 @@ def _lines(axis: Axes, group: Sequence[Result], abscissa: str, quantity: str, co
         for records, fine in _parts(result.history):
             x, y = [getattr(r, abscissa) for r in records], [_ordinate(r, quantity) for r in records]
             axis.plot(x, y, color=color, linewidth=1.4 if fine else 1.0, alpha=0.9 if fine else 0.45)
-    ends = sorted(group, key=lambda r: getattr(r.history[-1], abscissa))
+    ends = sorted(group, key=lambda r: r.history[-1].work_units)
     end = ends[len(ends) // 2].history[-1]
     axis.plot(getattr(end, abscissa), _ordinate(end, quantity), "o", color=color, markersize=5, label=label)
 
@@ -72,7 +73,8 @@ def _ordinate(record: Record, quantity: str) -> float:
     """What is drawn of a record; of the objective, the value on the finest grid where it is known."""
     if quantity == "value" and record.finest_value is not None:
         return record.finest_value
-    return getattr(record, quantity)
+    value = getattr(record, quantity)
+    return float("nan") if value is None else value
 
 
 def _parts(history: Sequence[Record]) -> list[tuple[list[Record], bool]]:
@@ -93,10 +95,11 @@ def _dress(axes: Sequence[Sequence[Axes]], lower: str, target: Target | None) ->
     for row, quantity in zip(axes, ("value", lower), strict=True):
         row[0].set_ylabel(titles[quantity])
         for axis in row:
-            if axis.dataLim.y0 > 0 and quantity != "validation_accuracy":
+            if quantity != "validation_accuracy" and axis.dataLim.y1 > 10 * axis.dataLim.y0 > 0:
                 axis.set_yscale("log")
-            if axis.dataLim.x0 > 0:
-                axis.set_xscale("log")
+            if axis.dataLim.x1 > 10 * axis.dataLim.minposx:
+                axis.set_xscale("log", nonpositive="mask")
+                axis.xaxis.set_minor_formatter(NullFormatter())
             if target is not None and goal == quantity:
                 axis.axhline(target.threshold, color="black", linewidth=0.8, linestyle="--")
             axis.grid(alpha=0.25)

@@ -14,7 +14,9 @@ from ocp.control import Control, ControlSpace
 from ocp.costs import (
     ControlCost,
     RunningCost,
+    RunningFunction,
     TerminalCost,
+    TerminalFunction,
     as_control_costs,
     as_running_cost,
     as_terminal_cost,
@@ -198,13 +200,18 @@ class ControlProblem:
     def take(self, indices: Tensor) -> ControlProblem:
         """The same problem on some of its samples, in the given order.
 
+        Plain functions as costs are taken to treat all samples alike.
+
         Raises
         ------
         ValueError
             If a piece that depends on the samples cannot be divided.
         """
-        parts: dict[str, Any] = {"initial_state": self.initial_state, "terminal_cost": self.terminal_cost}
+        pieces = ("initial_state", "terminal_cost", "running_cost")
+        parts: dict[str, Any] = {name: getattr(self, name) for name in pieces}
         for name, part in parts.items():
+            if part is None or isinstance(part, TerminalFunction | RunningFunction):
+                continue
             if not hasattr(part, "take"):
                 raise ValueError(
                     f"{name}: expected a piece with a method take(indices) for mini-batches, got {type(part).__name__}"

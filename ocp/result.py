@@ -106,7 +106,7 @@ class Result:
     counts : mapping
         Coarse corrections taken, refused and skipped; grids refused.
     about : mapping
-        What was run: steps, integrator, method, dtype, device, and whatever the caller adds.
+        What was run: steps, integrator, recipe (of the method), dtype, device, and whatever the caller adds.
     """
 
     control: Control | None

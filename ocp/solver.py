@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,14 +59,16 @@ def minimize(
     start : Control, optional
         In place of the problem's own; it may live on a grid whose steps divide ``steps``.
     batches : Batches, optional
-        Draw a mini-batch for each iteration; it is held fixed through a cycle on all levels.
+        Draw a mini-batch for each iteration; it is held fixed through a cycle on all levels. Give `Nested` and `MGOPT`
+        the rule ``refine=Scheduled(...)`` then.
     validation : ControlProblem, optional
         The same problem on other samples; its accuracy is recorded.
     watch_finest : bool
         Record the objective on the finest grid also while on a coarse one, so that runs on different grids can be
         compared. Like the accuracy it is neither counted as work nor timed.
     tolerance : float
-        Stop when the dual norm of the derivative on the finest grid is at most this share of the first one recorded.
+        Stop when the dual norm of the derivative on the finest grid is at most this share of the first one recorded,
+        which a multilevel method has on its coarsest grid.
     target : Target, optional
         Stop when it is reached.
     max_iterations : int
@@ -92,8 +95,9 @@ def minimize(
 
     Examples
     --------
+    >>> import torch
     >>> problem = ControlProblem(
-    ...     dynamics=lambda t, x, u: u,
+    ...     dynamics=lambda t, x, u: u + 0 * x,
     ...     initial_state=torch.ones(1, 1, dtype=torch.float64),
     ...     running_cost=lambda t, x, u: 0.5 * (x.square().sum() + u.square().sum()),
     ...     control_size=1,
@@ -245,7 +249,7 @@ class _Run:
             about={
                 "steps": objective.space.grid.steps,
                 "integrator": objective.discretization.integrator.name,
-                "recipe": repr(method),
+                "recipe": re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)),
                 "dtype": str(x.dtype).removeprefix("torch."),
                 "device": str(x.device),
             },

@@ -41,7 +41,7 @@ class Tableau:
     @property
     def c(self) -> tuple[float, ...]:
         """Stage times, the row sums of A."""
-        return tuple(sum(row) for row in self.A)
+        return tuple(float(sum(row)) for row in self.A)
 
     def __post_init__(self) -> None:
         if len(self.A) != len(self.b) or any(len(row) != i for i, row in enumerate(self.A)):
