@@ -130,31 +130,45 @@ class Comparison:
     def __str__(self) -> str:
         """Medians over the seeds, ranges in brackets; a seed that missed the target is a failure, never dropped."""
         rows = [self._row(name, results) for name, results in self.runs.items()]
-        headers = ["method", "reached", "work to target", "seconds to target", "objective", "validation", "test"]
+        headers = (
+            "method",
+            "reached",
+            "work to target",
+            "gain",
+            "seconds to target",
+            "objective",
+            "validation",
+            "test",
+        )
         goal = f"target: {self.target}" if self.target else "no target"
         table = tabulate(rows, headers=headers, disable_numparse=True)
-        return f"{table}\n{goal}; medians over seeds, [ranges]; work in gradients on the finest grid and all samples"
+        note = "medians over seeds, [ranges]; work in gradients on the finest grid and all samples; gain against single"
+        return f"{table}\n{goal}; {note}"
 
     def _row(self, name: str, results: Sequence[Result]) -> list[str]:
-        reached = [r for r in (_to_target(result, self.target) for result in results) if r is not None]
-        all_reached = len(reached) == len(results)
-        work, seconds = (
-            _summary([pair[i] for pair in reached], form) if all_reached else "missed" if self.target else "-"
-            for i, form in ((0, ".2f"), (1, ".2f"))
-        )
-        baseline = [_to_target(result, self.target) for result in self.runs.get("single", ())]
-        if all_reached and name != "single" and baseline and all(baseline):
-            ratio = median(b[0] for b in baseline if b) / median(pair[0] for pair in reached)
-            work += f"  {ratio:.1f}x less"
+        spent = [_to_target(result, self.target) for result in results]
+        reached = [pair for pair in spent if pair is not None]
+        missed = "-" if self.target is None else "missed"
+        complete = len(reached) == len(results) > 0
         return [
             name,
-            f"{len(reached)} of {len(results)}" if self.target else "-",
-            work,
-            seconds,
+            "-" if self.target is None else f"{len(reached)} of {len(results)}",
+            _summary([work for work, _ in reached], ".2f") if complete else missed,
+            self._gain(name),
+            _summary([seconds for _, seconds in reached], ".2f") if complete else missed,
             _summary([r.value for r in results], ".4g"),
             _summary([r.validation_accuracy for r in results], ".3f"),
             _summary([r.test_accuracy for r in results], ".3f"),
         ]
+
+    def _gain(self, name: str) -> str:
+        """Median over the seeds of the ratio of the single-level method's work to this one's."""
+        pairs = [
+            (_to_target(single, self.target), _to_target(result, self.target))
+            for single, result in zip(self.runs.get("single", ()), self.runs[name], strict=False)
+        ]
+        ratios = [single[0] / own[0] for single, own in pairs if single and own]
+        return f"{median(ratios):.1f}x" if pairs and len(ratios) == len(pairs) else "-"
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON can hold it."""

@@ -413,7 +413,8 @@ class Nested:
     """Nested iteration: begin on the coarsest grid, refine when there is no more to gain on it.
 
     The method's memory goes along to the finer grid, and the control is prolonged. The grid is refined, too, when the
-    method cannot go on. A coarsest grid on which the start has no finite value is passed over.
+    method cannot go on, and when the state comes back with the status CONVERGED, by which a solver says that its
+    tolerance is met on this grid. A coarsest grid on which the start has no finite value is passed over.
 
     Parameters
     ----------
@@ -450,7 +451,9 @@ class Nested:
     def step(self, objective: ReducedObjective, state: State) -> State:
         memory, progress = state.memory
         here = objective.on(objective.space.steps_of(state.control))
-        inner = self.method.step(here, replace(state, memory=memory))
+        inner = replace(state, memory=memory)
+        if state.status is not Status.CONVERGED:
+            inner = self.method.step(here, inner)
         if state.level == 0:
             return replace(inner, memory=(inner.memory, progress))
         grids = coarse_grids(objective.space.grid.steps, self.levels, self.factor)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from ocp.result import Record, Result, Target
@@ -15,6 +16,8 @@ __all__ = ["convergence", "taylor"]
 
 #: Colors that stay apart in print and for color-blind readers: Wong (2011), "Points of view: color blindness".
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+#: Opacity of what happened on coarse grids.
+COARSE = 0.45
 
 
 def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target | None = None) -> Figure:
@@ -54,7 +57,10 @@ def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target
             for color, (label, group) in zip(COLORS * len(groups), groups.items(), strict=False):
                 _lines(axes[row, column], group, abscissa, quantity, color, label)
     _dress(axes, lower, target)
-    axes[0, 0].legend(frameon=False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if any(record.level > 0 for group in groups.values() for result in group for record in result.history):
+        handles, labels = [*handles, Line2D([], [], color="black", alpha=COARSE)], [*labels, "on coarse grids"]
+    axes[0, 0].legend(handles, labels, frameon=False)
     return figure
 
 
@@ -63,7 +69,7 @@ def _lines(axis: Axes, group: Sequence[Result], abscissa: str, quantity: str, co
     for result in group:
         for records, fine in _parts(result.history):
             x, y = [getattr(r, abscissa) for r in records], [_ordinate(r, quantity) for r in records]
-            axis.plot(x, y, color=color, linewidth=1.4 if fine else 1.0, alpha=0.9 if fine else 0.45)
+            axis.plot(x, y, color=color, linewidth=1.4 if fine else 1.0, alpha=0.9 if fine else COARSE)
     ends = sorted(group, key=lambda r: r.history[-1].work_units)
     end = ends[len(ends) // 2].history[-1]
     axis.plot(getattr(end, abscissa), _ordinate(end, quantity), "o", color=color, markersize=5, label=label)

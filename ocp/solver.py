@@ -134,7 +134,10 @@ def minimize(
                     record = run.record()
                     line.set_description_str(_line(record, run.iteration))
                     stop = callback is not None and callback(record, run.control())
-                    status = _status(run, record, stop, tolerance, target, max_iterations, max_work, max_seconds)
+                    converged = record.derivative_norm <= tolerance * run.history[0].derivative_norm
+                    if converged and record.level > 0:
+                        state = replace(state, status=Status.CONVERGED)  # so that the method refines the grid
+                    status = _status(run, record, converged, stop, target, max_iterations, max_work, max_seconds)
                 if status is Status.RUNNING:
                     on = objective if stream is None else objective.take(next(stream))
                     with run.clock.running():
@@ -264,8 +267,8 @@ def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:
 def _status(
     run: _Run,
     record: Record,
+    converged: bool,
     stop: bool | None,
-    tolerance: float,
     target: Target | None,
     max_iterations: int,
     max_work: float,
@@ -274,7 +277,7 @@ def _status(
     """Why to stop after this record, or RUNNING."""
     if not (isfinite(record.value) and isfinite(record.derivative_norm)):
         return Status.NOT_FINITE
-    if record.level == 0 and record.derivative_norm <= tolerance * run.history[0].derivative_norm:
+    if record.level == 0 and converged:
         return Status.CONVERGED
     if target is not None and target.reached(record):
         return Status.TARGET

@@ -1,0 +1,46 @@
+"""Run the comparisons that the documentation shows, and write their results, tables and figures.
+
+    python docs/benchmarks/figures.py [--quick]
+
+Results go to docs/results/NAME/compare.json and tables.md, figures to docs/figures/NAME.png. With --quick the figures and
+tables are made anew from the saved results, without running anything.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+
+from ocp import catalog, plots
+from ocp.compare import Comparison, Run, compare
+
+DOCS = Path(__file__).parents[1]
+NAMES = ("digits", "spiral", "peaks", "swiss_roll", "van_der_pol")
+SEEDS = 5
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True)
+def main(quick: bool) -> None:
+    torch.set_num_threads(1)
+    (DOCS / "figures").mkdir(exist_ok=True)
+    tables = []
+    for name in NAMES:
+        folder = DOCS / "results" / name
+        if not quick:
+            runs = [Run("single"), Run("nested"), Run("mgopt")]
+            compare(name, partial(load, name), runs, SEEDS).save(folder)
+        comparison = Comparison.load(folder)
+        plots.convergence(comparison.runs, comparison.target).savefig(DOCS / "figures" / f"{name}.png", dpi=110)
+        tables.append(f"## {name}\n\n```text\n{comparison}\n```\n")
+    head = "# Results\n\nWritten by `docs/benchmarks/figures.py`; L-BFGS smooths on every grid, N = 128.\n\n"
+    (DOCS / "results" / "tables.md").write_text(head + "\n".join(tables))
+
+
+def load(name: str, seed: int):
+    return catalog.load(name, seed=seed)
+
+
+if __name__ == "__main__":
+    main()
