@@ -1,9 +1,9 @@
 """Run the comparisons that the documentation shows, and write their results, tables and figures.
 
-    python docs/benchmarks/figures.py [--quick]
+    python docs/benchmarks/figures.py [--redraw]
 
-Results go to docs/results/NAME/compare.json and tables.md, figures to docs/figures/NAME.png. With --quick the figures and
-tables are made anew from the saved results, without running anything.
+Results go to docs/results/NAME/compare.json and tables.md, figures to docs/figures/NAME.png. With --redraw the figures
+and tables are made anew from the saved results, without running anything.
 """
 
 from functools import partial
@@ -21,14 +21,14 @@ SEEDS = 5
 
 
 @click.command(help=__doc__)
-@click.option("--quick", is_flag=True)
-def main(quick: bool) -> None:
+@click.option("--redraw", is_flag=True)
+def main(redraw: bool) -> None:
     torch.set_num_threads(1)
     (DOCS / "figures").mkdir(exist_ok=True)
     tables = []
     for name in NAMES:
         folder = DOCS / "results" / name
-        if not quick:
+        if not redraw:
             runs = [Run("single"), Run("nested"), Run("mgopt")]
             compare(name, partial(load, name), runs, SEEDS).save(folder)
         comparison = Comparison.load(folder)
