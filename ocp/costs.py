@@ -118,7 +118,7 @@ class QuadraticRunning:
 
     def take(self, indices: Tensor) -> QuadraticRunning:
         """The same cost on some of the samples."""
-        if isinstance(self.target, Tensor) and len(self.target) > 1:
+        if isinstance(self.target, Tensor) and self.target.ndim > 1 and len(self.target) > 1:
             return replace(self, target=self.target[indices])
         return self
 
@@ -179,11 +179,19 @@ class LeastSquares:
     target: Tensor
     weight: float = 1.0
 
+    def _miss(self, x: Tensor) -> Tensor:
+        if x.shape != self.target.shape:  # broadcasting would turn (n, 1) against (n,) into n^2 differences
+            raise ValueError(
+                f"target: expected the shape of the final state or of its readout {tuple(x.shape)}, "
+                f"got {tuple(self.target.shape)}"
+            )
+        return x - self.target
+
     def __call__(self, x: Tensor, q: Tensor) -> Tensor:
-        return 0.5 * self.weight * (x - self.target).square().sum() / len(x)
+        return 0.5 * self.weight * self._miss(x).square().sum() / len(x)
 
     def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.target) * (self.weight / len(x)), torch.zeros_like(q)
+        return self._miss(x) * (self.weight / len(x)), torch.zeros_like(q)
 
     def take(self, indices: Tensor) -> LeastSquares:
         """The same cost on some of the samples."""

@@ -48,8 +48,10 @@ class Discretization:
         problem = self.problem
         if problem.start is not None:
             return problem.initial_state(problem.start.parameters), problem.start.path[0]
-        # Where the initial state needs parameters but no start is given, torch's default type has to do.
-        x = problem.initial_state(torch.zeros(problem.parameter_size))
+        # An opening computes in the type of its inputs; for a function of the parameters, the default has to do.
+        like = getattr(problem.initial_state, "inputs", torch.empty(0))
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        x = problem.initial_state(like.new_zeros(problem.parameter_size, dtype=dtype))
         return x, x.new_zeros(problem.dynamics.control_size)
 
     def check(self) -> None:

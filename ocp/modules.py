@@ -38,8 +38,7 @@ class FlatModule:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
         for name, part in module.named_modules():
-            random = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
-            if part.training and (random or isinstance(part, nn.modules.batchnorm._BatchNorm)):
+            if part.training and _varies(part):
                 raise ValueError(
                     f"module: expected a deterministic module, got {type(part).__name__} ({name}) in training mode; "
                     "remove it or call .eval() on it"
@@ -68,6 +67,17 @@ class FlatModule:
             for parameter, part in zip(module.parameters(), parts, strict=True):
                 parameter.data = part.reshape(parameter.shape).clone()
         return module
+
+
+def _varies(part: nn.Module) -> bool:
+    """Whether two evaluations in training mode can differ, or leave a trace in the module."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+        return part.dropout > 0
+    if isinstance(part, nn.modules.instancenorm._InstanceNorm):
+        return part.track_running_stats
+    return isinstance(part, nn.RReLU | nn.modules.batchnorm._BatchNorm)
 
 
 def pullback(function: Any, arguments: tuple[Tensor, ...], cotangent: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf, sqrt
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ class ReducedObjective:
 
     discretization: Discretization
     work: Work = None  # type: ignore[assignment]
-    _buffers: dict[tuple[int, ...], _Buffer] = field(default_factory=dict, repr=False)
+    _buffers: dict[tuple[Any, ...], _Buffer] = field(default_factory=dict, repr=False)
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
     _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
 
@@ -167,7 +167,7 @@ class ReducedObjective:
             buffer = self._forward(u) if self._buffer(u).holds is not evaluation else self._buffer(u)
             evaluation.derivative = sweep.adjoint(self.discretization, u, buffer.states)
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
-        return evaluation.derivative
+        return evaluation.derivative.clone()
 
     def directional(self, control: Tensor | Control, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
@@ -200,7 +200,7 @@ class ReducedObjective:
         return flat
 
     def _buffer(self, control: Tensor) -> _Buffer:
-        key = (self._steps, *self._shape)
+        key = (control.dtype, control.device, self._steps, *self._shape)
         if key not in self._buffers:
             states = torch.empty((self._steps + 1, *self._shape), dtype=control.dtype, device=control.device)
             self._buffers[key] = _Buffer(states)
