@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,9 +64,10 @@ class Discretization:
         ValueError
             Naming the piece, what was expected of it and what it gave.
         """
-        x, u = self.example()
-        problem = self.problem
-        f = problem.dynamics(0.0, x, u)
+        problem, (x, u) = self.problem, self.example()
+        q = x.new_zeros(problem.parameter_size) if problem.start is None else problem.start.parameters
+        shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
+        f = _evaluate("dynamics", f"to take {shapes}", problem.dynamics, 0.0, x, u)
         if f.shape != x.shape or f.dtype != x.dtype:
             raise ValueError(
                 f"dynamics: expected f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}, "
@@ -72,15 +75,15 @@ class Discretization:
             )
         values = {}
         if problem.running_cost is not None:
-            values["running_cost"] = problem.running_cost(0.0, x, u)
+            values["running_cost"] = _evaluate("running_cost", f"to take {shapes}", problem.running_cost, 0.0, x, u)
         if problem.terminal_cost is not None:
-            q = x.new_zeros(problem.parameter_size) if problem.start is None else problem.start.parameters
-            values["terminal_cost"] = problem.terminal_cost(x, q)
+            shapes = f"a final state of shape {tuple(x.shape)}"
+            values["terminal_cost"] = _evaluate("terminal_cost", f"to take {shapes}", problem.terminal_cost, x, q)
         for name, value in values.items():
-            if not isinstance(value, Tensor) or value.shape != ():
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            if value.shape != ():
                 raise ValueError(
-                    f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch"
+                    f"{name}: expected a scalar tensor of shape (), got shape {tuple(value.shape)}; "
+                    "sum or average over the batch"
                 )
 
     def start(self) -> Control:
@@ -100,3 +103,14 @@ class Discretization:
             raise ValueError(f"start: expected a control on a divisor of {self.grid.steps} steps, got {coarse} steps")
         path = start.path.repeat_interleave(self.grid.steps // coarse, dim=0)
         return Control(space, space.join(path, start.parameters))
+
+
+def _evaluate(name: str, expected: str, piece: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """One value of a piece of a problem, or an error that names the piece."""
+    try:
+        value = piece(*arguments)
+    except (RuntimeError, IndexError) as error:  # what torch raises for shapes, types and places that do not fit
+        raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
+    return value

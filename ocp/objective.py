@@ -191,7 +191,7 @@ class ReducedObjective:
         costates = torch.empty_like(states)
         sweep.adjoint(self.discretization, u, states, costates)
         self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
-        return Trajectory(torch.tensor(self.space.grid.nodes, dtype=states.dtype), states.clone(), costates)
+        return Trajectory(torch.tensor(self.space.grid.nodes).to(states), states.clone(), costates)
 
     def _flat(self, control: Tensor | Control) -> Tensor:
         flat = control.flat if isinstance(control, Control) else control

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -36,13 +36,11 @@ def LINEAR(coarse: int, fine: int) -> tuple[list[int], list[int], list[float]]:
 @lru_cache(maxsize=64)
 def _stencil(
     interpolation: Interpolation, coarse: int, fine: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The lists as tensors; no weights where the left neighbor counts alone."""
     left, right, weight = interpolation(coarse, fine)
-    return (
-        torch.tensor(left, device=device),
-        torch.tensor(right, device=device),
-        torch.tensor(weight, dtype=dtype, device=device).unsqueeze(1),
-    )
+    weights = torch.tensor(weight, dtype=dtype, device=device).unsqueeze(1) if any(weight) else None
+    return torch.tensor(left, device=device), torch.tensor(right, device=device), weights
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Transfer:
     Raises
     ------
     ValueError
-        If the grids do not nest.
+        If the grids do not nest, or are of different problems.
 
     Examples
     --------
@@ -81,15 +79,17 @@ class Transfer:
         fine, coarse = self.fine.grid, self.coarse.grid
         if fine.steps % coarse.steps:
             raise ValueError(f"coarse: expected a divisor of {fine.steps} steps, got {coarse.steps}")
+        if replace(self.coarse, grid=fine) != self.fine or coarse.horizon != fine.horizon:
+            raise ValueError(f"coarse: expected the controls of {self.fine} on another grid, got {self.coarse}")
 
-    def _stencil(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _stencil(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return _stencil(self.interpolation, self.coarse.grid.steps, self.fine.grid.steps, like.dtype, like.device)
 
     def prolong(self, v: Tensor) -> Tensor:
         """P v: a coarse displacement or control on the fine grid."""
         left, right, weight = self._stencil(v)
         path = self.coarse.path(v)
-        fine = path[left] if left is right or not weight.any() else torch.lerp(path[left], path[right], weight)
+        fine = path[left] if weight is None else torch.lerp(path[left], path[right], weight)
         return self.fine.join(fine, self.coarse.parameters(v))
 
     def restrict_dual(self, derivative: Tensor) -> Tensor:
@@ -97,8 +97,10 @@ class Transfer:
         left, right, weight = self._stencil(derivative)
         path = self.fine.path(derivative)
         coarse = path.new_zeros(self.coarse.grid.steps, self.coarse.control_size)
-        coarse.index_add_(0, left, path * (1 - weight))
-        coarse.index_add_(0, right, path * weight)
+        if weight is None:
+            coarse.index_add_(0, left, path)
+        else:
+            coarse.index_add_(0, left, path * (1 - weight)).index_add_(0, right, path * weight)
         return self.coarse.join(coarse, self.fine.parameters(derivative))
 
     def restrict(self, u: Tensor) -> Tensor:

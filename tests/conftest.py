@@ -1,0 +1,176 @@
+"""What several tests share: random numbers, and the mathematical definitions in plain torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ocp.dynamics import FunctionDynamics, ModuleDynamics
+from ocp.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dense
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Dynamics beside their definition, for states of one shape."""
+
+    dynamics: Any
+    definition: Callable[[float, Tensor, Tensor], Tensor]
+    state: tuple[int, ...]
+
+
+def smooth_relu(z):
+    """The parabola with the values and slopes of ReLU at -0.1 and 0.1."""
+    return torch.where(z > 0.1, z, torch.where(z < -0.1, 0 * z, 2.5 * z**2 + 0.5 * z + 0.025))
+
+
+def dense(sigma, weight=lambda K: K):
+    def f(t, x, u):
+        n = x.shape[1]
+        return sigma(x @ weight(u[: n * n].reshape(n, n)).T + u[n * n :])
+
+    return f
+
+
+def convolution(sigma, c, k):
+    def f(t, x, u):
+        patches = nn.functional.unfold(x, k, padding=k // 2)  # (batch, c k^2, pixels)
+        out = u[:-c].reshape(c, c * k * k) @ patches + u[-c:, None]
+        return sigma(out).reshape(x.shape)
+
+    return f
+
+
+def pendulum(t, x, u):
+    return torch.stack((x[:, 1], u[0] * torch.cos(x[:, 0]) - torch.sin(x[:, 0]) + t * u[1] * x[:, 1]), dim=1)
+
+
+def two_layers(t, x, u):
+    W, b, V = u[:12].reshape(4, 3), u[12:16], u[16:].reshape(3, 4)
+    return torch.tanh(x @ W.T + b) @ V.T
+
+
+BLOCK = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3, bias=False))
+
+VECTOR_CASES = {
+    "dense tanh": Case(Dense(3, TANH), dense(torch.tanh), (3,)),
+    "dense relu": Case(Dense(3, RELU), dense(torch.relu), (3,)),
+    "dense smooth relu": Case(Dense(3, SMOOTH_RELU), dense(smooth_relu), (3,)),
+    "antisymmetric": Case(
+        Dense(3, TANH, Antisymmetric(gamma=0.3)),
+        dense(torch.tanh, lambda K: 0.5 * (K - K.T) - 0.15 * torch.eye(3).to(K)),
+        (3,),
+    ),
+    "function": Case(FunctionDynamics(pendulum, control_size=2), pendulum, (2,)),
+    "function without control": Case(
+        FunctionDynamics(lambda t, x, u: t - x**2, control_size=1), lambda t, x, u: t - x**2, (2,)
+    ),
+    "module": Case(ModuleDynamics(BLOCK), two_layers, (3,)),
+}
+IMAGE_CASES = {
+    "convolution tanh": Case(Convolution(2, 3, TANH), convolution(torch.tanh, 2, 3), (2, 4, 3)),
+    "convolution smooth relu": Case(Convolution(2, 1, SMOOTH_RELU), convolution(smooth_relu, 2, 1), (2, 3, 2)),
+}
+CASES = VECTOR_CASES | IMAGE_CASES
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    """Every kind of dynamics."""
+    return request.param
+
+
+@pytest.fixture(params=VECTOR_CASES.values(), ids=VECTOR_CASES.keys())
+def vector_case(request):
+    """Every kind of dynamics whose states are vectors."""
+    return request.param
+
+
+@pytest.fixture
+def rand():
+    """Normal random numbers in double precision, the same at every run."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return draw
+
+
+def euler(F, t, h, x):
+    k, l = F(t, x)
+    return x + h * k, h * l
+
+
+def midpoint(F, t, h, x):
+    k, _ = F(t, x)
+    k, l = F(t + h / 2, x + h / 2 * k)
+    return x + h * k, h * l
+
+
+def heun(F, t, h, x):
+    k1, l1 = F(t, x)
+    k2, l2 = F(t + h, x + h * k1)
+    return x + h / 2 * (k1 + k2), h / 2 * (l1 + l2)
+
+
+def rk4(F, t, h, x):
+    k1, l1 = F(t, x)
+    k2, l2 = F(t + h / 2, x + h / 2 * k1)
+    k3, l3 = F(t + h / 2, x + h / 2 * k2)
+    k4, l4 = F(t + h, x + h * k3)
+    return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), h / 6 * (l1 + 2 * l2 + 2 * l3 + l4)
+
+
+STEPS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+
+
+@pytest.fixture
+def definitions():
+    """The step of every integrator by definition: (F, t, h, x) -> (next x, cost) with F(t, x) = (f, L)."""
+    return STEPS
+
+
+@pytest.fixture(params=STEPS)
+def scheme(request):
+    """The name of every integrator."""
+    return request.param
+
+
+@pytest.fixture
+def rollout():
+    """Trajectory and running cost by definition; autograd can differentiate them."""
+
+    def run(scheme, f, x, path, horizon=1.0, running=lambda t, x, u: 0.0):
+        h, states, cost = horizon / len(path), [x], 0.0
+        for k, u in enumerate(path):
+            x, part = STEPS[scheme](lambda t, x, u=u: (f(t, x, u), running(t, x, u)), k * h, h, states[-1])
+            states, cost = [*states, x], cost + part
+        return states, cost
+
+    return run
+
+
+@pytest.fixture
+def unchanged():
+    """Whether tensors are bit for bit what they were when this was called: use it as a context."""
+
+    class Unchanged:
+        def __init__(self, *tensors):
+            self.tensors = tensors
+
+        def __enter__(self):
+            self.before = [t.clone() for t in self.tensors]
+            return self
+
+        def __exit__(self, *error):
+            if error[0] is None:
+                assert all(map(torch.equal, self.tensors, self.before))
+
+    return Unchanged

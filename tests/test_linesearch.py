@@ -1,0 +1,183 @@
+"""The line searches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf, nan
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocp.linesearch import Armijo, StrongWolfe
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass
+class Function:
+    """A function of a vector as an objective; it keeps the vectors at which its value was asked for."""
+
+    function: Callable[[Tensor], Tensor]
+    asked: list[Tensor] = field(default_factory=list)
+
+    def value(self, u):
+        self.asked.append(u)
+        return float(self.function(u))
+
+    def derivative(self, u):
+        v = u.clone().requires_grad_()
+        return torch.autograd.grad(self.function(v), v)[0]
+
+
+def quadratic(u):
+    return 0.5 * u[0] ** 2 + 50 * u[1] ** 2
+
+
+def rosenbrock(u):
+    return (1 - u[0]) ** 2 + 100 * (u[1] - u[0] ** 2) ** 2
+
+
+def saturating(u):
+    return torch.tanh(u[0] - 3) + torch.tanh(u[1] ** 2)
+
+
+def wavy(u):
+    return 0.1 * u.square().sum() + torch.cos(3 * u).sum()
+
+
+FUNCTIONS = [quadratic, rosenbrock, saturating, wavy]
+FIRST_STEPS = [1e-3, 1.0, 30.0]
+SEARCHES = [Armijo(), StrongWolfe(), StrongWolfe(c2=0.1)]
+START = torch.tensor([-1.2, 1.1], dtype=torch.float64)
+
+
+def descent(function, start=START):
+    """The objective with its direction of steepest descent at the start."""
+    objective = Function(function)
+    return objective, start, -objective.derivative(start)
+
+
+@pytest.mark.parametrize("step", FIRST_STEPS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_an_accepted_step_decreases_the_objective_sufficiently(search, function, step):
+    objective, u, d = descent(function)
+    trial = search(objective, u, d, step)
+    slope = float(objective.derivative(u) @ d)
+    rounding = 4 * EPS * abs(objective.value(u))
+    assert objective.value(trial.control) <= objective.value(u) + search.c1 * trial.step * slope + rounding
+
+
+@pytest.mark.parametrize("c2", [0.9, 0.5, 0.1])
+@pytest.mark.parametrize("step", FIRST_STEPS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_strong_wolfe_accepts_only_where_the_slope_has_become_flat(function, step, c2):
+    objective, u, d = descent(function)
+    trial = StrongWolfe(c2=c2)(objective, u, d, step)
+    before, after = float(objective.derivative(u) @ d), float(objective.derivative(trial.control) @ d)
+    assert abs(after) <= c2 * abs(before)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_trial_lies_on_the_line_at_its_step(search, function):
+    objective, u, d = descent(function)
+    trial = search(objective, u, d, 1.0)
+    assert torch.equal(trial.control, torch.add(u, d, alpha=trial.step))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_search_leaves_control_and_direction_as_they_were(search, function, unchanged):
+    objective, u, d = descent(function)
+    with unchanged(u, d):
+        search(objective, u, d, 1.0)
+
+
+def test_armijo_takes_a_first_step_that_suffices():
+    objective, u, d = descent(lambda u: 0.5 * u.square().sum())
+    assert Armijo()(objective, u, d, 1.0).step == 1.0
+    assert len(objective.asked) == 2
+
+
+def test_armijo_interpolates_a_parabola_exactly():
+    objective, u, d = descent(lambda u: 0.5 * u.square().sum())
+    trial = Armijo()(objective, u, d, 4.0)
+    assert trial.step == pytest.approx(1.0, rel=1e-14)
+    assert len(objective.asked) == 3
+
+
+@pytest.mark.parametrize("c2", [0.9, 0.1])
+def test_strong_wolfe_goes_on_while_the_slope_is_steep(c2):
+    objective, u, d = descent(lambda u: 0.5 * u.square().sum())
+    assert 1 - c2 <= StrongWolfe(c2=c2)(objective, u, d, 1e-6).step <= 1 + c2
+
+
+@pytest.mark.parametrize("outside", [nan, inf, -inf])
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_value_that_is_not_finite_is_backed_off(search, outside):
+    def inside_a_ball(u):
+        return 0.5 * u.square().sum() if u.norm() <= 2 else u.sum() * outside
+
+    objective, u, d = descent(inside_a_ball)
+    trial = search(objective, u, d, 100.0)
+    assert trial.control.norm() <= 2
+    assert objective.value(trial.control) < objective.value(u)
+
+
+def test_strong_wolfe_backs_off_where_the_value_is_finite_and_the_derivative_is_not():
+    class Half(Function):
+        def derivative(self, u):
+            return super().derivative(u) * (1.0 if u[0] < 0 else nan)
+
+    objective = Half(lambda u: (u - 1).square().sum())
+    u = torch.tensor([-1.0], dtype=torch.float64)
+    trial = StrongWolfe(c2=0.1)(objective, u, torch.ones_like(u), 1.5)
+    assert trial.control[0] < 0
+    assert objective.value(trial.control) < objective.value(u)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("factor", [-1.0, 0.0, nan], ids=["ascent", "nowhere", "nan"])
+def test_a_direction_that_does_not_descend_is_not_searched(search, factor):
+    objective, u, d = descent(quadratic)
+    assert search(objective, u, factor * d, 1.0) is None
+    assert all(asked is u for asked in objective.asked)
+
+
+class Lie(Function):
+    """Its derivative points the wrong way."""
+
+    def derivative(self, u):
+        return -super().derivative(u)
+
+
+@pytest.mark.parametrize("trials", [1, 3, 20])
+@pytest.mark.parametrize("kind", [Armijo, StrongWolfe])
+def test_a_search_that_finds_no_decrease_ends_after_its_trials_with_none(kind, trials):
+    objective = Lie(quadratic)
+    d = -objective.derivative(START)
+    assert kind(trials=trials)(objective, START, d, 1.0) is None
+    assert len(objective.asked) == 1 + trials
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_strong_wolfe_out_of_trials_returns_the_best_point_that_decreases_sufficiently(trials):
+    objective, u, d = descent(lambda u: 0.5 * u.square().sum())
+    trial = StrongWolfe(trials=trials)(objective, u, d, 1e-6)
+    assert trial.step == 1e-6 * 4 ** (trials - 1)
+    assert objective.value(trial.control) == min(float(objective.function(v)) for v in objective.asked)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_rounding_of_a_large_value_does_not_refuse_a_step(search):
+    objective, u, d = descent(lambda u: 1e8 + 0.5 * u.square().sum(), 1e-6 * START)
+    assert search(objective, u, d, 1.0).step == 1.0
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_single_precision_works_as_well(search):
+    objective, u, d = descent(rosenbrock, START.float())
+    trial = search(objective, u, d, 1.0)
+    assert trial.control.dtype == torch.float32
+    assert objective.value(trial.control) < objective.value(u)

@@ -1,0 +1,116 @@
+"""A module as a function of one flat parameter vector."""
+
+import pytest
+import torch
+from torch import nn
+
+from ocp.modules import FlatModule, pullback
+
+
+@pytest.fixture
+def module():
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2, bias=False)).double()
+
+
+def test_with_its_own_parameters_it_is_the_module(module, rand):
+    flat, x = FlatModule(module), rand(5, 3)
+    assert flat.size == 3 * 4 + 4 + 4 * 2
+    assert torch.equal(flat(flat.start(), x), module(x))
+
+
+def test_parameters_are_taken_in_their_order(module, rand):
+    w, x = rand(24), rand(5, 3)
+    expected = torch.tanh(x @ w[:12].view(4, 3).T + w[12:16]) @ w[16:].view(2, 4).T
+    torch.testing.assert_close(FlatModule(module)(w, x), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_evaluation_leaves_the_module_as_it_was(module, rand, unchanged):
+    flat, w = FlatModule(module), rand(24)
+    with unchanged(*module.parameters(), w):
+        pullback(flat, (w, rand(5, 3)), rand(5, 2))
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_a_copy_owns_the_parameters_it_is_given(module, rand, unchanged):
+    flat, w, x = FlatModule(module), rand(24), rand(5, 3)
+    with unchanged(*module.parameters()):
+        copy = flat.with_parameters(w)
+        expected = flat(w, x)
+        w.zero_()
+        assert torch.equal(copy(x), expected)
+
+
+def test_a_module_without_parameters_takes_an_empty_vector(rand):
+    flat, x = FlatModule(nn.Tanh()), rand(5, 3)
+    assert flat.size == 0
+    assert torch.equal(flat(flat.start(), x), torch.tanh(x))
+    assert torch.equal(flat.with_parameters(flat.start())(x), torch.tanh(x))
+
+
+def test_tied_weights_are_one_parameter(rand):
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
+    module[1].weight = module[0].weight
+    flat, x = FlatModule(module), rand(5, 3)
+    w = rand(flat.size)
+    W = w[:9].view(3, 3)
+    assert flat.size == 9 + 3 + 3
+    torch.testing.assert_close(flat(w, x), (x @ W.T + w[9:12]) @ W.T + w[12:], rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        nn.Dropout(0.5),
+        nn.Dropout2d(0.1),
+        nn.AlphaDropout(0.1),
+        nn.BatchNorm1d(3),
+        nn.BatchNorm2d(3),
+        nn.InstanceNorm1d(3, track_running_stats=True),
+        nn.RReLU(),
+        nn.MultiheadAttention(4, 2, dropout=0.1),
+        nn.LSTM(3, 3, num_layers=2, dropout=0.1),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_a_module_that_is_random_or_takes_batch_statistics_is_refused(part):
+    name = type(part).__name__
+    with pytest.raises(ValueError, match=rf"module: expected a deterministic module, got {name} \(1\)"):
+        FlatModule(nn.Sequential(nn.Linear(3, 3), part))
+
+
+@pytest.mark.parametrize(
+    "part", [nn.Dropout(0.5).eval(), nn.Dropout(0.0), nn.BatchNorm1d(3).eval(), nn.LayerNorm(3)], ids=str
+)
+def test_a_module_that_is_deterministic_as_it_stands_is_taken(part, rand):
+    flat, x = FlatModule(nn.Sequential(nn.Linear(3, 3), part).double()), rand(5, 3)
+    assert torch.equal(flat(flat.start(), x), flat(flat.start(), x))
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"module: expected an nn.Module, got function"):
+        FlatModule(lambda x: x)
+
+
+def test_pullback_is_the_transposed_derivative(rand, unchanged):
+    A, x, y, p = rand(2, 3), rand(3), rand(2), rand(2)
+    with unchanged(x, y, p):
+        px, py = pullback(lambda x, y: (A @ x) * y, (x, y), p)
+    torch.testing.assert_close(px, A.T @ (y * p), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(py, (A @ x) * p, rtol=1e-14, atol=1e-14)
+
+
+def test_pullback_of_a_scalar_needs_no_cotangent(rand):
+    x = rand(3)
+    assert torch.equal(pullback(lambda x: x.square().sum(), (x,))[0], 2 * x)
+
+
+@pytest.mark.parametrize("function", [lambda x, y: x.sum(), lambda x, y: torch.ones(())])
+def test_an_argument_that_is_not_used_has_the_derivative_zero(function, rand):
+    assert torch.equal(pullback(function, (rand(3), rand(2)))[1], torch.zeros(2, dtype=torch.float64))
+
+
+def test_pullback_works_where_gradients_are_switched_off_and_leaves_no_tape(rand):
+    with torch.no_grad():
+        (px,) = pullback(lambda x: x.square().sum(), (rand(3).requires_grad_(),))
+    assert not px.requires_grad
+    assert float(px.abs().sum()) > 0

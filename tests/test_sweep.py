@@ -1,0 +1,122 @@
+"""The loops over time."""
+
+import pytest
+import torch
+from torch import nn
+
+from ocp.costs import Tikhonov, TimeSmoothness
+from ocp.discretization import Discretization
+from ocp.grid import TimeGrid
+from ocp.integrators import INTEGRATORS
+from ocp.modules import FlatModule
+from ocp.problem import ControlProblem, Opening
+from ocp.sweep import adjoint, forward, tangent
+
+STEPS, HORIZON = 4, 0.8
+
+
+def terminal(x, q):
+    return x.pow(3).sum() / 7 + x.sum() * q.square().sum()
+
+
+def running(t, x, u):
+    return t * x.square().sum() + x.sum() * u.sum()
+
+
+@pytest.fixture
+def inputs(case, rand):
+    return rand(5, *case.state)
+
+
+@pytest.fixture
+def discretization(case, inputs, scheme):
+    n = case.state[-1]
+    problem = ControlProblem(
+        case.dynamics,
+        Opening(FlatModule(nn.Linear(n, n)), inputs),
+        terminal,
+        running,
+        (Tikhonov(0.1), TimeSmoothness(0.2)),
+        horizon=HORIZON,
+        parameter_size=n * n + n,
+    )
+    return Discretization(problem, TimeGrid(HORIZON, STEPS), INTEGRATORS[scheme])
+
+
+@pytest.fixture
+def control(discretization, rand):
+    return 0.5 * rand(discretization.space.dimension)
+
+
+@pytest.fixture
+def states(inputs):
+    return torch.empty(STEPS + 1, *inputs.shape, dtype=torch.float64)
+
+
+def test_the_forward_sweep_writes_the_trajectory_of_the_definition(
+    case, discretization, inputs, control, states, scheme, rollout
+):
+    n, q = case.state[-1], discretization.space.parameters(control)
+    x0 = inputs @ q[: n * n].view(n, n).T + q[n * n :]
+    expected, _ = rollout(scheme, case.definition, x0, discretization.space.path(control), HORIZON)
+    forward(discretization, control, states)
+    torch.testing.assert_close(states, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_costates_are_derivatives_by_the_state_at_their_node(case, discretization, control, states, scheme, rollout):
+    space, costates = discretization.space, torch.empty_like(states)
+    forward(discretization, control, states)
+    adjoint(discretization, control, states, costates)
+    # From node 2 on, time is shifted by two steps.
+    x, t = states[2].clone().requires_grad_(), 2 * HORIZON / STEPS
+    trajectory, cost = rollout(
+        scheme,
+        lambda s, x, u: case.definition(t + s, x, u),
+        x,
+        space.path(control)[2:],
+        HORIZON / 2,
+        lambda s, x, u: running(t + s, x, u),
+    )
+    value = cost + terminal(trajectory[-1], space.parameters(control))
+    torch.testing.assert_close(costates[2], torch.autograd.grad(value, x)[0], rtol=1e-12, atol=1e-12)
+    last = 3 * states[-1].square() / 7 + space.parameters(control).square().sum()
+    torch.testing.assert_close(costates[-1], last, rtol=1e-12, atol=1e-12)
+
+
+def test_asking_for_costates_does_not_change_the_derivative(discretization, control, states):
+    forward(discretization, control, states)
+    derivative = adjoint(discretization, control, states)
+    assert torch.equal(adjoint(discretization, control, states, torch.empty_like(states)), derivative)
+
+
+def test_tangent_and_adjoint_sweep_pair_alike(discretization, control, states, rand):
+    direction = rand(*control.shape)
+    forward(discretization, control, states)
+    _, dvalue = tangent(discretization, control, direction, states)
+    backward = adjoint(discretization, control, states) @ direction
+    assert float(dvalue) == pytest.approx(float(backward), rel=1e-12)
+
+
+def test_the_tangent_of_the_final_state_is_its_directional_derivative(discretization, control, states, rand):
+    direction, other = rand(*control.shape), torch.empty_like(states)
+    forward(discretization, control, states)
+    dx, _ = tangent(discretization, control, direction, states)
+    forward(discretization, control + 1e-6 * direction, other)
+    forward(discretization, control - 1e-6 * direction, states)
+    torch.testing.assert_close(dx, (other[-1] - states[-1]) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def test_sweeps_leave_controls_and_inputs_as_they_were(discretization, inputs, control, states, rand, unchanged):
+    direction = rand(*control.shape)
+    with unchanged(control, direction, inputs):
+        forward(discretization, control, states)
+        with unchanged(states):
+            adjoint(discretization, control, states)
+            tangent(discretization, control, direction, states)
+
+
+def test_no_tape_spans_a_sweep(discretization, control, states):
+    control.requires_grad_()
+    value = forward(discretization, control, states)
+    derivative = adjoint(discretization, control, states)
+    assert not any(part.requires_grad for part in (value, states, derivative))
