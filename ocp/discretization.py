@@ -68,10 +68,10 @@ class Discretization:
         q = x.new_zeros(problem.parameter_size) if problem.start is None else problem.start.parameters
         shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
         f = _evaluate("dynamics", f"to take {shapes}", problem.dynamics, 0.0, x, u)
-        if f.shape != x.shape or f.dtype != x.dtype:
+        if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
             raise ValueError(
                 f"dynamics: expected f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}, "
-                f"got {tuple(f.shape)} of {f.dtype}"
+                f"got {_describe(f)}"
             )
         values = {}
         if problem.running_cost is not None:
@@ -80,10 +80,9 @@ class Discretization:
             shapes = f"a final state of shape {tuple(x.shape)}"
             values["terminal_cost"] = _evaluate("terminal_cost", f"to take {shapes}", problem.terminal_cost, x, q)
         for name, value in values.items():
-            if value.shape != ():
+            if not isinstance(value, Tensor) or value.shape != ():
                 raise ValueError(
-                    f"{name}: expected a scalar tensor of shape (), got shape {tuple(value.shape)}; "
-                    "sum or average over the batch"
+                    f"{name}: expected a scalar tensor of shape (), got {_describe(value)}; sum or average over the batch"
                 )
 
     def start(self) -> Control:
@@ -105,12 +104,13 @@ class Discretization:
         return Control(space, space.join(path, start.parameters))
 
 
-def _evaluate(name: str, expected: str, piece: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:
     """One value of a piece of a problem, or an error that names the piece."""
     try:
-        value = piece(*arguments)
+        return piece(*arguments)
     except (RuntimeError, IndexError) as error:  # what torch raises for shapes, types and places that do not fit
         raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
-    return value
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
