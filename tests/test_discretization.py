@@ -115,17 +115,24 @@ def test_pieces_that_fit_pass_the_check(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dynamics": lambda t, x, u: x[:, :1]}, r"dynamics: .* state \(4, 2\) and of torch.float64, got \(4, 1\)"),
-        ({"dynamics": lambda t, x, u: x.float()}, r"dynamics: .* of torch.float64, got \(4, 2\) of torch.float32"),
+        (
+            {"dynamics": lambda t, x, u: x[:, :1]},
+            r"dynamics: .* state \(4, 2\) and of torch.float64, got shape \(4, 1\)",
+        ),
+        (
+            {"dynamics": lambda t, x, u: x.float()},
+            r"dynamics: .* of torch.float64, got shape \(4, 2\) of torch.float32",
+        ),
         (
             {"terminal_cost": lambda x: x.sum(1)},
-            r"terminal_cost: expected a scalar tensor .*, got shape \(4,\); sum or",
+            r"terminal_cost: expected a scalar tensor .*, got shape \(4,\) of torch.float64; sum or",
         ),
         ({"terminal_cost": lambda x: 1.0}, r"terminal_cost: expected a scalar tensor of shape \(\), got float"),
         ({"running_cost": lambda t, x, u: u}, r"running_cost: expected a scalar tensor .*, got shape \(2,\)"),
+        ({"dynamics": lambda t, x, u: x @ x}, r"dynamics: expected to take x of .*, got RuntimeError"),
         ({"running_cost": lambda t, x, u: 0.0}, r"running_cost: expected a scalar tensor of shape \(\), got float"),
     ],
-    ids=["shape", "type", "terminal shape", "terminal number", "running shape", "running number"],
+    ids=["shape", "type", "terminal shape", "terminal number", "running shape", "product", "running number"],
 )
 def test_a_piece_that_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
