@@ -81,8 +81,9 @@ class Discretization:
             values["terminal_cost"] = _evaluate("terminal_cost", f"to take {shapes}", problem.terminal_cost, x, q)
         for name, value in values.items():
             if not isinstance(value, Tensor) or value.shape != ():
+                got = _describe(value)
                 raise ValueError(
-                    f"{name}: expected a scalar tensor of shape (), got {_describe(value)}; sum or average over the batch"
+                    f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch"
                 )
 
     def start(self) -> Control:

@@ -29,11 +29,6 @@ class LineSearch(Protocol):
         """Begin with the length ``step``; None where no trial will do."""
 
 
-def _slack(control: Tensor, value: float) -> float:
-    """Differences of values below this are noise."""
-    return 4 * torch.finfo(control.dtype).eps * abs(value)
-
-
 def _interpolate(width: float, slope: float, rise: float) -> float:
     """Minimizer in (0, width) of the parabola with this slope at 0 and this rise at ``width``, kept off both ends.
 
@@ -67,12 +62,11 @@ class Armijo:
         slope = float(torch.dot(objective.derivative(control), direction))
         if not slope < 0:
             return None
-        slack = _slack(control, value)
         step = min(step, objective.room(control, direction))
         for _ in range(self.trials if step > 0 else 0):
             candidate = torch.add(control, direction, alpha=step)
             trial = objective.value(candidate)
-            if trial <= value + self.c1 * step * slope + slack:
+            if isfinite(trial) and trial - value <= self.c1 * step * slope:
                 return Trial(step, candidate)
             step = _interpolate(step, slope, trial - value)
         return None
@@ -102,7 +96,8 @@ class StrongWolfe:
         slope = float(torch.dot(objective.derivative(control), direction))
         if not slope < 0:
             return None
-        slack = _slack(control, value)
+        # Differences of values below this are noise; the slope still tells whether a step is a good one.
+        slack = 4 * torch.finfo(control.dtype).eps * abs(value)
         low, low_value, low_slope, best = 0.0, value, slope, None
         high, high_value = inf, inf
         room = objective.room(control, direction)
@@ -110,7 +105,8 @@ class StrongWolfe:
         for _ in range(self.trials if room > 0 else 0):
             candidate = torch.add(control, direction, alpha=step)
             trial = objective.value(candidate)
-            if not trial <= min(value + self.c1 * step * slope, low_value if best is not None else inf) + slack:
+            bound = min(value + self.c1 * step * slope, low_value if best is not None else inf) + slack
+            if not (isfinite(trial) and trial <= bound):
                 high, high_value = step, trial
             else:
                 trial_slope = float(torch.dot(objective.derivative(candidate), direction))

@@ -148,6 +148,10 @@ class LBFGS:
     search: LineSearch = StrongWolfe()
     curvature: float = 1e-8
 
+    def __post_init__(self) -> None:
+        if self.pairs < 1:
+            raise ValueError(f"pairs: expected an integer >= 1, got {self.pairs}")
+
     def init(self, objective: Objective, control: Tensor) -> State:
         return State(control, ())
 
@@ -216,7 +220,7 @@ class TorchOptimizer:
         parameter = nn.Parameter(state.control.clone())
         optimizer = self.optimizer([parameter], **self.options)
         if state.memory is not None:
-            optimizer.load_state_dict(state.memory)
+            optimizer.load_state_dict(copy.deepcopy(state.memory))  # it would change the tensors in place
         first = True
 
         def closure() -> float:
@@ -227,11 +231,13 @@ class TorchOptimizer:
             return objective.value(u)
 
         optimizer.step(closure)
-        memory = copy.deepcopy(optimizer.state_dict())
+        memory = optimizer.state_dict()
         return replace(state, control=parameter.detach(), memory=memory, status=Status.RUNNING)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         def move(value: Any) -> Any:
+            if isinstance(value, list):
+                return [move(entry) for entry in value]
             if not (isinstance(value, Tensor) and value.shape == (transfer.coarse.dimension,)):
                 return value
             fine = transfer.prolong(value)
@@ -275,7 +281,9 @@ class SciPy:
             return objective.value(v), (objective.derivative(v) / scale).double().cpu().numpy()
 
         z0 = (u * scale).double().cpu().numpy()
-        found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, options={"maxiter": self.iterations})
+        # Its own tolerance is 0: when to stop is the solver's to say.
+        options = {"maxiter": self.iterations}
+        found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, tol=0.0, options=options)
         best = control(found.x)
         if not objective.value(best) < objective.value(u):
             return replace(state, status=Status.NO_DECREASE)

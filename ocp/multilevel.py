@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ocp.linesearch import Armijo, LineSearch
@@ -238,7 +239,8 @@ class Cycle:
         wait, patience = self.visits.after(
             level.patience, trial is not None and _rate(objective, before, spent, trial.control) >= rate
         )
-        radius = _radius(level.radius, length, 0.0 if trial is None else trial.step)
+        least = torch.finfo(u.dtype).eps ** 0.5 * max(1.0, objective.space.norm(u))
+        radius = max(_radius(level.radius, length, 0.0 if trial is None else trial.step), least)
         scratch.levels[n] = replace(level, radius=radius, wait=wait, patience=patience)
         return None if trial is None else trial.control
 

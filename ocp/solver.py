@@ -127,7 +127,8 @@ def minimize(
     status = Status.RUNNING
     with tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False) as line:
         try:
-            state = method.init(objective, objective.discretization.start().flat)
+            with run.clock.running():
+                state = method.init(objective, objective.discretization.start().flat)
             run.state = state
             while status is Status.RUNNING:
                 if state.status is not Status.RUNNING or run.iteration % record_every == 0:
