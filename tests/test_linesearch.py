@@ -19,6 +19,10 @@ class Function:
 
     function: Callable[[Tensor], Tensor]
     asked: list[Tensor] = field(default_factory=list)
+    limit: float = inf
+
+    def room(self, u, direction):
+        return self.limit
 
     def value(self, u):
         self.asked.append(u)
@@ -169,10 +173,33 @@ def test_strong_wolfe_out_of_trials_returns_the_best_point_that_decreases_suffic
     assert objective.value(trial.control) == min(float(objective.function(v)) for v in objective.asked)
 
 
+@pytest.mark.parametrize("limit", [1e-3, 0.3, 1.0])
 @pytest.mark.parametrize("search", SEARCHES)
-def test_rounding_of_a_large_value_does_not_refuse_a_step(search):
+def test_no_point_beyond_the_room_of_the_objective_is_tried(search, limit):
+    objective, u, d = descent(lambda u: 0.5 * (u - 100).square().sum())
+    objective.limit = limit
+    trial = search(objective, u, 0.01 * d, 1.0)
+    assert trial.step == limit
+    assert max((v - u).norm() for v in objective.asked) <= limit * (0.01 * d).norm() * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_without_room_nothing_is_tried(search):
+    objective, u, d = descent(quadratic)
+    objective.limit = 0.0
+    assert search(objective, u, d, 1.0) is None
+    assert all(asked is u for asked in objective.asked)
+
+
+@pytest.mark.parametrize("c2", [0.9, 0.1])
+def test_strong_wolfe_trusts_the_slope_where_rounding_hides_the_decrease(c2):
     objective, u, d = descent(lambda u: 1e8 + 0.5 * u.square().sum(), 1e-6 * START)
-    assert search(objective, u, d, 1.0).step == 1.0
+    assert StrongWolfe(c2=c2)(objective, u, d, 1.0).step == 1.0
+
+
+def test_armijo_which_sees_no_slope_refuses_what_rounding_hides():
+    objective, u, d = descent(lambda u: 1e8 + 0.5 * u.square().sum(), 1e-6 * START)
+    assert Armijo()(objective, u, d, 1.0) is None
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -4,6 +4,8 @@ import copy
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import inf
 
 import pytest
 import torch
@@ -176,7 +178,7 @@ def test_a_saved_memory_continues_the_run_bit_for_bit(method, through):
 
 @every({name: m for name, m in METHODS.items() if not isinstance(m, SciPy)})
 def test_a_step_has_the_same_length_on_every_grid(method):
-    """The first steps on 64 and on 128 steps are close; without the time weight they would differ by a factor of two."""
+    """Runs on 64 and on 128 steps stay close; without the time weight they would differ by a factor of two."""
     (coarse, u), (fine, v) = lqr(64), lqr(128)
     a, b = run(method, coarse, u, 3).control, run(method, fine, v, 3).control
     difference = a - Transfer(fine.space, coarse.space).restrict(b)
@@ -216,6 +218,9 @@ def replace_derivative(objective, change):
         def derivative(self, u):
             return change(objective.derivative(u))
 
+        def room(self, u, direction):
+            return inf
+
     return Changed()
 
 
@@ -223,7 +228,7 @@ def replace_derivative(objective, change):
 class Remembering:
     """A line search that keeps the directions it was given."""
 
-    search: StrongWolfe = StrongWolfe()
+    search: StrongWolfe = field(default_factory=StrongWolfe)
     directions: list[Tensor] = field(default_factory=list)
 
     def __call__(self, objective, control, direction, step):
@@ -237,13 +242,19 @@ class Quadratic:
 
     A: Tensor
     b: Tensor
-    space: ControlSpace = ControlSpace(TimeGrid(0.3, 3), control_size=1, parameter_size=2)
+
+    @property
+    def space(self):
+        return ControlSpace(TimeGrid(0.3, 3), control_size=1, parameter_size=2)
 
     def value(self, u):
         return float(0.5 * u @ self.A @ u - self.b @ u)
 
     def derivative(self, u):
         return self.A @ u - self.b
+
+    def room(self, u, direction):
+        return inf
 
 
 @pytest.fixture
@@ -253,7 +264,7 @@ def quadratic(rand):
 
 
 def dense_inverse(weight, pairs):
-    """Inverse Hessian model of BFGS from gamma M^{-1}, the update written with matrices: Nocedal & Wright (2006), 6.17."""
+    """Inverse Hessian of BFGS from gamma M^{-1} on, as products of matrices: Nocedal & Wright (2006), equation 6.17."""
     one, (s, y) = torch.eye(len(weight), dtype=torch.float64), pairs[-1]
     H = torch.diag(1 / weight) * (s @ y) / (y @ (y / weight))
     for s, y in pairs:
@@ -273,7 +284,7 @@ def test_lbfgs_takes_the_directions_of_the_dense_bfgs_update_in_the_weighted_met
     weight = torch.tensor([0.1, 0.1, 0.1, 1.0, 1.0], dtype=torch.float64)
     controls = [state.control for state in states[:4]]
     derivatives = [quadratic.derivative(u) for u in controls]
-    changes = [(v - u, e - d) for u, v, d, e in zip(controls, controls[1:], derivatives, derivatives[1:], strict=False)]
+    changes = [(v - u, e - d) for (u, v), (d, e) in zip(pairwise(controls), pairwise(derivatives), strict=True)]
     expected = [-derivatives[0] / weight] + [
         -dense_inverse(weight, changes[max(0, k - pairs) : k]) @ derivatives[k] for k in (1, 2, 3)
     ]
@@ -345,7 +356,7 @@ def test_pairs_keep_their_products_on_the_way_to_a_finer_grid(rand):
 
 @pytest.mark.parametrize(("interpolation", "kept"), [(CONSTANT, 1), (LINEAR, 0)])
 def test_a_pair_that_loses_its_curvature_on_the_way_is_dropped(interpolation, kept):
-    """Linear prolongation strengthens the difference of two steps against their mean, so that the product turns negative."""
+    """Linear prolongation strengthens the difference of two steps against their mean: the product turns negative."""
     fine, coarse = (ControlSpace(TimeGrid(1.0, n), 1) for n in (4, 2))
     s, y = torch.tensor([2.1, 0.1], dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
     assert s @ y > 0

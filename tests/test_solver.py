@@ -1,0 +1,540 @@
+"""The solve loop: how runs end, what they return, what they leave behind."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ocp import (
+    LBFGS,
+    MGOPT,
+    Batches,
+    Control,
+    ControlProblem,
+    ControlSpace,
+    CrossEntropy,
+    Cycle,
+    Forgetful,
+    FunctionDynamics,
+    GradientDescent,
+    LeastSquares,
+    Nested,
+    NonlinearCG,
+    QuadraticRunning,
+    Scheduled,
+    State,
+    Status,
+    Target,
+    Tikhonov,
+    TimeGrid,
+    TorchOptimizer,
+    Transfer,
+    accuracy,
+    discretize,
+    minimize,
+    residual_network,
+    sweep,
+)
+from ocp.layers import Dense
+
+X0 = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
+
+
+def cubic(**changes):
+    """A small problem that is not quadratic."""
+    pieces = {
+        "dynamics": lambda t, x, u: u - x**3,
+        "initial_state": X0,
+        "terminal_cost": lambda x: x.square().sum(),
+        "running_cost": QuadraticRunning(1.0, 0.5),
+        "control_size": 1,
+    }
+    return ControlProblem(**{**pieces, **changes})
+
+
+def network(inputs, labels):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        opening, closing = nn.Linear(2, 3), nn.Linear(3, 2)
+    return residual_network(inputs, CrossEntropy(labels), Dense(3), opening, closing, control_cost=Tikhonov(1e-3))
+
+
+def halves(samples, seed):
+    """Points of the plane, labeled by the side of a curved line that they are on."""
+    inputs = torch.rand(samples, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    return inputs, (inputs[:, 1] > inputs[:, 0] ** 2 - 0.3).long()
+
+
+TRAINING, VALIDATION = network(*halves(24, seed=0)), network(*halves(40, seed=1))
+PROBLEM = cubic()
+WILD = TorchOptimizer(torch.optim.SGD, {"lr": 1e200})
+DIVERGING = TorchOptimizer(torch.optim.Adam, {"lr": 30.0})
+
+
+@dataclass(frozen=True)
+class Script:
+    """A method that visits given controls, whatever the objective; then it cannot go on."""
+
+    path: tuple[Tensor, ...]
+
+    def init(self, objective, control):
+        return State(control, 0)
+
+    def step(self, objective, state):
+        if state.memory == len(self.path):
+            return replace(state, status=Status.NO_DECREASE)
+        return replace(state, control=self.path[state.memory], memory=state.memory + 1)
+
+    def transport(self, memory, transfer):
+        return memory
+
+
+def constant(*numbers, steps=4):
+    """Controls that are constant in time."""
+    return tuple(torch.full((steps,), number, dtype=torch.float64) for number in numbers)
+
+
+def wells():
+    """J = (u^2 - 1)^2 for a constant control u: minima at -1 and 1, and a maximum at 0."""
+    return ControlProblem(
+        lambda t, x, u: u + 0 * x,
+        torch.zeros(1, 1, dtype=torch.float64),
+        lambda x: (x.square() - 1).square().sum(),
+        control_size=1,
+        start=Control(ControlSpace(TimeGrid(1.0, 1), 1), torch.tensor([2.0], dtype=torch.float64)),
+    )
+
+
+def interrupt(record, control):
+    if record.iteration == 2:
+        raise KeyboardInterrupt
+
+
+def wrong_adjoint(monkeypatch):
+    right = sweep.adjoint
+    monkeypatch.setattr(sweep, "adjoint", lambda *arguments: -right(*arguments))
+
+
+ENDINGS = {
+    Status.CONVERGED: {"tolerance": 1e-4},
+    Status.TARGET: {"target": Target("value", 0.75)},
+    Status.STOPPED: {"callback": lambda record, control: record.iteration == 2},
+    Status.MAX_ITERATIONS: {"max_iterations": 2},
+    Status.MAX_WORK: {"max_work": 3.0},
+    Status.MAX_SECONDS: {"max_seconds": 0.0},
+    Status.NOT_FINITE: {"method": WILD},
+    Status.INTERRUPTED: {"callback": interrupt},
+}
+
+
+@pytest.mark.parametrize(("status", "settings"), ENDINGS.items(), ids=[status.name for status in ENDINGS])
+def test_a_run_ends_as_it_says(status, settings):
+    result = minimize(PROBLEM, 8, **{"method": LBFGS(), "tolerance": 0.0, **settings})
+    assert result.status is status
+    assert result.success is (status in (Status.CONVERGED, Status.TARGET))
+    assert status.value in result.message
+    assert f"{result.history[-1].iteration} iterations" in result.message
+
+
+@pytest.mark.parametrize("method", [GradientDescent(), NonlinearCG(), LBFGS(), Cycle(2), MGOPT(2)])
+def test_a_wrong_derivative_ends_in_no_decrease(method, monkeypatch):
+    wrong_adjoint(monkeypatch)
+    result = minimize(PROBLEM, 8, method)
+    assert result.status is Status.NO_DECREASE
+    assert not result.success
+
+
+@pytest.mark.parametrize(("settings", "iterations"), [({"max_iterations": 0}, 0), ({"max_iterations": 3}, 3)])
+def test_the_iteration_limit_is_kept(settings, iterations):
+    assert minimize(PROBLEM, 8, LBFGS(), **settings).history[-1].iteration == iterations
+
+
+@pytest.mark.parametrize("settings", [{"record_every": 10}, {"batches": Batches(3)}], ids=["sparse records", "batches"])
+def test_the_iteration_limit_holds_between_two_records_too(settings):
+    adam = TorchOptimizer(torch.optim.Adam, {"lr": 0.01})
+    result = minimize(TRAINING, 4, adam, max_iterations=5, **settings)
+    assert result.history[-1].iteration == 5
+    assert result.status is Status.MAX_ITERATIONS
+
+
+@pytest.mark.parametrize("limit", [2.5, 6.0])
+def test_the_work_limit_is_exceeded_by_no_more_than_one_iteration(limit):
+    result = minimize(PROBLEM, 8, LBFGS(), tolerance=0.0, max_work=limit)
+    assert result.history[-2].work_units < limit <= result.history[-1].work_units
+    assert result.work_units == result.history[-1].work_units
+
+
+def test_the_iterations_recorded_are_every_one_or_every_so_many():
+    each, third = (minimize(PROBLEM, 8, LBFGS(), max_iterations=6, record_every=k) for k in (1, 3))
+    assert [record.iteration for record in each.history] == [0, 1, 2, 3, 4, 5, 6]
+    assert [record.iteration for record in third.history] == [0, 3, 6]
+    assert torch.equal(each.control.flat, third.control.flat)
+
+
+METHODS = {
+    "L-BFGS": LBFGS(),
+    "gradient descent": GradientDescent(),
+    "conjugate gradients": NonlinearCG(),
+    "cycle": Cycle(3),
+    "MG/OPT": MGOPT(3),
+    "Adam": TorchOptimizer(torch.optim.Adam, {"lr": 0.1}),
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+
+
+@every_method
+@pytest.mark.parametrize("problem", [PROBLEM, TRAINING], ids=["control", "learning"])
+def test_the_returned_numbers_are_those_of_a_fresh_evaluation(method, problem):
+    result = minimize(problem, 8, method, max_iterations=20)
+    fresh = discretize(problem, 8)
+    assert result.value == fresh.value(result.control)
+    assert result.derivative_norm == fresh.space.dual_norm(fresh.derivative(result.control))
+
+
+@every_method
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-8])
+def test_a_run_that_converged_meets_the_tolerance_at_the_control_it_returns(method, tolerance):
+    objective = discretize(PROBLEM, 8)
+    first = objective.space.dual_norm(objective.derivative(objective.discretization.start()))
+    result = minimize(PROBLEM, 8, method, tolerance=tolerance)
+    assert result.status is Status.CONVERGED
+    assert result.derivative_norm <= tolerance * max(first, result.history[0].derivative_norm)
+
+
+def test_a_stationary_point_that_is_worse_than_another_point_is_what_converged():
+    """The last control is a maximum, where the derivative is zero; an earlier one has a smaller value."""
+    result = minimize(wells(), 4, Script(constant(1.1, 0.0)))
+    assert result.status is Status.CONVERGED
+    assert result.derivative_norm == 0
+
+
+def test_the_control_returned_has_reached_the_target_of_accuracy():
+    """Accuracy and value need not agree on what is best."""
+    start = discretize(TRAINING, 4).discretization.start().flat
+    trained = minimize(TRAINING, 4, LBFGS(), max_iterations=30)
+    loud = TRAINING.dynamics.control_size * 4
+    large = trained.control.flat.clone()
+    large[loud:] *= 30
+    script = Script((trained.control.flat * 0 + start * 0.999, large))
+    target = Target("accuracy", accuracy(VALIDATION, Control(trained.control.space, large)))
+    result = minimize(TRAINING, 4, script, validation=VALIDATION, target=target)
+    assert result.status is Status.TARGET
+    assert result.validation_accuracy >= target.threshold
+
+
+@pytest.mark.parametrize("method", [MGOPT(4), Nested(4, Forgetful(LBFGS()))], ids=["MG/OPT", "nested"])
+def test_a_tolerance_means_the_same_for_methods_that_begin_on_coarse_grids(method):
+    """On one step the derivative of this problem is zero at the start: nothing may be measured by it."""
+    problem = ControlProblem(
+        lambda t, x, u: torch.stack((x[:, 1], u[0] - torch.sin(x[:, 0])), dim=1),
+        X0,
+        lambda x: (1 - torch.cos(x[:, 0])).sum(),
+        running_cost=lambda t, x, u: 0.1 * u.square().sum(),
+        control_size=1,
+    )
+    objective = discretize(problem, 8)
+    first = objective.space.dual_norm(objective.derivative(objective.discretization.start()))
+    result = minimize(problem, 8, method, tolerance=1e-3, max_iterations=100)
+    assert result.status is Status.CONVERGED
+    assert result.derivative_norm <= 1e-3 * first
+
+
+@pytest.mark.parametrize("method", [DIVERGING, WILD], ids=["Adam", "SGD"])
+def test_a_diverging_run_returns_its_best_control(method):
+    result = minimize(PROBLEM, 8, method, max_iterations=20)
+    finite = [record.value for record in result.history if math.isfinite(record.value)]
+    assert result.value == min(finite)
+    assert result.value < result.history[-1].value or math.isnan(result.history[-1].value)
+
+
+@pytest.mark.parametrize("method", [Nested(3, WILD), MGOPT(3, WILD), Nested(3, DIVERGING)])
+def test_a_run_that_diverges_on_a_coarse_grid_returns_a_finite_control(method):
+    result = minimize(PROBLEM, 8, method, max_iterations=4)
+    assert result.control.flat.isfinite().all()
+    assert math.isfinite(result.value)
+
+
+def test_a_start_that_is_not_finite_ends_the_run_at_once():
+    result = minimize(cubic(dynamics=lambda t, x, u: u / (x * 0)), 8, LBFGS())
+    assert result.status is Status.NOT_FINITE
+    assert len(result.history) == 1
+
+
+@pytest.mark.parametrize("watch", [False, True])
+@pytest.mark.parametrize("method", [LBFGS(), Nested(3), Cycle(3)])
+def test_looking_is_not_charged(method, watch):
+    quiet, watched = (
+        minimize(TRAINING, 8, method, max_iterations=9, **settings)
+        for settings in ({}, {"validation": VALIDATION, "watch_finest": watch})
+    )
+    assert [r.work_units for r in watched.history] == [r.work_units for r in quiet.history]
+    assert torch.equal(watched.control.flat, quiet.control.flat)
+
+
+def test_the_finest_value_is_that_of_the_prolonged_control():
+    seen = []
+    problem = cubic()
+    minimize(problem, 8, Nested(3), max_iterations=9, watch_finest=True, callback=lambda *args: seen.append(args))
+    objective = discretize(problem, 8)
+    assert [r.finest_value for r, _ in seen] == [objective.value(control) for _, control in seen]
+    assert {r.level for r, _ in seen} == {0, 1, 2}
+
+
+def test_the_finest_value_is_unknown_where_nobody_looks():
+    result = minimize(PROBLEM, 8, Nested(3), max_iterations=9)
+    assert {record.finest_value is None for record in result.history if record.level > 0} == {True}
+    assert {record.finest_value == record.value for record in result.history if record.level == 0} == {True}
+
+
+def test_the_callback_sees_every_record_with_its_control_on_the_finest_grid():
+    seen = []
+    result = minimize(PROBLEM, 8, Nested(2), max_iterations=8, callback=lambda *args: seen.append(args))
+    assert tuple(record for record, _ in seen) == result.history
+    assert {control.space.grid.steps for _, control in seen} == {8}
+
+
+def test_the_accuracies_are_those_of_the_validation_problem():
+    result = minimize(TRAINING, 4, LBFGS(), validation=VALIDATION, max_iterations=15)
+    assert result.validation_accuracy == accuracy(VALIDATION, result.control)
+    assert result.history[0].validation_accuracy < result.validation_accuracy
+    assert result.validation_accuracy > 0.8
+
+
+def test_a_target_of_accuracy_ends_the_run_when_it_is_reached():
+    target = Target("accuracy", 0.8)
+    result = minimize(TRAINING, 4, LBFGS(), validation=VALIDATION, target=target)
+    assert result.status is Status.TARGET
+    assert [target.reached(record) for record in result.history].index(True) == len(result.history) - 1
+
+
+ADAM = TorchOptimizer(torch.optim.Adam, {"lr": 0.02})
+
+
+@pytest.mark.parametrize("method", [ADAM, Nested(3, ADAM, refine=Scheduled(12)), Cycle(2, ADAM)])
+def test_mini_batches_train_and_a_seed_makes_them_reproducible(method):
+    one, same, other = (
+        minimize(TRAINING, 4, method, batches=Batches(5, seed), validation=VALIDATION, max_iterations=60)
+        for seed in (0, 0, 1)
+    )
+    assert one.value < 0.7 * discretize(TRAINING, 4).value(discretize(TRAINING, 4).discretization.start())
+    assert torch.equal(one.control.flat, same.control.flat)
+    assert not torch.equal(one.control.flat, other.control.flat)
+
+
+def test_mini_batch_runs_are_recorded_once_an_epoch_on_all_samples():
+    seen = []
+    result = minimize(
+        TRAINING,
+        4,
+        ADAM,
+        batches=Batches(5),
+        max_iterations=20,
+        callback=lambda record, control: seen.append(control),
+    )
+    assert [record.iteration for record in result.history] == [0, 5, 10, 15, 20]
+    assert [record.value for record in result.history] == [discretize(TRAINING, 4).value(u) for u in seen]
+
+
+def test_mini_batches_are_charged_by_their_size():
+    result = minimize(TRAINING, 4, ADAM, batches=Batches(5), max_iterations=20)
+    assert [record.work_units for record in result.history] == pytest.approx([0, 1, 2, 3, 4])
+
+
+@dataclass
+class Failing:
+    """A right-hand side that raises from some call on."""
+
+    calls: int
+    error: type = RuntimeError
+    made: int = field(default=0)
+
+    def __call__(self, t, x, u):
+        self.made += 1
+        if self.made > self.calls:
+            raise self.error("out of order")
+        return u - x**3
+
+
+def test_an_exception_in_the_middle_of_a_run_carries_what_was_reached():
+    failing = Failing(400)
+
+    def once(t, x, u):
+        failing.calls = 10**9 if failing.made > 400 else failing.calls
+        return failing(t, x, u)
+
+    with pytest.raises(RuntimeError, match="out of order") as caught:
+        minimize(cubic(dynamics=once), 8, LBFGS(), tolerance=0.0)
+    result = caught.value.result
+    assert result.value == min(record.value for record in result.history)
+    assert not result.success
+
+
+def test_an_exception_that_comes_again_carries_what_was_reached_all_the_same():
+    with pytest.raises(RuntimeError, match="out of order") as caught:
+        minimize(cubic(dynamics=Failing(400)), 8, LBFGS(), tolerance=0.0)
+    result = caught.value.result
+    assert result.value == min(record.value for record in result.history)
+    assert result.derivative_norm > 0
+
+
+def test_an_exception_in_the_callback_carries_what_was_reached():
+    def callback(record, control):
+        if record.iteration == 3:
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine") as caught:
+        minimize(PROBLEM, 8, LBFGS(), callback=callback)
+    assert caught.value.result.history[-1].iteration == 3
+
+
+@pytest.mark.parametrize("calls", [400, 60, 9])
+def test_an_interrupt_at_any_time_gives_a_result(calls, capsys):
+    failing = Failing(calls, KeyboardInterrupt)
+
+    def once(t, x, u):
+        failing.calls = 10**9 if failing.made > calls else failing.calls
+        return failing(t, x, u)
+
+    result = minimize(cubic(dynamics=once), 8, MGOPT(2), tolerance=0.0)
+    assert result.status is Status.INTERRUPTED
+    assert "INTERRUPTED" in str(result)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_start_on_a_coarser_grid_is_prolonged(steps):
+    space = ControlSpace(TimeGrid(1.0, steps), 1)
+    start = Control(space, torch.arange(steps, dtype=torch.float64))
+    result = minimize(PROBLEM, 8, LBFGS(), start=start, max_iterations=0)
+    expected = Transfer(result.control.space, space).prolong(start.flat)
+    assert torch.equal(result.control.flat, expected)
+
+
+def test_a_run_can_go_on_from_the_control_of_another_on_a_finer_grid():
+    coarse = minimize(PROBLEM, 8, LBFGS())
+    fine = minimize(PROBLEM, 16, LBFGS(), start=coarse.control)
+    cold = minimize(PROBLEM, 16, LBFGS())
+    assert fine.history[0].value < cold.history[0].value
+    assert fine.value == pytest.approx(cold.value, rel=1e-8)
+
+
+def test_a_solve_leaves_its_start_as_it_was(unchanged):
+    start = Control(ControlSpace(TimeGrid(1.0, 8), 1), torch.ones(8, dtype=torch.float64))
+    with unchanged(start.flat, X0):
+        minimize(PROBLEM, 8, MGOPT(3), start=start, max_iterations=10)
+
+
+def test_a_run_is_the_same_every_time():
+    one, two = (minimize(TRAINING, 8, MGOPT(3), max_iterations=15) for _ in range(2))
+    assert torch.equal(one.control.flat, two.control.flat)
+    assert [r.value for r in one.history] == [r.value for r in two.history]
+
+
+def test_nothing_is_printed_where_the_output_is_no_terminal(capsys):
+    minimize(PROBLEM, 8, LBFGS(), max_iterations=3)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("progress", "printed"), [(True, True), (False, False)])
+def test_the_live_line_can_be_asked_for_or_forbidden(progress, printed, capsys):
+    minimize(PROBLEM, 8, LBFGS(), max_iterations=3, progress=progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("iteration" in err) is printed
+
+
+def test_the_result_says_what_was_run():
+    about = minimize(PROBLEM, 8, LBFGS(pairs=3), integrator="heun", max_iterations=1).about
+    assert {key: about[key] for key in ("steps", "integrator", "dtype", "device")} == {
+        "steps": 8,
+        "integrator": "heun",
+        "dtype": "float64",
+        "device": "cpu",
+    }
+    assert about["recipe"].startswith("LBFGS(pairs=3")
+    assert " at 0x" not in about["recipe"]
+
+
+def test_the_default_method_solves_a_problem():
+    result = minimize(PROBLEM, 16)
+    assert result.status is Status.CONVERGED
+    assert {record.steps for record in result.history} == {2, 4, 8, 16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_type_of_the_initial_state_is_that_of_the_control(dtype):
+    result = minimize(cubic(initial_state=X0.to(dtype)), 8, MGOPT(2), tolerance=1e-3)
+    assert result.control.flat.dtype == dtype
+    assert result.about["dtype"] == str(dtype).removeprefix("torch.")
+    assert result.status is Status.CONVERGED
+
+
+PLAIN_START = ControlProblem(FunctionDynamics(lambda t, x, u: u - x, 1), lambda q: X0, lambda x: x.sum())
+MISUSES = {
+    "no problem": ({"problem": "pendulum"}, TypeError, "problem: expected a ControlProblem, got str"),
+    "no method": ({"method": torch.optim.Adam}, TypeError, "method: expected a method"),
+    "the class of a method": ({"method": LBFGS}, TypeError, "method: expected a method"),
+    "steps": ({"steps": 0}, ValueError, "steps: expected an integer >= 1, got 0"),
+    "integrator": ({"integrator": "leapfrog"}, ValueError, "integrator: expected one of euler"),
+    "tolerance": ({"tolerance": -1e-3}, ValueError, "tolerance: expected a number >= 0"),
+    "tolerance NaN": ({"tolerance": math.nan}, ValueError, "tolerance: expected a number >= 0"),
+    "max_work": ({"max_work": -1.0}, ValueError, "max_work: expected a number >= 0"),
+    "max_seconds": ({"max_seconds": math.nan}, ValueError, "max_seconds: expected a number >= 0"),
+    "max_iterations": ({"max_iterations": -1}, ValueError, "max_iterations: expected"),
+    "record_every": ({"record_every": 0}, ValueError, "record_every: expected an integer >= 1, got 0"),
+    "target": ({"target": "value=0.1"}, TypeError, "target: expected"),
+    "batches": ({"batches": 32}, TypeError, "batches: expected"),
+    "target without validation": ({"target": Target("accuracy", 0.9)}, ValueError, "target: expected.*validation"),
+    "validation": ({"validation": PROBLEM}, ValueError, "validation: expected a problem whose terminal cost"),
+    "levels": ({"steps": 6, "method": MGOPT(4)}, ValueError, "levels: 6 steps can be coarsened"),
+    "start on a finer grid": (
+        {"start": Control(ControlSpace(TimeGrid(1.0, 3), 1), torch.zeros(3).double())},
+        ValueError,
+        "start: expected a control on a divisor of 8 steps",
+    ),
+    "start of another problem": (
+        {"start": Control(ControlSpace(TimeGrid(1.0, 1), 2), torch.zeros(2).double())},
+        ValueError,
+        "start: expected a control with 1 numbers per step",
+    ),
+    "shape of the dynamics": (
+        {"problem": cubic(dynamics=lambda t, x, u: u)},
+        ValueError,
+        "dynamics: expected f",
+    ),
+    "shape of the cost": (
+        {"problem": cubic(terminal_cost=lambda x: x.sum(1))},
+        ValueError,
+        "terminal_cost: expected a scalar",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), MISUSES.values(), ids=MISUSES.keys())
+def test_misuse_is_refused_before_work_begins(arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        minimize(**{"problem": PROBLEM, "steps": 8, "method": LBFGS(), **arguments})
+    assert not hasattr(caught.value, "result")
+
+
+def test_a_problem_that_cannot_be_divided_is_refused_before_work_begins():
+    class Whole:
+        def __call__(self, x, q):
+            return x.sum()
+
+        def derivative(self, x, q):
+            return torch.ones_like(x), torch.zeros_like(q)
+
+    with pytest.raises(ValueError, match="terminal_cost: expected a piece with a method take") as caught:
+        minimize(cubic(terminal_cost=Whole()), 8, ADAM, batches=Batches(1))
+    assert not hasattr(caught.value, "result")
+
+
+def test_accuracy_needs_a_cost_that_knows_one():
+    space = ControlSpace(TimeGrid(1.0, 4), 1)
+    control = Control(space, torch.zeros(4).double())
+    with pytest.raises(ValueError, match="problem: expected a terminal cost with an accuracy"):
+        accuracy(PROBLEM, control)
+    with pytest.raises(ValueError, match="problem: expected a terminal cost with an accuracy"):
+        accuracy(cubic(terminal_cost=LeastSquares(X0)), control)
