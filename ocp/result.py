@@ -101,6 +101,7 @@ class Result:
     status : Status
     message : str
         One sentence that says why the run ended, with numbers.
+    iterations : int
     work_units, seconds : float
     history : tuple of Record
     counts : mapping
@@ -114,6 +115,7 @@ class Result:
     derivative_norm: float
     status: Status
     message: str
+    iterations: int
     work_units: float
     seconds: float
     history: tuple[Record, ...]
@@ -150,7 +152,7 @@ class Result:
             "message": self.message,
             "value": f"{self.value:.10g}",
             "derivative norm": f"{self.derivative_norm:.3e}",
-            "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.history[-1].iteration} iterations",
+            "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
             "corrections": counts or "none",
         }
         return "\n".join(f"{name:>16}: {text}" for name, text in lines.items())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -65,10 +66,9 @@ def minimize(
         The same problem on other samples; its accuracy is recorded.
     watch_finest : bool
         Record the objective on the finest grid also while on a coarse one, so that runs on different grids can be
-        compared. Like the accuracy it is neither counted as work nor timed.
+        compared. Like the accuracy it is neither counted as work nor timed. A target of value asks for it.
     tolerance : float
-        Stop when the dual norm of the derivative on the finest grid is at most this share of the first one recorded,
-        which a multilevel method has on its coarsest grid.
+        Stop when the dual norm of the derivative on the finest grid is at most this share of that at the start.
     target : Target, optional
         Stop when it is reached.
     max_iterations : int
@@ -110,35 +110,30 @@ def minimize(
         problem = replace(problem, start=start)
     objective = discretize(problem, steps, as_integrator(integrator))
     method = MGOPT() if method is None else method
-    if not isinstance(method, Method):
-        raise TypeError(f"method: expected a method such as MGOPT(levels=4), got {type(method).__name__}")
-    for name, limit in (("tolerance", tolerance), ("max_work", max_work), ("max_seconds", max_seconds)):
-        if not limit >= 0:
-            raise ValueError(f"{name}: expected a number >= 0, got {limit!r}")
-    if validation is not None and not hasattr(validation.terminal_cost, "accuracy"):
-        raise ValueError("validation: expected a problem whose terminal cost has an accuracy, such as CrossEntropy")
+    stopping = _Stopping(tolerance, target, max_iterations, max_work, max_seconds)
+    _check_arguments(method, batches, validation, target, record_every)
     samples = objective.work.samples
+    if batches is not None:
+        objective.take(torch.arange(min(batches.size, samples)))  # raises where the problem cannot be divided
     if record_every is None:
         record_every = 1 if batches is None else batches.per_epoch(samples)
-    if record_every < 1:
-        raise ValueError(f"record_every: expected an integer >= 1, got {record_every}")
     stream = None if batches is None else batches.stream(samples)
-    run = _Run(objective, batches is None, validation, watch_finest)
+    watch_finest = watch_finest or (target is not None and target.quantity == "value")
+    run = _Run(objective, batches is None, validation, watch_finest, State(objective.discretization.start().flat))
     status = Status.RUNNING
     with tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False) as line:
         try:
             with run.clock.running():
-                state = method.init(objective, objective.discretization.start().flat)
-            run.state = state
+                state = method.init(objective, run.state.control)
+            run.begin(state)
             while status is Status.RUNNING:
-                if state.status is not Status.RUNNING or run.iteration % record_every == 0:
+                if run.iteration % record_every == 0 or stopping.limit(run) is not Status.RUNNING:
                     record = run.record()
-                    line.set_description_str(_line(record, run.iteration))
+                    line.set_description_str(_line(record))
                     stop = callback is not None and callback(record, run.control())
-                    converged = record.derivative_norm <= tolerance * run.history[0].derivative_norm
-                    if converged and record.level > 0:
+                    status = stopping.status(run, record, stop)
+                    if record.level > 0 and stopping.converged(run, record):
                         state = replace(state, status=Status.CONVERGED)  # so that the method refines the grid
-                    status = _status(run, record, converged, stop, target, max_iterations, max_work, max_seconds)
                 if status is Status.RUNNING:
                     on = objective if stream is None else objective.take(next(stream))
                     with run.clock.running():
@@ -151,6 +146,25 @@ def minimize(
                 error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
             raise
     return run.result(status, method)
+
+
+def _check_arguments(
+    method: Any, batches: Any, validation: ControlProblem | None, target: Any, record_every: int | None
+) -> None:
+    """Refuse what does not fit, before work begins."""
+    if isinstance(method, type) or not isinstance(method, Method):
+        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        raise TypeError(f"method: expected a method such as MGOPT(levels=4), got {got}")
+    if not isinstance(batches, Batches | None):
+        raise TypeError(f"batches: expected Batches(size), got {type(batches).__name__}")
+    if not isinstance(target, Target | None):
+        raise TypeError(f"target: expected a Target, got {type(target).__name__}")
+    if validation is not None and not hasattr(validation.terminal_cost, "accuracy"):
+        raise ValueError("validation: expected a problem whose terminal cost has an accuracy, such as CrossEntropy")
+    if target is not None and target.quantity == "accuracy" and validation is None:
+        raise ValueError("target: expected a validation problem beside a target of accuracy, got none")
+    if record_every is not None and record_every < 1:
+        raise ValueError(f"record_every: expected an integer >= 1, got {record_every}")
 
 
 def accuracy(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> float:
@@ -183,6 +197,15 @@ class _Clock:
             self.seconds += time.perf_counter() - begin
 
 
+@dataclass(frozen=True)
+class _Point:
+    """A recorded control, with its level and value by which it is ranked, and the norm of its derivative."""
+
+    rank: tuple[int, float]
+    norm: float
+    flat: Tensor
+
+
 @dataclass
 class _Run:
     """One run of the loop: where it is, what it has recorded, its best control on the finest grid."""
@@ -191,11 +214,12 @@ class _Run:
     full_batch: bool
     validation: ControlProblem | None
     watch_finest: bool
-    state: State = None  # type: ignore[assignment]
+    state: State
     iteration: int = 0
     history: list[Record] = field(default_factory=list)
     clock: _Clock = field(default_factory=_Clock)
-    best: tuple[float, Tensor] | None = None
+    best: _Point | None = None
+    reference: float = 0.0
 
     def __post_init__(self) -> None:
         self.look = self.objective.uncounted()
@@ -203,9 +227,20 @@ class _Run:
             steps, integrator = self.objective.space.grid.steps, self.objective.discretization.integrator
             self.look_validation = discretize(self.validation, steps, integrator)
 
-    def control(self) -> Control:
-        """The current control on the finest grid."""
-        space, flat = self.objective.space, self.state.control
+    def begin(self, state: State) -> None:
+        """Take the first state, and the norm by which the tolerance is measured: that of the start, on the finest grid.
+
+        A method that begins on a coarse grid has not computed it; then it is looked up, uncounted.
+        """
+        self.state = state
+        objective = self.objective if state.level == 0 and self.full_batch else self.look
+        with self.clock.running() if objective is self.objective else nullcontext():
+            start = state.control if state.level == 0 else self.look.discretization.start().flat
+            _, self.reference = _evaluate(objective, start)
+
+    def control(self, flat: Tensor | None = None) -> Control:
+        """A control, by default the current one, on the finest grid."""
+        space, flat = self.objective.space, self.state.control if flat is None else flat
         coarse = self.objective.on(space.steps_of(flat)).space
         return Control(space, flat if coarse == space else Transfer(space, coarse).prolong(flat))
 
@@ -218,8 +253,8 @@ class _Run:
                 value, norm = _evaluate(self.objective.on(steps), u)
         else:
             value, norm = _evaluate(self.look.on(steps), u)
-        if level == 0 and isfinite(value) and (self.best is None or value < self.best[0]):
-            self.best = (value, u)
+        if isfinite(value) and isfinite(norm) and (self.best is None or (level, value) < self.best.rank):
+            self.best = _Point((level, value), norm, u)
         control = self.control()
         finest = value if level == 0 else self.look.value(control) if self.watch_finest else None
         spent = (self.objective.work.units, self.clock.seconds)
@@ -233,10 +268,22 @@ class _Run:
         return cost.accuracy(self.look_validation.final_state(control), control.parameters)
 
     def result(self, status: Status, method: Method) -> Result:
-        """The best control on the finest grid, and all that was recorded."""
+        """What was recorded, with the last control if a stopping test holds there, else with the best finite one."""
         objective, x = self.objective, self.objective.discretization.example()[0]
-        control = self.control() if self.best is None else Control(objective.space, self.best[1])
-        value, norm = _evaluate(self.look, control.flat)
+        last = self.history[-1] if self.history else None
+        if status.success and last is not None:
+            point: _Point | None = _Point((last.level, last.value), last.derivative_norm, self.state.control)
+        else:
+            point = self.best
+        control = self.control() if point is None else self.control(point.flat)
+        accuracy, value, norm = None, nan, nan
+        if point is not None and point.rank[0] == 0:
+            value, norm = point.rank[1], point.norm
+        # After an exception in the user's functions these may fail again; nothing else may be lost by that.
+        with suppress(Exception) if status is Status.RUNNING else nullcontext():
+            accuracy = self._accuracy(control)
+            if point is None or point.rank[0] > 0:
+                value, norm = _evaluate(self.look, control.flat)
         note = "" if self.state.level == 0 else f" It was still on level {self.state.level}; its control was prolonged."
         return Result(
             control,
@@ -245,11 +292,12 @@ class _Run:
             status,
             f"{status.value}{note} After {self.iteration} iterations and {objective.work.units:.2f} work units "
             f"the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
+            self.iteration,
             objective.work.units,
             self.clock.seconds,
             tuple(self.history),
             dict(self.state.counts),
-            self._accuracy(control),
+            accuracy,
             about={
                 "steps": objective.space.grid.steps,
                 "integrator": objective.discretization.integrator.name,
@@ -260,43 +308,55 @@ class _Run:
         )
 
 
+@dataclass(frozen=True)
+class _Stopping:
+    """When a run ends."""
+
+    tolerance: float
+    target: Target | None
+    max_iterations: int
+    max_work: float
+    max_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "max_iterations", "max_work", "max_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+
+    def converged(self, run: _Run, record: Record) -> bool:
+        """Whether the tolerance is met on the grid of the record."""
+        return record.derivative_norm <= self.tolerance * run.reference
+
+    def limit(self, run: _Run) -> Status:
+        """Why the run cannot go on, or RUNNING."""
+        limits = (
+            (run.state.status is not Status.RUNNING, run.state.status),
+            (run.iteration >= self.max_iterations, Status.MAX_ITERATIONS),
+            (run.objective.work.units >= self.max_work, Status.MAX_WORK),
+            (run.clock.seconds >= self.max_seconds, Status.MAX_SECONDS),
+        )
+        return next((status for reached, status in limits if reached), Status.RUNNING)
+
+    def status(self, run: _Run, record: Record, stop: bool | None) -> Status:
+        """Why to stop after a record, or RUNNING."""
+        if not (isfinite(record.value) and isfinite(record.derivative_norm)):
+            return Status.NOT_FINITE
+        if record.level == 0 and self.converged(run, record):
+            return Status.CONVERGED
+        if self.target is not None and self.target.reached(record):
+            return Status.TARGET
+        return Status.STOPPED if stop else self.limit(run)
+
+
 def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:
     value = objective.value(u)
     return value, objective.space.dual_norm(objective.derivative(u)) if isfinite(value) else inf
 
 
-def _status(
-    run: _Run,
-    record: Record,
-    converged: bool,
-    stop: bool | None,
-    target: Target | None,
-    max_iterations: int,
-    max_work: float,
-    max_seconds: float,
-) -> Status:
-    """Why to stop after this record, or RUNNING."""
-    if not (isfinite(record.value) and isfinite(record.derivative_norm)):
-        return Status.NOT_FINITE
-    if record.level == 0 and converged:
-        return Status.CONVERGED
-    if target is not None and target.reached(record):
-        return Status.TARGET
-    if stop:
-        return Status.STOPPED
-    limits = (
-        (run.state.status is not Status.RUNNING, run.state.status),
-        (run.iteration >= max_iterations, Status.MAX_ITERATIONS),
-        (record.work_units >= max_work, Status.MAX_WORK),
-        (record.seconds >= max_seconds, Status.MAX_SECONDS),
-    )
-    return next((status for reached, status in limits if reached), Status.RUNNING)
-
-
-def _line(record: Record, iteration: int) -> str:
+def _line(record: Record) -> str:
     parts = [
         f"level {record.level} ({record.steps} steps)",
-        f"iteration {iteration}",
+        f"iteration {record.iteration}",
         f"work {record.work_units:.1f}",
         f"objective {record.value:.4e}",
         f"derivative {record.derivative_norm:.1e}",

@@ -26,6 +26,7 @@ from ocp import (
     Scheduled,
     State,
     Status,
+    StrongWolfe,
     Target,
     Tikhonov,
     TimeGrid,
@@ -119,7 +120,7 @@ def wrong_adjoint(monkeypatch):
 
 ENDINGS = {
     Status.CONVERGED: {"tolerance": 1e-4},
-    Status.TARGET: {"target": Target("value", 0.75)},
+    Status.TARGET: {"target": Target("value", 0.9)},
     Status.STOPPED: {"callback": lambda record, control: record.iteration == 2},
     Status.MAX_ITERATIONS: {"max_iterations": 2},
     Status.MAX_WORK: {"max_work": 3.0},
@@ -175,7 +176,7 @@ def test_the_iterations_recorded_are_every_one_or_every_so_many():
 
 METHODS = {
     "L-BFGS": LBFGS(),
-    "gradient descent": GradientDescent(),
+    "gradient descent": GradientDescent(StrongWolfe()),
     "conjugate gradients": NonlinearCG(),
     "cycle": Cycle(3),
     "MG/OPT": MGOPT(3),
@@ -389,7 +390,7 @@ def test_an_exception_in_the_callback_carries_what_was_reached():
     assert caught.value.result.history[-1].iteration == 3
 
 
-@pytest.mark.parametrize("calls", [400, 60, 9])
+@pytest.mark.parametrize("calls", [400, 60, 9, 3])
 def test_an_interrupt_at_any_time_gives_a_result(calls, capsys):
     failing = Failing(calls, KeyboardInterrupt)
 
