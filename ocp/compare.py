@@ -19,6 +19,7 @@ from ocp.objective import discretize
 from ocp.problem import Study
 from ocp.result import Result, Target
 from ocp.solver import accuracy, minimize
+from ocp.status import Status
 
 __all__ = ["METHODS", "SMOOTHERS", "Comparison", "Run", "compare", "solve"]
 
@@ -209,7 +210,8 @@ def compare(
     """Solve the studies of several seeds with several methods.
 
     The seeds are the outer loop and the methods the inner one, so that a machine's changing speed meets all methods
-    alike. The finest grid is watched, and no run stops at the target: what it took is read off the history.
+    alike. The finest grid is watched, and no run stops at the target: what it took is read off the history. An
+    interrupt ends the comparison; the interrupted run is its last.
 
     Parameters
     ----------
@@ -240,6 +242,8 @@ def compare(
             comparison = Comparison(results, target)
             if save is not None:
                 save(comparison)
+            if result.status is Status.INTERRUPTED:
+                return comparison
     return comparison
 
 

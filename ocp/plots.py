@@ -46,7 +46,8 @@ def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target
     ValueError: results: expected at least one labeled result, got none
     """
     groups = {label: [r] if isinstance(r, Result) else list(r) for label, r in results.items()}
-    if not any(groups.values()):
+    groups = {label: group for label, group in groups.items() if group}
+    if not groups:
         raise ValueError("results: expected at least one labeled result, got none")
     has_accuracy = any(rec.validation_accuracy is not None for g in groups.values() for r in g for rec in r.history)
     lower = "validation_accuracy" if has_accuracy else "derivative_norm"

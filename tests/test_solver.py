@@ -212,15 +212,14 @@ def test_a_stationary_point_that_is_worse_than_another_point_is_what_converged()
 
 
 def test_the_control_returned_has_reached_the_target_of_accuracy():
-    """Accuracy and value need not agree on what is best."""
-    start = discretize(TRAINING, 4).discretization.start().flat
-    trained = minimize(TRAINING, 4, LBFGS(), max_iterations=30)
-    loud = TRAINING.dynamics.control_size * 4
-    large = trained.control.flat.clone()
-    large[loud:] *= 30
-    script = Script((trained.control.flat * 0 + start * 0.999, large))
-    target = Target("accuracy", accuracy(VALIDATION, Control(trained.control.space, large)))
-    result = minimize(TRAINING, 4, script, validation=VALIDATION, target=target)
+    """A classifier that is mostly right and very sure of itself has a large value where it is wrong."""
+    objective = discretize(TRAINING, 4)
+    start = objective.discretization.start().flat
+    sure = minimize(TRAINING, 4, LBFGS(), max_iterations=30).control.flat.clone()
+    objective.space.parameters(sure).mul_(30)
+    target = Target("accuracy", accuracy(VALIDATION, Control(objective.space, sure)))
+    assert objective.value(sure) > objective.value(start)
+    result = minimize(TRAINING, 4, Script((sure,)), validation=VALIDATION, target=target)
     assert result.status is Status.TARGET
     assert result.validation_accuracy >= target.threshold
 
