@@ -6,9 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import problems
@@ -75,16 +78,29 @@ def _function(name: str) -> Callable[..., Any]:
         return importlib.import_module(f"problems.{name}").problem
     path = Path(name)
     if path.suffix != ".py":
-        close = get_close_matches(name, known, n=1)
+        close = get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"problem: expected one of {', '.join(known)}, or the path of a .py file, got {name!r}{hint}")
     if not path.is_file():
         raise ValueError(f"problem: expected an existing file, got {name!r}")
+    module = _module(path.resolve())
+    if not callable(getattr(module, "problem", None)):
+        raise ValueError(f"problem: expected {name} to define a function problem(), got none")
+    return module.problem
+
+
+@cache
+def _module(path: Path) -> ModuleType:
+    """A user's file, executed once as Python does it: known to ``sys.modules``, its folder on the path."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "problem", None)):
-        raise ValueError(f"problem: expected {name} to define a function problem(), got none")
-    return module.problem
+    sys.modules.setdefault(path.stem, module)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"problem: expected {path.name} to be Python, got {error}") from error
+    return module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
+import traceback
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -12,11 +12,14 @@ from typing import Any
 import click
 import torch
 
+import problems
 from ocp import catalog, plots
 from ocp.compare import METHODS, SMOOTHERS, Comparison, Run, compare, solve
 from ocp.integrators import INTEGRATORS
 from ocp.objective import discretize
 from ocp.result import Result, Target
+from ocp.status import Status
+from ocp.strictjson import write
 from ocp.verify import verify
 
 __all__ = ["main"]
@@ -25,29 +28,30 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def _one_line(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a user's mistake into one line on the terminal."""
+    """Turn a user's mistake into one line on the terminal; an error in the user's own code keeps its traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (ValueError, TypeError, ImportError, OSError) as error:
-            if _in_user_code(error):
+        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+            if _in_user_code(error, kwargs.get("name")):
                 raise
             raise click.ClickException(" ".join(str(error).split())) from error
 
     return wrapped
 
 
-def _in_user_code(error: BaseException) -> bool:
-    """Whether the error arose in a file that is neither ours nor an installed package: its traceback is of use."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None:
+def _in_user_code(error: BaseException, name: str | None) -> bool:
+    """Whether the user's file, or one beside it, is nearer to the error than any of ours."""
+    if name is None or not name.endswith(".py"):
         return False
-    path = Path(frame.tb_frame.f_code.co_filename)
-    return path.suffix == ".py" and path.parent.name not in ("ocp", "problems") and "site-packages" not in path.parts
+    ours = {Path(__file__).parent, *map(Path, problems.__path__)}
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        folder = Path(frame.f_code.co_filename).parent
+        if folder in ours or folder == Path(name).resolve().parent:
+            return folder not in ours
+    return False
 
 
 # Digits (width 16, two cores): two threads took 1.3 times as long as one on an idle machine, 25 times on a busy one.
@@ -94,6 +98,8 @@ def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
     arguments = {}
     for pair in sets:
         key, found, text = pair.partition("=")
+        if key == "seed":
+            raise ValueError(f"set: expected KEY=VALUE, and no seed, which has an option of its own, got {pair!r}")
         if not (found and key.isidentifier()):
             raise ValueError(f"set: expected KEY=VALUE, got {pair!r}")
         try:
@@ -162,8 +168,7 @@ def verify_(
     report = verify(discretize(study.problem, steps or study.steps, integrator or study.integrator), seed=seed)
     click.echo(str(report))
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"problem": name, **report.to_dict()}, indent=1) + "\n")
+        write(file, {"problem": name, **report.to_dict()})
     if not report.passed:
         raise SystemExit(1)
 
@@ -174,7 +179,7 @@ def verify_(
 @click.option("--seed", default=0, show_default=True, help="Of the initial weights and the batches.")
 @click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default."
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/METHOD by default."
 )
 @_shared
 @_one_line
@@ -186,7 +191,7 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
     if goal is not None:
         watch = {"target": goal, "watch_finest": goal.quantity == "value"}
         run = Run(**{**vars(run), "settings": {**(run.settings or {}), **watch}})
-    folder = _folder(out, name)
+    folder = _folder(out, name, method)
     result = solve(name, study, run)
     result.save(folder)
     plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
@@ -194,7 +199,11 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
     for label, value in (("validation", result.validation_accuracy), ("test", result.test_accuracy)):
         if value is not None:
             click.echo(f"{label + ' accuracy':>20}: {value:.4f}")
+    if study.optimum is not None:
+        click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
     click.echo(f"{'written to':>20}: {folder}")
+    if result.status in (Status.NOT_FINITE, Status.INTERRUPTED):
+        raise SystemExit(1)
 
 
 @main.command("compare")
@@ -203,7 +212,7 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, from 0 on.")
 @click.option("--target", help="accuracy=0.95 or value=0.1; the problem's own by default.")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME by default."
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/compare by default."
 )
 @_shared
 @_one_line
@@ -211,7 +220,10 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
     """Compare methods on problem NAME from the same starts; write compare.json and convergence.png."""
     goal = None if target is None else Target.parse(target)
     runs = [_run(options, method.strip()) for method in methods.split(",")]
-    folder = _folder(out, name)
+    if seeds > 1 and not catalog.takes(name, "seed"):
+        click.echo("problem() takes no seed: one run of each method.", err=True)
+        seeds = 1
+    folder = _folder(out, name, "compare")
     load = partial(_load, name, device=options["device"], dtype=options["dtype"], sets=options["sets"])
     comparison = compare(name, load, runs, seeds, goal, _saver(folder))
     plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
@@ -234,19 +246,19 @@ def plot_(folders: tuple[Path, ...], out: Path) -> None:
             found = dict(saved.runs)
         elif (folder / "result.json").exists():
             result = Result.load(folder)
-            found = {str(result.about.get("method", folder.name)): (result,)}
+            found = {str(result.about.get("label", folder.name)): (result,)}
         else:
             raise ValueError(f"folder: expected one with result.json or compare.json, got {folder}")
         for label, results in found.items():
-            label = label if len(folders) == 1 else f"{folder.name}: {label}"
+            label = label if len(folders) == 1 else f"{folder}: {label}"
             groups[label] = (*groups.get(label, ()), *results)
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.convergence(groups, target).savefig(out, dpi=150)
     click.echo(f"written to {out}")
 
 
-def _folder(out: Path | None, name: str) -> Path:
-    folder = out if out is not None else Path("ocp-out") / Path(name).stem
+def _folder(out: Path | None, name: str, what: str) -> Path:
+    folder = out if out is not None else Path("ocp-out") / Path(name).stem / what
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ocp.problem import Study
 from ocp.result import Result, Target
 from ocp.solver import accuracy, minimize
 from ocp.status import Status
+from ocp.strictjson import read, write
 
 __all__ = ["METHODS", "SMOOTHERS", "Comparison", "Run", "compare", "solve"]
 
@@ -62,6 +63,8 @@ class Run:
         Of the batches.
     settings : mapping
         Keyword arguments of `minimize`, in place of what the study suggests.
+    label : str
+        In tables and figures; by default the method.
     """
 
     method: str = "mgopt"
@@ -73,8 +76,11 @@ class Run:
     batch_size: int | None = None
     seed: int = 0
     settings: Mapping[str, Any] | None = None
+    label: str = ""
 
     def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.method)
         for name, value, known in (("method", self.method, METHODS), ("smoother", self.smoother, SMOOTHERS)):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
@@ -110,7 +116,8 @@ def solve(name: str, study: Study, run: Run) -> Result:
         assert result.control is not None
         test_accuracy = accuracy(study.test, result.control, run.integrator or study.integrator)
         result = replace(result, test_accuracy=test_accuracy)
-    about = {"problem": name, "method": run.method, "smoother": run.smoother, "levels": levels, "seed": run.seed}
+    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method, "smoother": run.smoother}
+    about |= {"levels": 1 if run.method == "single" else levels, "seed": run.seed}
     return result.describe(**about)
 
 
@@ -121,7 +128,7 @@ class Comparison:
     Attributes
     ----------
     runs : mapping
-        From the name of a method to its results, one for each seed.
+        From the label of a run to its results, one for each seed.
     target : Target or None
     """
 
@@ -129,37 +136,41 @@ class Comparison:
     target: Target | None = None
 
     def __str__(self) -> str:
-        """Medians over the seeds, ranges in brackets; a seed that missed the target is a failure, never dropped."""
-        rows = [self._row(name, results) for name, results in self.runs.items()]
-        headers = (
-            "method",
-            "reached",
-            "work to target",
-            "gain",
-            "seconds to target",
-            "objective",
-            "validation",
-            "test",
-        )
-        goal = f"target: {self.target}" if self.target else "no target"
-        table = tabulate(rows, headers=headers, disable_numparse=True)
-        note = "medians over seeds, [ranges]; work in gradients on the finest grid and all samples; gain against single"
-        return f"{table}\n{goal}; {note}"
+        """Two tables with medians over the seeds and ranges in brackets; a seed that missed the target is a failure."""
+        headers: tuple[str, ...] = ("at the end", "objective", "validation", "test", "work", "corrections", "ended")
+        rows = [self._at_end(*item) for item in self.runs.items()]
+        at_end = tabulate(rows, headers=headers, disable_numparse=True)
+        note = "Medians over seeds, [ranges]; work in gradients on the finest grid and all samples."
+        if self.target is None:
+            return f"{at_end}\n{note}"
+        headers = (f"to {self.target}", "reached", "work", "gain", "seconds", "on steps")
+        rows = [self._at_target(*item) for item in self.runs.items()]
+        return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{at_end}\n{note} Gain: against single."
 
-    def _row(self, name: str, results: Sequence[Result]) -> list[str]:
-        spent = [_to_target(result, self.target) for result in results]
-        reached = [pair for pair in spent if pair is not None]
-        missed = "-" if self.target is None else "missed"
-        complete = len(reached) == len(results) > 0
+    def _at_target(self, name: str, results: Sequence[Result]) -> list[str]:
+        records = [self.target.first(result.history) if self.target else None for result in results]
+        reached = [record for record in records if record is not None]
+        if len(reached) < len(results) or not results:
+            return [name, f"{len(reached)} of {len(results)}", "missed", "-", "missed", "-"]
         return [
             name,
-            "-" if self.target is None else f"{len(reached)} of {len(results)}",
-            _summary([work for work, _ in reached], ".2f") if complete else missed,
+            f"{len(reached)} of {len(results)}",
+            _summary([record.work_units for record in reached], ".2f"),
             self._gain(name),
-            _summary([seconds for _, seconds in reached], ".2f") if complete else missed,
+            _summary([record.seconds for record in reached], ".2f"),
+            _summary([record.steps for record in reached], ".0f"),
+        ]
+
+    def _at_end(self, name: str, results: Sequence[Result]) -> list[str]:
+        ended = Counter(result.status.name for result in results)
+        return [
+            name,
             _summary([r.value for r in results], ".4g"),
             _summary([r.validation_accuracy for r in results], ".3f"),
             _summary([r.test_accuracy for r in results], ".3f"),
+            _summary([r.work_units for r in results], ".2f"),
+            _summary([r.counts.get("corrections", 0) for r in results], ".0f"),
+            ", ".join(f"{count} {status}" for status, count in ended.items()),
         ]
 
     def _gain(self, name: str) -> str:
@@ -168,7 +179,7 @@ class Comparison:
             (_to_target(single, self.target), _to_target(result, self.target))
             for single, result in zip(self.runs.get("single", ()), self.runs[name], strict=False)
         ]
-        ratios = [single[0] / own[0] for single, own in pairs if single and own]
+        ratios = [single[0] / own[0] for single, own in pairs if single and own and own[0] > 0]
         return f"{median(ratios):.1f}x" if pairs and len(ratios) == len(pairs) else "-"
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,19 +195,20 @@ class Comparison:
 
     def save(self, folder: str | Path) -> Path:
         """Write ``compare.json`` to a folder, which is made where it is missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "compare.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        return folder
+        write(Path(folder) / "compare.json", self.to_dict())
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:
         """Inverse of `save`."""
-        saved = json.loads((Path(folder) / "compare.json").read_text())
+        saved = read(Path(folder) / "compare.json")
         runs: dict[str, tuple[Result, ...]] = {}
-        for values in saved["runs"]:
-            runs[values["method"]] = (*runs.get(values["method"], ()), Result.from_dict(values))
-        return cls(runs, Target(**saved["target"]) if saved["target"] else None)
+        try:
+            for values in saved["runs"]:
+                runs[values["label"]] = (*runs.get(values["label"], ()), Result.from_dict(values))
+            return cls(runs, Target(**saved["target"]) if saved["target"] else None)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: expected a saved comparison, got {type(error).__name__}: {error}") from error
 
 
 def compare(
@@ -228,7 +240,10 @@ def compare(
     """
     if seeds < 1:
         raise ValueError(f"seeds: expected an integer >= 1, got {seeds}")
-    comparison = Comparison({run.method: () for run in runs}, target)
+    labels = [run.label for run in runs]
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(f"runs: expected at least one, and every label once, got {', '.join(labels) or 'none'}")
+    comparison = Comparison(dict.fromkeys(labels, ()), target)
     for seed in range(seeds):
         study = make(seed)
         if target is None and study.target is not None:
@@ -238,7 +253,7 @@ def compare(
         for run in runs:
             settings = {"watch_finest": True, **(run.settings or {})}
             result = solve(name, study, replace(run, seed=seed, settings=settings))
-            results = {**comparison.runs, run.method: (*comparison.runs[run.method], result)}
+            results = {**comparison.runs, run.label: (*comparison.runs[run.label], result)}
             comparison = Comparison(results, target)
             if save is not None:
                 save(comparison)

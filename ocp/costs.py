@@ -149,6 +149,11 @@ class CrossEntropy:
             )
 
     def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        if x.ndim != 2 or len(x) != len(self.labels):
+            raise ValueError(
+                f"labels: expected one for each row of the final state or of its readout {tuple(x.shape)}, "
+                f"got {len(self.labels)}"
+            )
         return nn.functional.cross_entropy(x, self.labels)
 
     def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

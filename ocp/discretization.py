@@ -67,6 +67,8 @@ class Discretization:
         problem, (x, u) = self.problem, self.example()
         q = x.new_zeros(problem.parameter_size) if problem.start is None else problem.start.parameters
         shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
+        if x.dtype != u.dtype:
+            raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
         f = _evaluate("dynamics", f"to take {shapes}", problem.dynamics, 0.0, x, u)
         if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
             raise ValueError(

@@ -173,13 +173,13 @@ class Cycle:
         return State(control, {})
 
     def step(self, objective: Objective, state: State) -> State:
-        grids = coarse_grids(objective.work.steps, self.levels, self.factor)
-        grids = tuple(n for n in grids if n <= objective.space.grid.steps)
+        steps = objective.space.grid.steps
+        coarser = [n for n in coarse_grids(objective.work.steps, self.levels, self.factor) if n < steps]
         scratch = _Scratch(dict(state.memory), Counter(state.counts))
-        if len(grids) == 1:
-            control, status = self._smooth(objective, state.control, 1, scratch)
+        if coarser:
+            control, status = self._cycle(objective, state.control, (steps, *coarser), self.shape, scratch)
         else:
-            control, status = self._cycle(objective, state.control, grids, self.shape, scratch)
+            control, status = self._smooth(objective, state.control, 1, scratch)
         return replace(state, control=control, memory=scratch.levels, status=status, counts=scratch.counts)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
@@ -201,10 +201,14 @@ class Cycle:
         """One cycle on the levels ``grids``; the objective is the original one or shifted."""
         if len(grids) == 1:
             return self._smooth(objective, u, self.coarsest, scratch, floor)
+        children, level = SHAPES[shape], self._level(objective, u, scratch)
+        if level.wait >= len(children):
+            scratch.levels[grids[0]] = replace(level, wait=level.wait - len(children))
+            return self._smooth(objective, u, self.pre + self.post, scratch)
         before, spent = objective.value(u), objective.work.units
         u, status = self._smooth(objective, u, self.pre, scratch)
         rate = _rate(objective, before, spent, u)
-        for child in SHAPES[shape]:
+        for child in children:
             corrected = self._correct(objective, u, grids, child, scratch, rate)
             if corrected is not None:
                 u, status = corrected, Status.RUNNING
@@ -247,21 +251,25 @@ class Cycle:
     def _smooth(
         self, objective: Objective, u: Tensor, steps: int, scratch: _Scratch, floor: float = -float("inf")
     ) -> tuple[Tensor, Status]:
-        """Smoothing steps, at most; they end when one decreases the objective by less than ``floor`` per work unit."""
+        """Smoothing steps, at most.
+
+        On a model they stay in its ball, and end at its boundary, where the model is not finite, and when one decreases
+        it by less than ``floor`` per work unit.
+        """
         level = self._level(objective, u, scratch)
         state = State(u, level.smoother)
         for _ in range(steps):
-            before, spent = objective.value(state.control), objective.work.units
-            trial = self.smoother.step(objective, state)
+            spent = objective.work.units
+            last, state = state, self.smoother.step(objective, state)
             if isinstance(objective, ShiftedObjective):
-                trial = replace(trial, control=objective.confine(trial.control))
-            if not isfinite(objective.value(trial.control)):
-                state = replace(state, status=Status.NO_DECREASE)  # nor is what the smoother has learned there of use
-                break
-            state = trial
-            if state.status is not Status.RUNNING or not _rate(objective, before, spent, state.control) >= floor:
-                break
-            if isinstance(objective, ShiftedObjective) and objective.at_boundary(state.control):
+                state = replace(state, control=objective.confine(state.control))
+                if not isfinite(objective.value(state.control)):
+                    state = replace(last, status=Status.NO_DECREASE)  # nor is what the smoother learned there of use
+                    break
+                rate = _rate(objective, objective.value(last.control), spent, state.control)
+                if rate < floor or objective.at_boundary(state.control):
+                    break
+            if state.status is not Status.RUNNING:
                 break
         scratch.levels[objective.space.grid.steps] = replace(level, smoother=state.memory)
         return state.control, state.status

@@ -18,8 +18,9 @@ from ocp.problem import ControlProblem
 
 __all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Trajectory", "Work", "discretize"]
 
-#: Share of a forward sweep in one work unit; the adjoint sweep has the rest. A step costs one product with its weights
-#: forward and two backward (by state and by control): Griewank & Walther (2008), "Evaluating Derivatives", chapter 3.
+#: Share of a forward sweep in one work unit; the adjoint sweep has the rest. A convention: a step costs one product
+#: with its weights forward and two backward (by state and by control), Griewank & Walther (2008), "Evaluating
+#: Derivatives", chapter 3. What an adjoint sweep computes again is left out, so forward sweeps are charged in full.
 FORWARD_SHARE = 1 / 3
 
 
@@ -164,8 +165,7 @@ class ReducedObjective:
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
-            buffer = self._forward(u) if self._buffer(u).holds is not evaluation else self._buffer(u)
-            evaluation.derivative = sweep.adjoint(self.discretization, u, buffer.states)
+            evaluation.derivative = sweep.adjoint(self.discretization, u, self._forward(u).states)
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
         return evaluation.derivative.clone()
 

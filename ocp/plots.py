@@ -45,7 +45,8 @@ def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target
     Traceback (most recent call last):
     ValueError: results: expected at least one labeled result, got none
     """
-    groups = {label: [r] if isinstance(r, Result) else list(r) for label, r in results.items()}
+    lists = {label: [r] if isinstance(r, Result) else list(r) for label, r in results.items()}
+    groups = {label: [r for r in group if r.history] for label, group in lists.items()}
     groups = {label: group for label, group in groups.items() if group}
     if not groups:
         raise ValueError("results: expected at least one labeled result, got none")

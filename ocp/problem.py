@@ -184,6 +184,13 @@ class ControlProblem:
             object.__setattr__(self, name, value)
         if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
             raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
+        if start is not None and not isinstance(start, Control):
+            raise TypeError(f"start: expected a Control, got {type(start).__name__}")
+        bad = 0 if start is None else int((~torch.isfinite(start.flat)).sum())
+        if start is not None and bad:
+            raise ValueError(
+                f"start: expected finite numbers, got {bad} of {start.flat.numel()} that are NaN or infinite"
+            )
         if start is not None and (start.space.control_size, start.space.parameter_size) != (
             dynamics.control_size,
             parameter_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
@@ -14,6 +13,7 @@ import torch
 from ocp.control import Control, ControlSpace
 from ocp.grid import TimeGrid
 from ocp.status import SolveError, Status
+from ocp.strictjson import plain, read, write
 
 __all__ = ["Record", "Result", "Target"]
 
@@ -62,8 +62,8 @@ class Target:
     threshold: float
 
     def __post_init__(self) -> None:
-        if self.quantity not in ("accuracy", "value"):
-            raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {self.quantity!r}")
+        if self.quantity not in ("accuracy", "value") or not isfinite(self.threshold):
+            raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {self.quantity}={self.threshold}")
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -153,7 +153,7 @@ class Result:
             "value": f"{self.value:.10g}",
             "derivative norm": f"{self.derivative_norm:.3e}",
             "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
-            "corrections": counts or "none",
+            "events": counts or "none",
         }
         return "\n".join(f"{name:>16}: {text}" for name, text in lines.items())
 
@@ -161,8 +161,7 @@ class Result:
         """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
         values = {name: value for name, value in vars(self).items() if name not in ("control", "about", "history")}
         values |= {"status": self.status.name, "success": self.success, "counts": dict(self.counts)}
-        history = [{k: _json(v) for k, v in asdict(record).items()} for record in self.history]
-        return {**self.about, **{k: _json(v) for k, v in values.items()}, "history": history}
+        return plain({**self.about, **values, "history": [asdict(record) for record in self.history]})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
@@ -171,12 +170,21 @@ class Result:
         Raises
         ------
         ValueError
-            If a field is missing.
+            If a field is missing, or is not what it should be.
         """
+        try:
+            return cls._from_dict(values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"result: expected what a result saved, got {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> Result:
         own = set(cls.__dataclass_fields__) - {"control", "about", "history", "status"}
         missing = sorted((own | {"history", "status"}) - set(values))
         if missing:
             raise ValueError(f"result: expected the fields of a saved result, got none for {', '.join(missing)}")
+        if not values["history"]:
+            raise ValueError("result: expected a history of at least one record, got none")
         numbers_only = ("value", "derivative_norm")
         records: list[dict[str, Any]] = [
             {k: float("nan") if v is None and k in numbers_only else v for k, v in record.items()}
@@ -192,8 +200,8 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write ``result.json`` and ``control.pt`` to a folder, which is made where it is missing."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        write(folder / "result.json", self.to_dict())
+        (folder / "control.pt").unlink(missing_ok=True)
         if self.control is not None:
             space = self.control.space
             sizes = {"control_size": space.control_size, "parameter_size": space.parameter_size}
@@ -205,14 +213,10 @@ class Result:
     def load(cls, folder: str | Path) -> Result:
         """Inverse of `save`. Loading executes no code."""
         folder = Path(folder)
-        result = cls.from_dict(json.loads((folder / "result.json").read_text()))
+        result = cls.from_dict(read(folder / "result.json"))
         if not (folder / "control.pt").exists():
             return result
         saved = torch.load(folder / "control.pt", weights_only=True)
         grid = TimeGrid(saved["horizon"], saved["steps"])
         space = ControlSpace(grid, saved["control_size"], saved["parameter_size"])
         return replace(result, control=Control(space, saved["flat"]))
-
-
-def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -23,7 +23,7 @@ from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
 from ocp.result import Record, Result, Target
 from ocp.status import Status
-from ocp.transfer import Transfer
+from ocp.transfer import Transfer, halvings
 
 __all__ = ["accuracy", "minimize"]
 
@@ -55,7 +55,8 @@ def minimize(
     steps : int
         N, of the finest grid.
     method : Method, optional
-        For example ``MGOPT(levels=4, smoother=LBFGS())``, which is the default, ``Nested(...)`` or ``LBFGS()`` alone.
+        For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
+        L-BFGS on as many grids as there are by halving the steps, but not more than 4.
     integrator : str or Integrator
     start : Control, optional
         In place of the problem's own; it may live on a grid whose steps divide ``steps``.
@@ -73,7 +74,7 @@ def minimize(
         Stop when it is reached.
     max_iterations : int
     max_work, max_seconds : float
-        Limits; the iteration that exceeds one is finished.
+        Limits; the iteration that exceeds one is finished. Looking is in none of them.
     record_every : int, optional
         Iterations between two records; 1 by default, with mini-batches one epoch, since each record then evaluates the
         objective on all samples.
@@ -106,10 +107,12 @@ def minimize(
     >>> result.success, round(result.value, 4)
     (True, 0.3808)
     """
+    if validation is not None and not isinstance(validation, ControlProblem):
+        raise TypeError(f"validation: expected a ControlProblem, got {type(validation).__name__}")
     if start is not None and isinstance(problem, ControlProblem):
         problem = replace(problem, start=start)
     objective = discretize(problem, steps, as_integrator(integrator))
-    method = MGOPT() if method is None else method
+    method = MGOPT(levels=halvings(steps, most=3) + 1) if method is None else method
     stopping = _Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every)
     samples = objective.work.samples

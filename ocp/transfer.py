@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ocp.control import ControlSpace
 
-__all__ = ["CONSTANT", "LINEAR", "Interpolation", "Transfer", "coarse_grids"]
+__all__ = ["CONSTANT", "LINEAR", "Interpolation", "Transfer", "coarse_grids", "halvings"]
 
 #: From (coarse steps, fine steps) to lists over the fine steps: left and right coarse neighbor, weight of the right.
 Interpolation = Callable[[int, int], tuple[list[int], list[int], list[float]]]
@@ -158,3 +158,17 @@ def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tu
             f"levels; use levels={len(grids)} or steps={-(-steps // block) * block}"
         )
     return grids
+
+
+def halvings(steps: int, most: int) -> int:
+    """How often a number of steps can be halved, at most ``most``.
+
+    Examples
+    --------
+    >>> halvings(100, most=3), halvings(128, most=3), halvings(7, most=3)
+    (2, 3, 0)
+    """
+    count = 0
+    while count < most and steps % 2 ** (count + 1) == 0:
+        count += 1
+    return count

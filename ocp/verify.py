@@ -14,6 +14,7 @@ from ocp.control import Control
 from ocp.costs import Tikhonov
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective
 from ocp.problem import ControlProblem
+from ocp.strictjson import plain
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 
 __all__ = ["Check", "Report", "Taylor", "taylor_test", "verify"]
@@ -96,14 +97,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it; numbers that are not finite become null."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: plain(v) for k, v in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(v) for v in value]
-            return None if isinstance(value, float) and not isfinite(value) else value
-
         return plain({"passed": self.passed, **asdict(self)})
 
 
@@ -183,9 +176,10 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
         u = start + 0.1 * _like(start, generator)
     else:
         raise ValueError("control: expected one, since this objective does not know the start of its problem; got None")
-    if not isfinite(objective.value(u)):
-        raise ValueError(f"control: expected one with a finite objective, got the value {objective.value(u)}")
     try:
+        if not isfinite(objective.value(u)):
+            at = "at this control" if control is not None else "near the start of the problem"
+            raise ValueError(f"objective: expected a finite value {at}, got {objective.value(u)}")
         taylor, checks = _taylor_checks(objective, u, generator)
         if isinstance(objective, ReducedObjective):
             checks += _transpose_checks(objective, u, generator)

@@ -58,6 +58,6 @@ def problem(
         levels=5,
         validation=validation,
         test=test,
-        settings={"max_work": 50, "tolerance": 1e-3},
+        settings={"max_work": 50, "tolerance": 1e-4},
         target=("accuracy", 0.95),
     )

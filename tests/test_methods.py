@@ -47,9 +47,9 @@ METHODS = {
         torch.optim.LBFGS,
         {"line_search_fn": "strong_wolfe", "max_iter": 5, "tolerance_grad": 0.0, "tolerance_change": 0.0},
     ),
-    "SciPy L-BFGS-B": SciPy(),
-    "SciPy CG": SciPy("CG"),
-    "SciPy BFGS": SciPy("BFGS"),
+    "SciPy L-BFGS-B": SciPy(iterations=5),
+    "SciPy CG": SciPy("CG", iterations=5),
+    "SciPy BFGS": SciPy("BFGS", iterations=5),
 }
 SEARCHING = {name: METHODS[name] for name in ("gradient descent", "conjugate gradients", "L-BFGS")}
 

@@ -200,7 +200,7 @@ METHODS = {
     "linear interpolation": MGOPT(3, interpolation=LINEAR, visits=Always()),
     "conjugate gradients": MGOPT(3, NonlinearCG(), visits=Always()),
     "post-smoothing": Cycle(3, pre=0, post=2, visits=Always()),
-    "explicit levels": MGOPT([16, 8, 2], visits=Always()),
+    "explicit levels": MGOPT([8, 4, 1], visits=Always()),
     "factor 4": MGOPT(2, factor=4, visits=Always()),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
@@ -214,10 +214,10 @@ def test_every_combination_is_a_method(method):
 @every_problem
 @every_method
 def test_every_combination_ends_at_the_optimum_of_one_grid_alone(method, problem):
-    alone = minimize(problem, 16, LBFGS(), tolerance=1e-5)
-    many = minimize(problem, 16, method, tolerance=1e-5)
+    alone = minimize(problem, 8, LBFGS(), tolerance=1e-4)
+    many = minimize(problem, 8, method, tolerance=1e-4)
     assert many.status is Status.CONVERGED
-    assert many.value == pytest.approx(alone.value, rel=1e-7)
+    assert many.value == pytest.approx(alone.value, rel=1e-6)
 
 
 @pytest.mark.parametrize("levels", [3, [27, 9, 3]])
@@ -477,10 +477,10 @@ def test_a_saved_state_continues_the_run_bit_for_bit(method, through):
 
 @every_method
 def test_a_step_does_not_change_the_state_it_is_given(method):
-    objective, start = started(CLASSIFICATION)
+    objective, start = started(CLASSIFICATION, steps=8)
     state = run(method, objective, start, 6)[-1]
     before = copy.deepcopy(state)
-    once, twice = method.step(objective, state), method.step(started(CLASSIFICATION)[0], state)
+    once, twice = method.step(objective, state), method.step(started(CLASSIFICATION, steps=8)[0], state)
     assert torch.equal(state.control, before.control)
     assert state.counts == before.counts
     assert torch.equal(once.control, twice.control)
@@ -608,8 +608,8 @@ class HandCount:
 
 @every_method
 def test_the_work_charged_is_that_of_all_sweeps_made(method, monkeypatch):
-    objective, start = started(CLASSIFICATION)
-    counter = HandCount(monkeypatch, steps=16, samples=12)
+    objective, start = started(CLASSIFICATION, steps=8)
+    counter = HandCount(monkeypatch, steps=8, samples=12)
     run(method, objective, start, 12)
     assert objective.work.units == pytest.approx(counter.units, rel=1e-12)
     assert counter.units > 1

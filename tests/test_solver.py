@@ -456,10 +456,11 @@ def test_the_result_says_what_was_run():
     assert " at 0x" not in about["recipe"]
 
 
-def test_the_default_method_solves_a_problem():
-    result = minimize(PROBLEM, 16)
+@pytest.mark.parametrize(("steps", "grids"), [(16, {2, 4, 8, 16}), (12, {3, 6, 12}), (7, {7})])
+def test_the_default_method_solves_a_problem_on_as_many_grids_as_there_are(steps, grids):
+    result = minimize(PROBLEM, steps)
     assert result.status is Status.CONVERGED
-    assert {record.steps for record in result.history} == {2, 4, 8, 16}
+    assert {record.steps for record in result.history} == grids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

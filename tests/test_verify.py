@@ -328,7 +328,7 @@ def test_a_control_or_its_flat_tensor_will_do():
 
 @pytest.mark.parametrize("bad", [nan, inf])
 def test_a_control_whose_objective_is_not_finite_is_refused(bad):
-    with pytest.raises(ValueError, match="control: expected one with a finite objective"):
+    with pytest.raises(ValueError, match="objective: expected a finite value at this control"):
         verify(discretize(pendulum(), 8), torch.full((16,), bad, dtype=torch.float64))
 
 
