@@ -33,8 +33,8 @@ class Batches:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size: expected an integer >= 1, got {self.size}")
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"size: expected an integer >= 1, got {self.size!r}")
 
     def per_epoch(self, samples: int) -> int:
         """Number of batches in an epoch."""

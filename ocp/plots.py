@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +17,9 @@ __all__ = ["convergence", "taylor"]
 
 #: Colors that stay apart in print and for color-blind readers: Wong (2011), "Points of view: color blindness".
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+#: Dashes keep lines apart that lie on each other.
+DASHES = ("-", "-", (0, (4, 2)), (0, (1, 1)))
+
 #: Opacity of what happened on coarse grids.
 COARSE = 0.45
 
@@ -56,8 +60,10 @@ def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for row, quantity in enumerate(("value", lower)):
         for column, abscissa in enumerate(("work_units", "seconds")):
-            for color, (label, group) in zip(COLORS * len(groups), groups.items(), strict=False):
-                _lines(axes[row, column], group, abscissa, quantity, color, label)
+            for number, (label, group) in enumerate(groups.items()):
+                look = {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)]}
+                _lines(axes[row, column], group, abscissa, quantity, look)
+                _end(axes[row, column], group, abscissa, quantity, look, label)
     _dress(axes, lower, target)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if any(record.level > 0 for group in groups.values() for result in group for record in result.history):
@@ -66,15 +72,21 @@ def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target
     return figure
 
 
-def _lines(axis: Axes, group: Sequence[Result], abscissa: str, quantity: str, color: str, label: str) -> None:
+def _lines(axis: Axes, group: Sequence[Result], abscissa: str, quantity: str, look: Mapping[str, Any]) -> None:
     """The runs of one label, coarse parts lighter."""
     for result in group:
         for records, fine in _parts(result.history):
             x, y = [getattr(r, abscissa) for r in records], [_ordinate(r, quantity) for r in records]
-            axis.plot(x, y, color=color, linewidth=1.4 if fine else 1.0, alpha=0.9 if fine else COARSE)
+            axis.plot(x, y, linewidth=1.4 if fine else 1.0, alpha=0.9 if fine else COARSE, **look)
+
+
+def _end(
+    axis: Axes, group: Sequence[Result], abscissa: str, quantity: str, look: Mapping[str, Any], label: str
+) -> None:
+    """A dot where the run with the median work ends."""
     ends = sorted(group, key=lambda r: r.history[-1].work_units)
     end = ends[len(ends) // 2].history[-1]
-    axis.plot(getattr(end, abscissa), _ordinate(end, quantity), "o", color=color, markersize=5, label=label)
+    axis.plot(getattr(end, abscissa), _ordinate(end, quantity), marker="o", markersize=5, label=label, **look)
 
 
 def _ordinate(record: Record, quantity: str) -> float:

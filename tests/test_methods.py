@@ -41,7 +41,7 @@ METHODS = {
     "L-BFGS": LBFGS(),
     "L-BFGS, Armijo": LBFGS(search=Armijo()),
     "L-BFGS, two pairs": LBFGS(pairs=2),
-    "Adam": TorchOptimizer(torch.optim.Adam, {"lr": 0.05}),
+    "Adam": TorchOptimizer(torch.optim.Adam, {"lr": 0.1}),
     "SGD": TorchOptimizer(torch.optim.SGD, {"lr": 0.2, "momentum": 0.5}),
     "torch L-BFGS": TorchOptimizer(
         torch.optim.LBFGS,

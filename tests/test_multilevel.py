@@ -228,15 +228,18 @@ def test_three_steps_can_become_one(levels):
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
-@pytest.mark.parametrize("shape", ["V", "W", "F"])
-@pytest.mark.parametrize("smoother", [LBFGS(), GradientDescent(), NonlinearCG()], ids=["L-BFGS", "GD", "CG"])
+@pytest.mark.parametrize(
+    ("shape", "smoother"),
+    [("V", LBFGS()), ("W", LBFGS()), ("F", LBFGS()), ("V", GradientDescent()), ("W", NonlinearCG())],
+    ids=["V, L-BFGS", "W, L-BFGS", "F, L-BFGS", "V, gradient descent", "W, conjugate gradients"],
+)
 def test_the_fine_optimum_is_a_fixed_point_of_the_cycle(smoother, shape, levels):
     """The optimum of the quadratic problem solves a linear system; its matrix is taken column by column."""
     objective, zero = started(LQR, steps=8)
     b = objective.derivative(zero)
     A = torch.stack([objective.derivative(e) - b for e in torch.eye(8, dtype=torch.float64)])
     optimum = torch.linalg.solve(A, -b)
-    cycle = Cycle(levels, smoother, shape=shape, visits=Always(), visit_ratio=0.0)
+    cycle = Cycle(levels, smoother, shape=shape, coarsest=4, visits=Always(), visit_ratio=0.0)
     after = run(cycle, objective, optimum, 2)[-1].control
     assert objective.space.norm(after - optimum) <= 1e-13 * objective.space.norm(optimum)
 
@@ -550,10 +553,10 @@ OPTIMIZERS = {
 
 
 WRAPS = {
-    "cycle": lambda smoother: Cycle(3, smoother, visits=Always()),
+    "cycle": lambda smoother: Cycle(3, smoother, coarsest=3, visits=Always()),
     "nested": lambda smoother: Nested(3, smoother, refine=Scheduled(4)),
     "forgetful": lambda smoother: Nested(3, Forgetful(smoother), refine=Scheduled(4)),
-    "MG/OPT": lambda smoother: MGOPT(3, smoother, refine=Scheduled(4), visits=Always()),
+    "MG/OPT": lambda smoother: MGOPT(3, smoother, coarsest=3, refine=Scheduled(4), visits=Always()),
 }
 
 
