@@ -73,7 +73,7 @@ class Discretization:
         if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
             raise ValueError(
                 f"dynamics: expected f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}, "
-                f"got {_describe(f)}"
+                f"got {_describe(f)}" + _hint(f, u)
             )
         values = {}
         if problem.running_cost is not None:
@@ -113,6 +113,11 @@ def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: A
         return piece(*arguments)
     except (RuntimeError, IndexError) as error:  # what torch raises for shapes, types and places that do not fit
         raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
+
+
+def _hint(f: Any, u: Tensor) -> str:
+    forgotten = isinstance(f, Tensor) and f.shape == u.shape
+    return "; u has no batch dimension: where it stands alone, write u.expand_as(x)" if forgotten else ""
 
 
 def _describe(value: Any) -> str:
