@@ -239,7 +239,8 @@ class _Run:
         objective = self.objective if state.level == 0 and self.full_batch else self.look
         with self.clock.running() if objective is self.objective else nullcontext():
             start = state.control if state.level == 0 else self.look.discretization.start().flat
-            _, self.reference = _evaluate(objective, start)
+            _, norm = _evaluate(objective, start)
+        self.reference = norm if isfinite(norm) else 0.0  # by infinity everything would be small
 
     def control(self, flat: Tensor | None = None) -> Control:
         """A control, by default the current one, on the finest grid."""

@@ -262,6 +262,26 @@ def test_a_start_that_is_not_finite_ends_the_run_at_once():
     assert len(result.history) == 1
 
 
+@pytest.mark.parametrize("method", [MGOPT(2), Nested(2)])
+def test_a_finest_grid_without_a_finite_value_is_no_success(method):
+    """The dynamics are finite at the nodes of the coarse grid only."""
+    problem = cubic(dynamics=lambda t, x, u: u - x / (1.0 if (4 * t).is_integer() else 0.0))
+    result = minimize(problem, 8, method)
+    assert result.status is Status.NOT_FINITE
+    assert not result.success
+
+
+@pytest.mark.parametrize("method", [MGOPT(2), Nested(2)])
+def test_a_tolerance_is_not_measured_by_a_start_without_a_finite_value(method):
+    """On the finest grid the dynamics are infinite at the start, which is zero, and nowhere else."""
+
+    def f(t, x, u):
+        return u - x / (1.0 if (4 * t).is_integer() else (u != 0).double())
+
+    result = minimize(cubic(dynamics=f), 8, method, tolerance=1e-3, max_iterations=3)
+    assert not result.success
+
+
 @pytest.mark.parametrize("watch", [False, True])
 @pytest.mark.parametrize("method", [LBFGS(), Nested(3), Cycle(3)])
 def test_looking_is_not_charged(method, watch):
