@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ocp.costs import CrossEntropy, Tikhonov
 from ocp.layers import Dense
 from ocp.network import residual_network
-from ocp.problem import ControlProblem
+from ocp.problem import Study
 from problems.data import Dataset
 
 __all__ = ["classifier"]
@@ -22,7 +24,8 @@ def classifier(
     regularization: float,
     seed: int,
     device: torch.device | str,
-) -> tuple[ControlProblem, ControlProblem, ControlProblem]:
+    **suggested: Any,
+) -> Study:
     """The training of a residual classifier: a linear opening, a layer for all times, a linear closing.
 
     Minimize the mean cross-entropy of V x(T) + c, plus a Tikhonov term, subject to x' = f(x, u(t)), x(0) = A z + a,
@@ -40,11 +43,13 @@ def classifier(
     seed : int
         Of the initial weights.
     device : torch.device or str
+    **suggested
+        Further arguments of `Study`: how to solve it.
 
     Returns
     -------
-    tuple of three ControlProblem
-        On the training, the validation and the test samples.
+    Study
+        On the training samples, with the validation and the test samples held out.
     """
     data = data.to(device)
     generator = torch.Generator().manual_seed(seed)
@@ -58,7 +63,8 @@ def classifier(
         control_cost=Tikhonov(regularization),
         generator=generator,
     )
-    return whole.take(data.train), whole.take(data.validation), whole.take(data.test)
+    train, validation, test = (whole.take(part) for part in (data.train, data.validation, data.test))
+    return Study(train, validation=validation, test=test, **suggested)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -44,20 +44,15 @@ def problem(
     ImportError
         If scikit-learn is not installed.
     """
-    train, validation, test = classifier(
+    return classifier(
         data.digits(dtype, data_seed),
         Dense(width),
         horizon=1.0,
         regularization=1e-5,
         seed=seed,
         device=device,
-    )
-    return Study(
-        train,
         steps=128,
         levels=5,
-        validation=validation,
-        test=test,
         settings={"max_work": 50, "tolerance": 1e-4},
         target=("accuracy", 0.95),
     )

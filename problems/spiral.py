@@ -70,13 +70,15 @@ def problem(
     """
     inputs, labels = points(samples, data_seed)
     data = Dataset(inputs.to(dtype), labels, *split(len(labels), seed=data_seed))
-    train, validation, test = classifier(data, Dense(width), horizon=4.0, regularization=1e-5, seed=seed, device=device)
-    return Study(
-        train,
+    return classifier(
+        data,
+        Dense(width),
+        horizon=4.0,
+        regularization=1e-5,
+        seed=seed,
+        device=device,
         steps=128,
         levels=5,
-        validation=validation,
-        test=test,
         settings={"max_work": 100, "tolerance": 1e-3},
         target=("accuracy", 0.95),
     )

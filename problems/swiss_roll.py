@@ -62,20 +62,15 @@ def problem(
     """
     inputs, labels = points(samples)
     data = Dataset(inputs.to(dtype), labels, *split(len(labels), seed=data_seed))
-    train, validation, test = classifier(
+    return classifier(
         data,
         Dense(width, weight=Antisymmetric()),
         horizon=10.0,
         regularization=1e-4,
         seed=seed,
         device=device,
-    )
-    return Study(
-        train,
         steps=128,
         levels=4,
-        validation=validation,
-        test=test,
         settings={"max_work": 150, "tolerance": 1e-3},
         target=("accuracy", 0.95),
     )
