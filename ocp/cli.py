@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,15 @@ def _in_user_code(error: BaseException, name: str | None) -> bool:
 
 
 # Digits (width 16, two cores): two threads took 1.3 times as long as one on an idle machine, 25 times on a busy one.
-_THREADS = "Of torch on the CPU; wide states gain from more, narrow ones lose."
+_THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    expose_value=False,
+    callback=lambda context, parameter, threads: torch.set_num_threads(threads),
+    help="Of torch on the CPU; wide states gain from more, narrow ones lose.",
+)
 
 _SET = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument of problem(), such as width=32."
@@ -73,7 +82,7 @@ _SHARED = (
     click.option("--tolerance", type=click.FloatRange(0), help="Relative bound on the derivative's dual norm."),
     click.option("--device", default=None, help="Such as cpu or cuda."),
     click.option("--dtype", type=click.Choice(list(DTYPES)), help="The problem's own by default."),
-    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help=_THREADS),
+    _THREADS,
     _SET,
     click.option("--quiet", is_flag=True, help="No live line."),
 )
@@ -87,7 +96,6 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """The limits that were given, as keyword arguments of `minimize`."""
-    torch.set_num_threads(options["threads"])
     names = ("max_work", "max_iterations", "tolerance")
     given = {name: options[name] for name in names if options[name] is not None}
     return {**given, **({"progress": False} if options["quiet"] else {})}
@@ -189,8 +197,7 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
     study = _load(name, seed, options["device"], options["dtype"], options["sets"])
     run = _run(options, method, seed)
     if goal is not None:
-        watch = {"target": goal, "watch_finest": goal.quantity == "value"}
-        run = Run(**{**vars(run), "settings": {**(run.settings or {}), **watch}})
+        run = replace(run, settings={**(run.settings or {}), "target": goal})
     folder = _folder(out, name, method)
     result = solve(name, study, run)
     result.save(folder)
@@ -225,7 +232,7 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
         seeds = 1
     folder = _folder(out, name, "compare")
     load = partial(_load, name, device=options["device"], dtype=options["dtype"], sets=options["sets"])
-    comparison = compare(name, load, runs, seeds, goal, _saver(folder))
+    comparison = compare(name, load, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
     plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))
     click.echo(f"written to {folder}")
@@ -261,7 +268,3 @@ def _folder(out: Path | None, name: str, what: str) -> Path:
     folder = out if out is not None else Path("ocp-out") / Path(name).stem / what
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _saver(folder: Path) -> Callable[[Comparison], Path]:
-    return lambda comparison: comparison.save(folder)

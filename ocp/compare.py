@@ -17,7 +17,7 @@ from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, Torc
 from ocp.multilevel import MGOPT, Forgetful, Measured, Nested, Refinement, Scheduled
 from ocp.objective import discretize
 from ocp.problem import Study
-from ocp.result import Result, Target
+from ocp.result import Record, Result, Target
 from ocp.solver import accuracy, minimize
 from ocp.status import Status
 from ocp.strictjson import read, write
@@ -147,9 +147,12 @@ class Comparison:
         rows = [self._at_target(*item) for item in self.runs.items()]
         return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{at_end}\n{note} Gain: against single."
 
+    def _met(self, result: Result) -> Record | None:
+        """The first record that met the target, None where it was missed or there is none."""
+        return self.target.first(result.history) if self.target else None
+
     def _at_target(self, name: str, results: Sequence[Result]) -> list[str]:
-        records = [self.target.first(result.history) if self.target else None for result in results]
-        reached = [record for record in records if record is not None]
+        reached = [record for record in map(self._met, results) if record is not None]
         if len(reached) < len(results) or not results:
             return [name, f"{len(reached)} of {len(results)}", "missed", "-", "missed", "-"]
         return [
@@ -176,10 +179,10 @@ class Comparison:
     def _gain(self, name: str) -> str:
         """Median over the seeds of the ratio of the single-level method's work to this one's."""
         pairs = [
-            (_to_target(single, self.target), _to_target(result, self.target))
+            (self._met(single), self._met(result))
             for single, result in zip(self.runs.get("single", ()), self.runs[name], strict=False)
         ]
-        ratios = [single[0] / own[0] for single, own in pairs if single and own and own[0] > 0]
+        ratios = [single.work_units / own.work_units for single, own in pairs if single and own and own.work_units > 0]
         return f"{median(ratios):.1f}x" if pairs and len(ratios) == len(pairs) else "-"
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,8 +190,11 @@ class Comparison:
         runs = []
         for results in self.runs.values():
             for result in results:
-                work, seconds = _to_target(result, self.target) or (None, None)
-                reached = {"work_units_to_target": work, "seconds_to_target": seconds}
+                met = self._met(result)
+                reached = {
+                    "work_units_to_target": met.work_units if met else None,
+                    "seconds_to_target": met.seconds if met else None,
+                }
                 runs.append({**result.to_dict(), **reached})
         target = {"quantity": self.target.quantity, "threshold": self.target.threshold} if self.target else None
         return {"target": target, "runs": runs}
@@ -266,12 +272,6 @@ def _warm_up(study: Study, run: Run) -> None:
     """A gradient before the clock runs, so that the first method does not pay for torch's start."""
     objective = discretize(study.problem, run.steps or study.steps, run.integrator or study.integrator)
     objective.derivative(objective.discretization.start().flat)
-
-
-def _to_target(result: Result, target: Target | None) -> tuple[float, float] | None:
-    """Work units and seconds until the target, None where it was missed."""
-    record = target.first(result.history) if target else None
-    return (record.work_units, record.seconds) if record else None
 
 
 def _summary(values: Sequence[float | None], form: str) -> str:

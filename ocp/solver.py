@@ -107,8 +107,6 @@ def minimize(
     >>> result.success, round(result.value, 4)
     (True, 0.3808)
     """
-    if validation is not None and not isinstance(validation, ControlProblem):
-        raise TypeError(f"validation: expected a ControlProblem, got {type(validation).__name__}")
     if start is not None and isinstance(problem, ControlProblem):
         problem = replace(problem, start=start)
     objective = discretize(problem, steps, as_integrator(integrator))
@@ -151,9 +149,7 @@ def minimize(
     return run.result(status, method)
 
 
-def _check_arguments(
-    method: Any, batches: Any, validation: ControlProblem | None, target: Any, record_every: int | None
-) -> None:
+def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, record_every: int | None) -> None:
     """Refuse what does not fit, before work begins."""
     if isinstance(method, type) or not isinstance(method, Method):
         got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
@@ -162,6 +158,8 @@ def _check_arguments(
         raise TypeError(f"batches: expected Batches(size), got {type(batches).__name__}")
     if not isinstance(target, Target | None):
         raise TypeError(f"target: expected a Target, got {type(target).__name__}")
+    if not isinstance(validation, ControlProblem | None):
+        raise TypeError(f"validation: expected a ControlProblem, got {type(validation).__name__}")
     if validation is not None and not hasattr(validation.terminal_cost, "accuracy"):
         raise ValueError("validation: expected a problem whose terminal cost has an accuracy, such as CrossEntropy")
     if target is not None and target.quantity == "accuracy" and validation is None:
