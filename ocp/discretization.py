@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocp.bounds import Box
 from ocp.control import Control, ControlSpace
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator
@@ -36,6 +38,12 @@ class Discretization:
     def space(self) -> ControlSpace:
         """Where its controls live."""
         return self.problem.space(self.grid)
+
+    @cached_property
+    def box(self) -> Box | None:
+        """The controls within the bounds; None where the problem has none."""
+        bounds = self.problem.bounds
+        return None if bounds is None else bounds.on(self.space, self.example()[0])
 
     def on(self, steps: int) -> Discretization:
         """The same problem on another number of steps."""
@@ -65,6 +73,7 @@ class Discretization:
             Naming the piece, what was expected of it and what it gave.
         """
         problem, (x, u) = self.problem, self.example()
+        self.box  # noqa: B018  raises where the bounds do not fit
         q = x.new_zeros(problem.parameter_size) if problem.start is None else problem.start.parameters
         shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
         if x.dtype != u.dtype:
@@ -91,6 +100,8 @@ class Discretization:
     def start(self) -> Control:
         """The start of the problem on this grid: each step of a coarser start is repeated; zero where none is given.
 
+        Where it violates the bounds it is projected on them.
+
         Raises
         ------
         ValueError
@@ -99,12 +110,15 @@ class Discretization:
         space, start = self.space, self.problem.start
         if start is None:
             x, _ = self.example()
-            return Control(space, x.new_zeros(space.dimension))
+            return Control(space, self._feasible(x.new_zeros(space.dimension)))
         coarse = start.space.grid.steps
         if self.grid.steps % coarse:
             raise ValueError(f"start: expected a control on a divisor of {self.grid.steps} steps, got {coarse} steps")
         path = start.path.repeat_interleave(self.grid.steps // coarse, dim=0)
-        return Control(space, space.join(path, start.parameters))
+        return Control(space, self._feasible(space.join(path, start.parameters)))
+
+    def _feasible(self, flat: Tensor) -> Tensor:
+        return flat if self.box is None else self.box.project(flat)
 
 
 def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ocp.bounds import Bounds, as_bounds
 from ocp.control import Control, ControlSpace
 from ocp.costs import (
     ControlCost,
@@ -124,6 +125,9 @@ class ControlProblem:
         s, the length of q.
     start : Control, optional
         Where to begin; it may live on a coarse grid, one step included. Zero where it is left out.
+    bounds : pair or Bounds, optional
+        Lower and upper bound of the control: numbers, tensors of shape (m,), or functions of the time; None in the
+        pair for no bound on that side. A start that violates them is projected.
 
     Raises
     ------
@@ -151,6 +155,7 @@ class ControlProblem:
     control_size: int | None = None
     parameter_size: int = 0
     start: Control | None = None
+    bounds: Bounds | None = None
 
     def __init__(
         self,
@@ -163,6 +168,7 @@ class ControlProblem:
         control_size: int | None = None,
         parameter_size: int = 0,
         start: Control | None = None,
+        bounds: Any = None,
     ):
         dynamics = as_dynamics(dynamics, control_size)
         if not (isinstance(horizon, int | float) and isfinite(horizon) and horizon > 0):
@@ -179,6 +185,7 @@ class ControlProblem:
             "control_size": dynamics.control_size,
             "parameter_size": parameter_size,
             "start": start,
+            "bounds": as_bounds(bounds),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)

@@ -14,6 +14,7 @@ ORDER = [
     "status",
     "grid",
     "control",
+    "bounds",
     "modules",
     "dynamics",
     "layers",
