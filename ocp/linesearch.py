@@ -1,4 +1,9 @@
-"""How far to go along a direction. A trial value that is not finite is a failed trial, never an error."""
+"""How far to go along a direction. A trial value that is not finite is a failed trial, never an error.
+
+Where the control has bounds, a search follows the projected path a -> P(u + a d), as in Bertsekas (1982), "Projected
+Newton methods for optimization problems with simple constraints", and Ferry, Gill, Wong & Zhang (2022),
+"Projected-search methods for bound-constrained optimization".
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,31 @@ class Trial:
 
     step: float
     control: Tensor
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The controls P(u + a d) for a >= 0; without bounds a straight line."""
+
+    objective: Objective
+    control: Tensor
+    direction: Tensor
+
+    def at(self, step: float) -> Tensor:
+        candidate, box = torch.add(self.control, self.direction, alpha=step), self.objective.box
+        return candidate if box is None else box.project(candidate)
+
+    def slope(self, candidate: Tensor) -> float:
+        """Slope of the objective along the path, at one of its points."""
+        box, derivative = self.objective.box, self.objective.derivative(candidate)
+        direction = self.direction if box is None else box.inward(candidate, self.direction)
+        return float(torch.dot(derivative, direction))
+
+    def change(self, slope: float, step: float, candidate: Tensor) -> float:
+        """Change of the objective to first order, given the slope at the beginning."""
+        if self.objective.box is None:
+            return step * slope
+        return float(torch.dot(self.objective.derivative(self.control), candidate - self.control))
 
 
 class LineSearch(Protocol):
@@ -44,7 +74,7 @@ def _interpolate(width: float, slope: float, rise: float) -> float:
 
 @dataclass(frozen=True)
 class Armijo:
-    """Backtracking to sufficient decrease: J(u + a d) <= J(u) + c1 a <dJ(u), d>.
+    """Backtracking to sufficient decrease: J(v) <= J(u) + c1 <dJ(u), v - u> for v = u + a d.
 
     Parameters
     ----------
@@ -58,17 +88,17 @@ class Armijo:
     trials: int = 20
 
     def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
-        value = objective.value(control)
-        slope = float(torch.dot(objective.derivative(control), direction))
+        path, value = _Path(objective, control, direction), objective.value(control)
+        slope = path.slope(control)
         if not slope < 0:
             return None
         step = min(step, objective.room(control, direction))
         for _ in range(self.trials if step > 0 else 0):
-            candidate = torch.add(control, direction, alpha=step)
-            trial = objective.value(candidate)
-            if isfinite(trial) and trial - value <= self.c1 * step * slope:
+            candidate = path.at(step)
+            trial, change = objective.value(candidate), path.change(slope, step, candidate)
+            if isfinite(trial) and trial - value <= self.c1 * change < 0:
                 return Trial(step, candidate)
-            step = _interpolate(step, slope, trial - value)
+            step = _interpolate(step, change / step, trial - value)
         return None
 
 
@@ -92,8 +122,8 @@ class StrongWolfe:
     trials: int = 20
 
     def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
-        value = objective.value(control)
-        slope = float(torch.dot(objective.derivative(control), direction))
+        path, value = _Path(objective, control, direction), objective.value(control)
+        slope = path.slope(control)
         if not slope < 0:
             return None
         # Differences of values below this are noise; the slope still tells whether a step is a good one.
@@ -103,17 +133,20 @@ class StrongWolfe:
         room = objective.room(control, direction)
         step = min(step, room)
         for _ in range(self.trials if room > 0 else 0):
-            candidate = torch.add(control, direction, alpha=step)
+            candidate = path.at(step)
             trial = objective.value(candidate)
-            bound = min(value + self.c1 * step * slope, low_value if best is not None else inf) + slack
+            enough = value + self.c1 * path.change(slope, step, candidate)
+            bound = min(enough, low_value if best is not None else inf) + slack
             if not (isfinite(trial) and trial <= bound):
                 high, high_value = step, trial
             else:
-                trial_slope = float(torch.dot(objective.derivative(candidate), direction))
+                trial_slope = path.slope(candidate)
                 if not isfinite(trial_slope):
                     high, high_value = step, inf
                 else:
-                    if abs(trial_slope) <= -self.c2 * slope or (step == room and trial_slope < 0):
+                    # A projected path has kinks, where the slope can jump over the flat range: there the weak test does.
+                    rising = objective.box is not None and trial_slope > 0
+                    if rising or abs(trial_slope) <= -self.c2 * slope or (step == room and trial_slope < 0):
                         return Trial(step, candidate)
                     if trial_slope * (high - step if isfinite(high) else 1.0) >= 0:
                         high, high_value = low, low_value

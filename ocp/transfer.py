@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from math import inf
 
 import torch
 from torch import Tensor
 
+from ocp.bounds import Box
 from ocp.control import ControlSpace
 
 __all__ = ["CONSTANT", "LINEAR", "Interpolation", "Transfer", "coarse_grids", "halvings"]
@@ -108,6 +110,44 @@ class Transfer:
         steps, m = self.coarse.grid.steps, self.coarse.control_size
         path = self.fine.path(u).view(steps, -1, m).mean(dim=1)
         return self.coarse.join(path, self.fine.parameters(u))
+
+    def restrict_box(self, box: Box, u: Tensor, free: Tensor, origin: Tensor) -> Box:
+        """A coarse box around ``origin`` such that u + P_f e is in the fine box for every ``origin`` + e in the coarse.
+
+        P_f is the prolongation followed by a mask of the free entries, the truncation of Kornhuber (1994), "Monotone
+        multigrid methods for elliptic variational inequalities I". The box is that of Gratton, Mouffe, Toint &
+        Weber-Mendonca (2008), "A recursive l-infinity trust-region method for bound-constrained nonlinear
+        optimization", section 2: each coarse entry gets the smallest room of the free fine entries that it moves,
+        divided by the largest row sum of |P|. A coarse entry that moves no free one is held.
+
+        Parameters
+        ----------
+        box : Box
+            Of the fine grid.
+        u : Tensor
+            A fine control of the box.
+        free : Tensor
+            Of booleans, of the shape of ``u``.
+        origin : Tensor
+            A coarse control.
+        """
+        left, right, weight = self._stencil(u)
+        weight = u.new_zeros(len(left), 1) if weight is None else weight
+        loose = self.fine.path(free)
+        below, above = (self.fine.path(bound) for bound in (u - box.lower, box.upper - u))
+        shape = (self.coarse.grid.steps, self.coarse.control_size)
+        down, up, moves = u.new_full(shape, inf), u.new_full(shape, inf), u.new_zeros(shape)
+        for neighbor, share in ((left, 1 - weight), (right, weight)):
+            counts = loose & (share != 0)
+            index = neighbor.unsqueeze(1).expand_as(below)
+            for room, same, opposite in ((down, below, above), (up, above, below)):
+                least = torch.where(share > 0, same, opposite).masked_fill(~counts, inf)
+                room.scatter_reduce_(0, index, least, "amin")
+            moves.scatter_reduce_(0, index, counts.to(moves), "amax")
+        rows = float(((1 - weight).abs() + weight.abs()).max())
+        none = u.new_full((self.fine.parameter_size,), inf)
+        down, up = (self.coarse.join(room.where(moves > 0, 0.0) / rows, none) for room in (down, up))
+        return Box(origin - down, origin + up)
 
     def prolong_dual(self, derivative: Tensor) -> Tensor:
         """A coarse derivative on the fine grid: its gradient is prolonged as the displacement that it is."""

@@ -21,6 +21,8 @@ class Function:
     asked: list[Tensor] = field(default_factory=list)
     limit: float = inf
 
+    box = None
+
     def room(self, u, direction):
         return self.limit
 
