@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ocp.control import ControlSpace
-from ocp.modules import FlatModule, pullback
+from ocp.modules import FlatModule, hvp, pullback
 
 __all__ = [
     "ControlCost",
@@ -32,7 +32,11 @@ __all__ = [
 
 @runtime_checkable
 class TerminalCost(Protocol):
-    """Phi(x_N, q): a scalar tensor, and its derivatives."""
+    """Phi(x_N, q): a scalar tensor, and its derivatives.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(x, q, dx, dq)``, the Hessian by (x, q)
+    applied to (dx, dq), a pair of the shapes of x and q.
+    """
 
     def __call__(self, x: Tensor, q: Tensor) -> Tensor:
         """The value, a tensor of shape ()."""
@@ -43,7 +47,11 @@ class TerminalCost(Protocol):
 
 @runtime_checkable
 class RunningCost(Protocol):
-    """L(t, x, u), the integrand of the running cost: a scalar tensor, and its derivatives."""
+    """L(t, x, u), the integrand of the running cost: a scalar tensor, and its derivatives.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, dx, du)``, the Hessian by (x, u)
+    applied to (dx, du), a pair of the shapes of x and u.
+    """
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
         """The value, a tensor of shape ()."""
@@ -54,7 +62,11 @@ class RunningCost(Protocol):
 
 @runtime_checkable
 class ControlCost(Protocol):
-    """R(U, q): a cost on the control alone, with its derivative."""
+    """R(U, q): a cost on the control alone, with its derivative.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(space, flat, direction)``, the Hessian
+    applied to a direction, a dual vector of the shape of ``flat``.
+    """
 
     def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
         """The value, a tensor of shape ()."""
@@ -79,6 +91,10 @@ class TerminalFunction:
         px, pq = pullback(self._call, (x, q))
         return px, pq
 
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        hx, hq = hvp(self._call, (x, q), (dx, dq))
+        return hx, hq
+
 
 @dataclass(frozen=True)
 class RunningFunction:
@@ -92,6 +108,10 @@ class RunningFunction:
     def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         px, pu = pullback(lambda x, u: self.function(t, x, u), (x, u))
         return px, pu
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))
+        return hx, hu
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,9 @@ class QuadraticRunning:
 
     def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return (x - self.target) * (self.state_weight / len(x)), self.control_weight * u
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        return dx * (self.state_weight / len(x)), self.control_weight * du
 
     def take(self, indices: Tensor) -> QuadraticRunning:
         """The same cost on some of the samples."""
@@ -161,6 +184,11 @@ class CrossEntropy:
         px[torch.arange(len(x), device=x.device), self.labels] -= 1
         return px.div_(len(x)), torch.zeros_like(q)
 
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        shares = torch.softmax(x, dim=1)
+        mean = (shares * dx).sum(1, keepdim=True)
+        return shares * (dx - mean) / len(x), torch.zeros_like(q)
+
     def accuracy(self, x: Tensor, q: Tensor) -> float:
         """Share of samples whose largest entry is that of their label."""
         return float((x.argmax(1) == self.labels).double().mean())
@@ -198,6 +226,9 @@ class LeastSquares:
     def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         return self._miss(x) * (self.weight / len(x)), torch.zeros_like(q)
 
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        return dx * (self.weight / len(x)), torch.zeros_like(q)
+
     def take(self, indices: Tensor) -> LeastSquares:
         """The same cost on some of the samples."""
         return replace(self, target=self.target[indices])
@@ -234,6 +265,17 @@ class Readout:
         self._part(pq).add_(pw)
         return px, pq
 
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        w, dw = self._part(q), self._part(dq)
+        z, dz = torch.func.jvp(self.module, (w, x), (dw, dx))[:2]
+        pz, _ = self.cost.derivative(z, q)
+        dpz, hq = self.cost.hvp(z, q, dz, dq)
+        # The tangent of the transpose dz/d(w, x)^T pz: by the module's own second derivative, and by pz.
+        own, by_cost = hvp(self.module, (w, x), (dw, dx), pz), pullback(self.module, (w, x), dpz)
+        hw, hx = (a + b for a, b in zip(own, by_cost, strict=True))
+        self._part(hq).add_(hw)
+        return hx, hq
+
     def accuracy(self, x: Tensor, q: Tensor) -> float:
         """Accuracy of the cost on the output of the module."""
         return self.cost.accuracy(self.module(self._part(q), x), q)
@@ -255,6 +297,9 @@ class Tikhonov:
     def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
         return self.alpha * space.dual(flat)
 
+    def hvp(self, space: ControlSpace, flat: Tensor, direction: Tensor) -> Tensor:
+        return self.alpha * space.dual(direction)
+
 
 @dataclass(frozen=True)
 class TimeSmoothness:
@@ -271,6 +316,9 @@ class TimeSmoothness:
         space.path(dual)[1:] += jumps
         space.path(dual)[:-1] -= jumps
         return dual
+
+    def hvp(self, space: ControlSpace, flat: Tensor, direction: Tensor) -> Tensor:
+        return self.derivative(space, direction)  # which is linear
 
 
 def as_terminal_cost(cost: Any) -> TerminalCost | None:

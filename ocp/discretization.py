@@ -70,7 +70,7 @@ class Discretization:
         Raises
         ------
         ValueError
-            Naming the piece, what was expected of it and what it gave.
+            Naming the piece, what was expected of it and what it gave. The integrator may have a ``check`` of its own.
         """
         problem, (x, u) = self.problem, self.example()
         self.box  # noqa: B018  raises where the bounds do not fit
@@ -96,6 +96,8 @@ class Discretization:
                 raise ValueError(
                     f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch"
                 )
+        if hasattr(self.integrator, "check"):
+            self.integrator.check(problem, x, u)
 
     def start(self) -> Control:
         """The start of the problem on this grid: each step of a coarser start is repeated; zero where none is given.

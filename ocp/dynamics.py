@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ocp.modules import FlatModule, pullback
+from ocp.modules import FlatModule, hvp, pullback
 
 __all__ = ["Dynamics", "FunctionDynamics", "ModuleDynamics", "as_dynamics"]
 
@@ -18,6 +18,9 @@ class Dynamics(Protocol):
     """The right-hand side f of x' = f(t, x, u).
 
     States have the shape (batch, *state), controls the shape (control_size,); t is a float.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, p, dx, du)``, the Hessian of
+    <p, f(t, x, u)> by (x, u) applied to (dx, du), a pair of the shapes of x and u.
     """
 
     @property
@@ -65,6 +68,10 @@ class FunctionDynamics:
     def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
         return torch.func.jvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))[1]
 
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du), p)
+        return hx, hu
+
 
 class ModuleDynamics:
     """A torch block as dynamics: f(t, x, u) is the block's output on x with its parameters set to u.
@@ -93,6 +100,10 @@ class ModuleDynamics:
 
     def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
         return torch.func.jvp(self.flat, (u, x), (du, dx))[1]
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        hu, hx = hvp(self.flat, (u, x), (du, dx), p)
+        return hx, hu
 
     def to_module(self, u: Tensor) -> nn.Module:
         """The block with the parameters u."""

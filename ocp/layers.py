@@ -19,7 +19,7 @@ __all__ = ["RELU", "SMOOTH_RELU", "TANH", "Activation", "Antisymmetric", "Convol
 
 @dataclass(frozen=True)
 class Activation:
-    """A scalar function applied entry by entry, whose slope follows from its value.
+    """A scalar function applied entry by entry, whose derivatives follow from its value.
 
     Parameters
     ----------
@@ -27,12 +27,15 @@ class Activation:
         z -> a = sigma(z).
     slope : callable
         a -> sigma'(z), written in terms of the value a, so that nothing but a need be kept.
+    curvature : callable
+        a -> sigma''(z), likewise; where the slope jumps, that of either side.
     module : callable
         Makes the same function as an ``nn.Module``.
     """
 
     function: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
+    curvature: Callable[[Tensor], Tensor]
     module: Callable[[], nn.Module]
 
 
@@ -48,11 +51,16 @@ class _SmoothReLU(nn.Module):
         return _smooth_relu(z)
 
 
-TANH = Activation(torch.tanh, lambda a: 1 - a * a, nn.Tanh)
-RELU = Activation(torch.relu, lambda a: (a > 0).to(a.dtype), nn.ReLU)
+TANH = Activation(torch.tanh, lambda a: 1 - a * a, lambda a: 2 * a * (a * a - 1), nn.Tanh)
+RELU = Activation(torch.relu, lambda a: (a > 0).to(a.dtype), torch.zeros_like, nn.ReLU)
 #: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
 #: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
-SMOOTH_RELU = Activation(_smooth_relu, lambda a: (a / _DELTA).sqrt().clamp_max(1.0), _SmoothReLU)
+SMOOTH_RELU = Activation(
+    _smooth_relu,
+    lambda a: (a / _DELTA).sqrt().clamp_max(1.0),
+    lambda a: ((a > 0) & (a < _DELTA)).to(a.dtype) / (2 * _DELTA),
+    _SmoothReLU,
+)
 
 
 class WeightMap(Protocol):
@@ -151,6 +159,15 @@ class Dense:
         slope = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t())))
         return slope * (dx @ A.t() + x @ self.weight.linear(dK).t() + db)
 
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        (K, b), (dK, db) = self._split(u), self._split(du)
+        A, dA = self.weight(K), self.weight.linear(dK)
+        a = self.activation.function(torch.addmm(b, x, A.t()))
+        z = self.activation.slope(a) * p  # as in vjp, and its tangent
+        dz = self.activation.curvature(a) * (dx @ A.t() + x @ dA.t() + db) * p
+        hK = self.weight.transpose(dz.t() @ x + z.t() @ dx)
+        return dz @ A + z @ dA, torch.cat((hK.reshape(-1), dz.sum(0)))
+
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
         """Random weights for one layer: K normal with variance 1/n, b = 0; shape (control_size,)."""
         K = torch.randn(self.width, self.width, generator=generator, **like) / sqrt(self.width)
@@ -221,6 +238,16 @@ class Convolution:
         (K, _), (dK, db) = self._split(u), self._split(du)
         slope = self.activation.slope(self(t, x, u))
         return slope * (torch.conv2d(dx, K, db, padding=self._padding) + torch.conv2d(x, dK, padding=self._padding))
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        (K, _), (dK, db), padding = self._split(u), self._split(du), self._padding
+        a = self(t, x, u)
+        z = self.activation.slope(a) * p  # as in vjp, and its tangent
+        dz = torch.conv2d(dx, K, db, padding=padding) + torch.conv2d(x, dK, padding=padding)
+        dz = self.activation.curvature(a) * dz * p
+        hx = conv2d_input(x.shape, K, dz, padding=padding) + conv2d_input(x.shape, dK, z, padding=padding)
+        hK = conv2d_weight(x, K.shape, dz, padding=padding) + conv2d_weight(dx, K.shape, z, padding=padding)
+        return hx, torch.cat((hK.reshape(-1), dz.sum((0, 2, 3))))
 
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
         """Random weights for one layer: K normal with variance 1/(c k^2), b = 0; shape (control_size,)."""

@@ -1,4 +1,4 @@
-"""An ``nn.Module`` as a function of one flat parameter vector."""
+"""An ``nn.Module`` as a function of one flat parameter vector; derivatives of one evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["FlatModule", "pullback"]
+__all__ = ["FlatModule", "hvp", "pullback"]
 
 
 class FlatModule:
@@ -103,4 +103,45 @@ def pullback(function: Any, arguments: tuple[Tensor, ...], cotangent: Tensor | N
         if not output.requires_grad:
             return tuple(torch.zeros_like(a) for a in arguments)
         grads = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+    return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(arguments, grads, strict=True))
+
+
+def hvp(
+    function: Any, arguments: tuple[Tensor, ...], directions: tuple[Tensor, ...], cotangent: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Second derivative of one evaluation: the Hessian of <cotangent, function(arguments)> applied to ``directions``.
+
+    Two backward passes through the tape of this one evaluation.
+
+    Parameters
+    ----------
+    function : callable
+        Takes ``arguments`` and returns one tensor.
+    directions : tuple of Tensor
+        One for each argument, of its shape.
+    cotangent : Tensor, optional
+        Of the shape of the output; may be left out where the output is a scalar.
+
+    Returns
+    -------
+    tuple of Tensor
+        One for each argument, of its shape.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, 2.0])
+    >>> hvp(lambda x: x.pow(3).sum(), (x,), (torch.ones(2),))
+    (tensor([ 6., 12.]),)
+    """
+    with torch.enable_grad():
+        leaves = tuple(a.detach().requires_grad_() for a in arguments)
+        output = function(*leaves)
+        if not output.requires_grad:
+            return tuple(torch.zeros_like(a) for a in arguments)
+        grads = torch.autograd.grad(output, leaves, cotangent, create_graph=True, allow_unused=True)
+        # Where the function is linear in an argument, its derivative is a constant without a tape.
+        slopes = [(g * d).sum() for g, d in zip(grads, directions, strict=True) if g is not None and g.requires_grad]
+        if not slopes:
+            return tuple(torch.zeros_like(a) for a in arguments)
+        grads = torch.autograd.grad(torch.stack(slopes).sum(), leaves, allow_unused=True)
     return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(arguments, grads, strict=True))

@@ -13,7 +13,7 @@ from ocp.control import Control, ControlSpace
 from ocp.costs import Readout
 from ocp.dynamics import Dynamics, ModuleDynamics
 from ocp.grid import TimeGrid
-from ocp.integrators import ExplicitRungeKutta, Integrator, as_integrator
+from ocp.integrators import Integrator, RungeKutta, as_integrator
 from ocp.modules import FlatModule
 from ocp.problem import ControlProblem, Opening
 from ocp.tableaus import Tableau
@@ -260,8 +260,9 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
             "problem: expected a network, whose dynamics have a method to_module(u), "
             f"got {type(problem.dynamics).__name__}"
         )
-    if not isinstance(integrator, ExplicitRungeKutta):
-        raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {type(integrator).__name__}")
+    if not isinstance(integrator, RungeKutta) or any(integrator.tableau.diagonal):
+        name = getattr(integrator, "name", type(integrator).__name__)
+        raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {name}")
     if not isinstance(control, Control):
         raise TypeError(f"control: expected a Control, which knows its grid, got {type(control).__name__}")
     if control.space != problem.space(control.space.grid):

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ocp import sweep
+from ocp.bounds import Box
 from ocp.control import Control, ControlSpace
 from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
 from ocp.problem import ControlProblem
+from ocp.trajectory import Trajectory
 
-__all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Trajectory", "Work", "discretize"]
+__all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Work", "discretize", "optimality"]
 
 #: Share of a forward sweep in one work unit; the adjoint sweep has the rest. A convention: a step costs one product
 #: with its weights forward and two backward (by state and by control), Griewank & Walther (2008), "Evaluating
@@ -49,11 +51,18 @@ class Objective(Protocol):
     @property
     def work(self) -> Work: ...
 
+    @property
+    def box(self) -> Box | None:
+        """The controls within the bounds; None where there are no bounds."""
+
     def value(self, control: Tensor) -> float:
         """J(u)."""
 
     def derivative(self, control: Tensor) -> Tensor:
         """Derivative of J at u, a dual vector."""
+
+    def hessian_product(self, control: Tensor, direction: Tensor) -> Tensor:
+        """Hessian of J at u applied to a direction, a dual vector; only second-order methods ask for it."""
 
     def on(self, steps: int) -> Objective:
         """The objective of the same problem on another grid."""
@@ -81,23 +90,6 @@ class _Buffer:
 
     states: Tensor
     holds: _Evaluation | None = None
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """States and costates of one control.
-
-    Attributes
-    ----------
-    t : Tensor
-        Shape (N + 1,): the nodes.
-    x, p : Tensor
-        Shape (N + 1, batch, *state).
-    """
-
-    t: Tensor
-    x: Tensor
-    p: Tensor
 
 
 @dataclass
@@ -135,6 +127,11 @@ class ReducedObjective:
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
+
+    @property
+    def box(self) -> Box | None:
+        """The controls within the bounds of the problem; None where it has none."""
+        return self.discretization.box
 
     @property
     def space(self) -> ControlSpace:
@@ -176,6 +173,28 @@ class ReducedObjective:
         self.work.charge(2 * FORWARD_SHARE, self._steps, self._shape[0])
         return float(slope)
 
+    def hessian_product(self, control: Tensor | Control, direction: Tensor | Control) -> Tensor:
+        """Hessian of J at u applied to a direction, a dual vector of shape (N m + s,); exact for the discrete problem.
+
+        A tangent sweep and a second adjoint sweep, after a forward one if needed. By convention the two are charged
+        as two work units, twice a value with its derivative: Griewank & Walther (2008), chapter 5.
+
+        Raises
+        ------
+        ValueError
+            If a piece of the problem has no second derivative; it names the piece.
+        """
+        u, v = self._flat(control), self._flat(direction)
+        for piece, expected in sweep.without_hvp(self.discretization).items():
+            raise ValueError(f"{piece}: expected {expected}")
+        states = self._forward(u).states
+        key = ("tangents", u.dtype, u.device, self._steps, *self._shape)
+        if key not in self._buffers:
+            self._buffers[key] = _Buffer(torch.empty_like(states))
+        product = sweep.second_adjoint(self.discretization, u, v, states, self._buffers[key].states)
+        self.work.charge(2.0, self._steps, self._shape[0])
+        return product
+
     def room(self, control: Tensor, direction: Tensor) -> float:
         """The largest step along a direction within the domain: there is no limit."""
         return inf
@@ -185,13 +204,21 @@ class ReducedObjective:
         return self._forward(self._flat(control)).states[-1].clone()
 
     def trajectory(self, control: Tensor | Control) -> Trajectory:
-        """Times, states and costates of a control."""
-        u = self._flat(control)
+        """States and costates of a control, with its gradient and bounds; a forward and an adjoint sweep."""
+        u, space, box = self._flat(control), self.space, self.box
         states = self._forward(u).states
         costates = torch.empty_like(states)
-        sweep.adjoint(self.discretization, u, states, costates)
+        derivative = sweep.adjoint(self.discretization, u, states, costates)
         self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
-        return Trajectory(torch.tensor(self.space.grid.nodes).to(states), states.clone(), costates)
+        return Trajectory(
+            t=torch.tensor(space.grid.nodes).to(states),
+            x=states.clone(),
+            p=costates,
+            u=space.path(u.detach()).clone(),
+            gradient=space.path(space.gradient(derivative)),
+            lower=None if box is None else space.path(box.lower),
+            upper=None if box is None else space.path(box.upper),
+        )
 
     def _flat(self, control: Tensor | Control) -> Tensor:
         flat = control.flat if isinstance(control, Control) else control
@@ -251,12 +278,15 @@ class ShiftedObjective:
         A dual vector.
     radius : float
         In the time-weighted norm.
+    box : Box, optional
+        Within it a correction keeps the finer control in its bounds; see `Transfer.restrict_box`.
     """
 
     base: Objective
     origin: Tensor
     shift: Tensor
     radius: float = inf
+    box: Box | None = None
 
     @property
     def space(self) -> ControlSpace:
@@ -283,6 +313,10 @@ class ShiftedObjective:
         """The shifted derivative."""
         return self.base.derivative(control) - self.shift
 
+    def hessian_product(self, control: Tensor, direction: Tensor) -> Tensor:
+        """Hessian applied to a direction, that of the base: the shift is linear."""
+        return self.base.hessian_product(control, direction)
+
     def room(self, control: Tensor, direction: Tensor) -> float:
         """The largest step along a direction that stays in the ball."""
         step, length = control - self.origin, self.space.norm(direction)
@@ -305,6 +339,25 @@ class ShiftedObjective:
         return self.space.norm(control - self.origin) ** 2 >= _INSIDE**2 * self.radius**2
 
 
+def optimality(objective: Objective, control: Tensor) -> float:
+    """How far a control is from first-order optimality: zero at a stationary point, and there only.
+
+    Without bounds the dual norm of the derivative. With bounds the norm of the projected gradient step,
+    |P(u - g) - u| with the gradient g and the projection P on the box, after Conn, Gould & Toint (2000), "Trust-region
+    methods", section 12.1.4; the two agree where no bound is near.
+
+    Parameters
+    ----------
+    objective : Objective
+    control : Tensor
+        Flat.
+    """
+    derivative, space = objective.derivative(control), objective.space
+    if objective.box is None:
+        return space.dual_norm(derivative)
+    return space.norm(objective.box.project(control - space.gradient(derivative)) - control)
+
+
 def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str = "euler") -> ReducedObjective:
     """The reduced objective of a problem on a uniform grid.
 
@@ -313,7 +366,7 @@ def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str
     problem : ControlProblem
     steps : int
     integrator : str or Integrator
-        ``"euler"``, ``"midpoint"``, ``"heun"``, ``"rk4"``, or one of your own.
+        ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `ocp.integrators.INTEGRATORS`, or one of your own.
 
     Raises
     ------

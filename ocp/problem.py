@@ -24,14 +24,18 @@ from ocp.costs import (
 )
 from ocp.dynamics import Dynamics, as_dynamics
 from ocp.grid import TimeGrid
-from ocp.modules import FlatModule, pullback
+from ocp.modules import FlatModule, hvp, pullback
 
 __all__ = ["ControlProblem", "FixedState", "InitialState", "Opening", "StateFunction", "Study"]
 
 
 @runtime_checkable
 class InitialState(Protocol):
-    """The map X0 from parameters q to the initial state, with its derivatives."""
+    """The map X0 from parameters q to the initial state, with its derivatives.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(q, p, dq)``, the Hessian of <p, X0(q)>
+    applied to dq, of the shape of q.
+    """
 
     def __call__(self, q: Tensor) -> Tensor:
         """The initial state, shape (batch, *state)."""
@@ -58,6 +62,9 @@ class FixedState:
     def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
         return torch.zeros_like(self.x)
 
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
     def take(self, indices: Tensor) -> FixedState:
         """Some of the samples."""
         return FixedState(self.x[indices])
@@ -78,6 +85,9 @@ class StateFunction:
     def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
         return torch.func.jvp(self.function, (q,), (dq,))[1]
 
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return hvp(self.function, (q,), (dq,), p)[0]
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -95,6 +105,9 @@ class Opening:
 
     def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
         return torch.func.jvp(self, (q,), (dq,))[1]
+
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return hvp(self, (q,), (dq,), p)[0]
 
     def take(self, indices: Tensor) -> Opening:
         """Some of the samples."""

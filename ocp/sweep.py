@@ -1,13 +1,16 @@
-"""The loops over time: states forward, costates backward, tangents forward. No tape spans them."""
+"""The loops over time: states forward, costates backward, and the tangents of both. No tape spans them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocp.costs import Readout
 from ocp.discretization import Discretization
 
-__all__ = ["adjoint", "forward", "tangent"]
+__all__ = ["adjoint", "forward", "second_adjoint", "tangent", "without_hvp"]
 
 
 @torch.no_grad()
@@ -86,7 +89,7 @@ def adjoint(discretization: Discretization, control: Tensor, states: Tensor, cos
 
 @torch.no_grad()
 def tangent(
-    discretization: Discretization, control: Tensor, direction: Tensor, states: Tensor
+    discretization: Discretization, control: Tensor, direction: Tensor, states: Tensor, tangents: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Tangent sweep: the directional derivative of the final state and of the objective.
 
@@ -97,6 +100,8 @@ def tangent(
         Flat, shape (N m + s,).
     states : Tensor
         The trajectory that `forward` wrote for this control.
+    tangents : Tensor, optional
+        Of the shape of ``states``; overwritten with the tangents of x_0, ..., x_N where they are wanted.
 
     Returns
     -------
@@ -110,12 +115,81 @@ def tangent(
     dx = problem.initial_state.jvp(q, dq)
     dvalue = torch.zeros((), dtype=states.dtype, device=states.device)
     for k in range(grid.steps):
+        if tangents is not None:
+            tangents[k].copy_(dx)
         dx, running = step(problem, t[k], h, x[k], u[k], dx, du[k])
         if running is not None:
             dvalue += running
+    if tangents is not None:
+        tangents[-1].copy_(dx)
     if problem.terminal_cost is not None:
         px, pq = problem.terminal_cost.derivative(x[-1], q)
         dvalue += (px * dx).sum() + (pq * dq).sum()
     for cost in problem.control_cost:
         dvalue += torch.dot(cost.derivative(space, control), direction)
     return dx, dvalue
+
+
+@torch.no_grad()
+def second_adjoint(
+    discretization: Discretization, control: Tensor, direction: Tensor, states: Tensor, tangents: Tensor
+) -> Tensor:
+    """Tangent sweep, then the tangent of the costate sweep: the Hessian of the discrete objective, applied to a vector.
+
+    Every piece of the problem that takes part needs its ``hvp``, the integrator its ``pullback_tangent``.
+
+    Parameters
+    ----------
+    discretization : Discretization
+    control, direction : Tensor
+        Flat, shape (N m + s,).
+    states : Tensor
+        The trajectory that `forward` wrote for this control.
+    tangents : Tensor
+        Of the shape of ``states``; overwritten with the tangents of x_0, ..., x_N.
+
+    Returns
+    -------
+    Tensor
+        The product, a dual vector of the shape of ``control``.
+    """
+    problem: Any = discretization.problem
+    integrator: Any = discretization.integrator
+    grid, space = discretization.grid, discretization.space
+    tangent(discretization, control, direction, states, tangents)
+    h, t, x, dx = grid.h, grid.nodes, states.unbind(0), tangents.unbind(0)
+    u, q = space.path(control).unbind(0), space.parameters(control)
+    du, dq = space.path(direction).unbind(0), space.parameters(direction)
+    product = torch.zeros_like(control)
+    by_step, by_parameters = space.path(product).unbind(0), space.parameters(product)
+    p, dp = torch.zeros_like(x[-1]), torch.zeros_like(x[-1])
+    if problem.terminal_cost is not None:
+        p, _ = problem.terminal_cost.derivative(x[-1], q)
+        dp, hq = problem.terminal_cost.hvp(x[-1], q, dx[-1], dq)
+        by_parameters += hq
+    for k in reversed(range(grid.steps)):
+        p, dp, dpu = integrator.pullback_tangent(problem, t[k], h, x[k], u[k], p, dx[k], du[k], dp)
+        by_step[k].copy_(dpu)
+    by_parameters += problem.initial_state.vjp(q, dp) + problem.initial_state.hvp(q, p, dq)
+    for cost in problem.control_cost:
+        product += cost.hvp(space, control, direction)
+    return product
+
+
+def without_hvp(discretization: Discretization) -> dict[str, str]:
+    """The pieces that stand in the way of second derivatives, and of what kind each is; empty where there are none."""
+    problem, last = discretization.problem, discretization.problem.terminal_cost
+    pieces: list[tuple[str, Any, str]] = [
+        ("dynamics", problem.dynamics, "hvp"),
+        ("initial_state", problem.initial_state, "hvp"),
+        ("running_cost", problem.running_cost, "hvp"),
+        ("terminal_cost", last, "hvp"),
+        ("terminal_cost.cost", last.cost if isinstance(last, Readout) else None, "hvp"),
+        *(("control_cost", cost, "hvp") for cost in problem.control_cost),
+        ("integrator", discretization.integrator, "pullback_tangent"),
+    ]
+    return {
+        name: f"a method {method} for second derivatives, got {type(piece).__name__}"
+        for name, piece, method in pieces
+        if piece is not None and not hasattr(piece, method)
+    }

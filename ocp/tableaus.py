@@ -1,26 +1,36 @@
-"""Explicit Runge-Kutta tableaus, as data that checks itself."""
+"""Runge-Kutta tableaus, explicit or diagonally implicit, as data that checks itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isclose
 
-__all__ = ["EULER", "HEUN", "MIDPOINT", "RK4", "Tableau"]
+__all__ = [
+    "BACKWARD_EULER",
+    "CRANK_NICOLSON",
+    "DOPRI5",
+    "EULER",
+    "HEUN",
+    "IMPLICIT_MIDPOINT",
+    "MIDPOINT",
+    "RK4",
+    "Tableau",
+]
 
 
 @dataclass(frozen=True)
 class Tableau:
-    """Coefficients of an explicit Runge-Kutta scheme.
+    """Coefficients of an explicit or diagonally implicit Runge-Kutta scheme.
 
     Parameters
     ----------
     name : str
     A : tuple of tuple of float
-        Strictly lower triangular: row i holds the i coefficients left of the diagonal.
+        Lower triangular: row i holds the i coefficients left of the diagonal and, for an implicit stage, the one on it.
     b : tuple of float
         Weights.
     order : int
-        Claimed order, checked up to 4.
+        Claimed order, checked up to 5.
 
     Raises
     ------
@@ -43,10 +53,16 @@ class Tableau:
         """Stage times, the row sums of A."""
         return tuple(float(sum(row)) for row in self.A)
 
+    @property
+    def diagonal(self) -> tuple[float, ...]:
+        """The diagonal of A, zero at explicit stages."""
+        return tuple(row[i] if len(row) > i else 0.0 for i, row in enumerate(self.A))
+
     def __post_init__(self) -> None:
-        if len(self.A) != len(self.b) or any(len(row) != i for i, row in enumerate(self.A)):
+        if len(self.A) != len(self.b) or any(len(row) not in (i, i + 1) for i, row in enumerate(self.A)):
             raise ValueError(
-                f"A: expected {len(self.b)} rows of lengths 0, 1, ..., got lengths {[len(r) for r in self.A]}"
+                f"A: expected {len(self.b)} rows of lengths 0, 1, ... where explicit, 1, 2, ... where implicit, "
+                f"got lengths {[len(r) for r in self.A]}"
             )
         stages, c = range(len(self.b)), self.c
 
@@ -69,6 +85,15 @@ class Tableau:
             (4, product(c, apply(c)), 1 / 8),
             (4, apply(product(c, c)), 1 / 12),
             (4, apply(apply(c)), 1 / 24),
+            (5, product(c, c, c, c), 1 / 5),
+            (5, product(c, c, apply(c)), 1 / 10),
+            (5, product(c, apply(product(c, c))), 1 / 15),
+            (5, product(c, apply(apply(c))), 1 / 30),
+            (5, product(apply(c), apply(c)), 1 / 20),
+            (5, apply(product(c, c, c)), 1 / 20),
+            (5, apply(product(c, apply(c))), 1 / 40),
+            (5, apply(apply(product(c, c))), 1 / 60),
+            (5, apply(apply(apply(c))), 1 / 120),
         ]
         for order, left, right in conditions:
             weight = sum(b * v for b, v in zip(self.b, left, strict=True))
@@ -80,3 +105,20 @@ EULER = Tableau("euler", ((),), (1.0,), order=1)
 MIDPOINT = Tableau("midpoint", ((), (0.5,)), (0.0, 1.0), order=2)
 HEUN = Tableau("heun", ((), (1.0,)), (0.5, 0.5), order=2)
 RK4 = Tableau("rk4", ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4)
+#: The six stages and the weights of order 5 of Dormand & Prince (1980), "A family of embedded Runge-Kutta formulae".
+DOPRI5 = Tableau(
+    "dopri5",
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    ),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    order=5,
+)
+BACKWARD_EULER = Tableau("backward_euler", ((1.0,),), (1.0,), order=1)
+IMPLICIT_MIDPOINT = Tableau("implicit_midpoint", ((0.5,),), (1.0,), order=2)
+CRANK_NICOLSON = Tableau("crank_nicolson", ((), (0.5, 0.5)), (0.5, 0.5), order=2)

@@ -1,4 +1,4 @@
-"""Is the gradient right? Taylor tests, dot-product tests and coherence, as a report with numbers and a verdict."""
+"""Are the derivatives right? Taylor, dot-product and coherence tests, as a report with numbers and a verdict."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ocp.costs import Tikhonov
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective
 from ocp.problem import ControlProblem
 from ocp.strictjson import plain
+from ocp.sweep import without_hvp
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 
 __all__ = ["Check", "Report", "Taylor", "taylor_test", "verify"]
@@ -47,12 +48,16 @@ class Taylor:
         |J(u + e d) - J(u) - e <dJ(u), d>|, of second order if the derivative is right.
     noise : float
         Remainders below this are rounding errors.
+    third : tuple of float, optional
+        |J(u + e d) - J(u) - e <dJ(u), d> - e^2/2 <H d, d>|, of third order if the Hessian H is right and J smooth;
+        None where the objective has no second derivative.
     """
 
     steps: tuple[float, ...]
     first: tuple[float, ...]
     second: tuple[float, ...]
     noise: float
+    third: tuple[float, ...] | None = None
 
     def order(self, remainders: tuple[float, ...]) -> float:
         """Observed order: slope of a straight line through the four finest points above the noise, in logarithms.
@@ -123,19 +128,34 @@ def taylor_test(objective: Objective, control: Tensor, direction: Tensor) -> Tay
     value = objective.value(control)
     slope = float(torch.dot(objective.derivative(control), direction))
     changes = tuple(objective.value(torch.add(control, direction, alpha=e)) - value for e in STEPS)
+    third = None
+    if _has_hessian(objective):
+        bend = float(torch.dot(objective.hessian_product(control, direction), direction))
+        third = tuple(abs(c - e * slope - 0.5 * e**2 * bend) for e, c in zip(STEPS, changes, strict=True))
     return Taylor(
         STEPS,
         tuple(abs(change) for change in changes),
         tuple(abs(change - e * slope) for e, change in zip(STEPS, changes, strict=True)),
         noise=100 * torch.finfo(control.dtype).eps * max(abs(value), abs(slope) * STEPS[0]),
+        third=third,
     )
+
+
+def _has_hessian(objective: Any) -> bool:
+    """Whether an objective has second derivatives, down to the pieces of its problem."""
+    if isinstance(objective, ShiftedObjective):
+        return _has_hessian(objective.base)
+    if isinstance(objective, ReducedObjective):
+        return not without_hvp(objective.discretization)
+    return hasattr(objective, "hessian_product")
 
 
 def verify(objective: Objective, control: Tensor | Control | None = None, seed: int = 0) -> Report:
     """Check the derivative of an objective, the pieces it is made of, and its coherence with coarser grids.
 
-    Nothing is changed: not the control, not the count of work. float64 is what a verification wants; in float32 the
-    same checks run with wider bounds.
+    Where all pieces have second derivatives, the Hessian is checked, too. Nothing is changed: not the control, not the
+    count of work. float64 is what a verification wants; in float32 the same checks run with wider bounds, but for the
+    Hessian, of which only the symmetry can be seen.
 
     Parameters
     ----------
@@ -184,6 +204,8 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
         if isinstance(objective, ReducedObjective):
             checks += _transpose_checks(objective, u, generator)
         checks += _multilevel_checks(objective, u, generator)
+        if taylor.third is not None:
+            checks += _hessian_checks(objective, u, taylor, generator)
     finally:
         objective.work.units = units
     return Report(tuple(checks), taylor)
@@ -234,6 +256,33 @@ def _taylor_checks(objective: Objective, u: Tensor, generator: torch.Generator) 
     error = abs(central - slope) / scale
     checks.append(Check("derivative against central difference", error, f"<= {bound:.0e}", error <= bound))
     return taylor, checks
+
+
+def _hessian_checks(objective: Objective, u: Tensor, taylor: Taylor, generator: torch.Generator) -> list[Check]:
+    """Symmetry of the Hessian; in double precision its action against differences, and the order of remainders."""
+    space, double = objective.space, u.dtype == torch.float64
+    a, b = _like(u, generator), _like(u, generator)
+    a, b = a / space.norm(a), b / space.norm(b)
+    Ha, Hb = objective.hessian_product(u, a), objective.hessian_product(u, b)
+    # Where the Hessian is small, the rounding errors of derivatives, and of the values they belong to, show.
+    scale = max(1e-3 * space.dual_norm(objective.derivative(u)), 1e-4 * abs(objective.value(u)))
+    scale = max(scale, space.dual_norm(Ha), space.dual_norm(Hb), torch.finfo(u.dtype).tiny)
+    asymmetry, bound = abs(float(torch.dot(a, Hb) - torch.dot(b, Ha))) / scale, 1e-10 if double else 1e-3
+    checks = [Check("symmetry of the Hessian", asymmetry, f"<= {bound:.0e}", asymmetry <= bound)]
+    if not double or taylor.third is None:  # rounding errors hide the third order, and long differences cross kinks
+        return checks
+    e = torch.finfo(u.dtype).eps ** (1 / 3)
+    central = (objective.derivative(u + e * a) - objective.derivative(u - e * a)) / (2 * e)
+    error, bound = space.dual_norm(central - Ha) / scale, 1e-5
+    checks.append(Check("Hessian against central difference", error, f"<= {bound:.0e}", error <= bound))
+    observed, exact = taylor.order(taylor.third), all(r <= 10 * taylor.noise for r in taylor.third)
+    # A kink, such as that of ReLU, takes the third order away where a step crosses it. It leaves the second order, and
+    # the short difference; a wrong derivative fails the one, a wrong Hessian the other.
+    third = abs(observed - 3) <= 0.1
+    kinks = not third and error <= bound and not taylor.order(taylor.second) < 1.9
+    expected = "3 +- 0.1" + (" or exact" if exact else " or kinks" if kinks else "")
+    checks.append(Check("Taylor order with the Hessian", observed, expected, exact or third or kinks))
+    return checks
 
 
 def _transpose_checks(objective: ReducedObjective, u: Tensor, generator: torch.Generator) -> list[Check]:

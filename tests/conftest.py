@@ -69,7 +69,7 @@ VECTOR_CASES = {
     ),
     "function": Case(FunctionDynamics(pendulum, control_size=2), pendulum, (2,)),
     "function without control": Case(
-        FunctionDynamics(lambda t, x, u: t - x**2, control_size=1), lambda t, x, u: t - x**2, (2,)
+        FunctionDynamics(lambda t, x, u: t - torch.sin(x), control_size=1), lambda t, x, u: t - torch.sin(x), (2,)
     ),
     "module": Case(ModuleDynamics(BLOCK), two_layers, (3,)),
 }
@@ -128,7 +128,79 @@ def rk4(F, t, h, x):
     return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), h / 6 * (l1 + 2 * l2 + 2 * l3 + l4)
 
 
-STEPS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+def dopri5(F, t, h, x):
+    k1, l1 = F(t, x)
+    k2, _ = F(t + h / 5, x + h * k1 / 5)
+    k3, l3 = F(t + 3 * h / 10, x + h * (3 * k1 / 40 + 9 * k2 / 40))
+    k4, l4 = F(t + 4 * h / 5, x + h * (44 * k1 / 45 - 56 * k2 / 15 + 32 * k3 / 9))
+    k5, l5 = F(t + 8 * h / 9, x + h * (19372 * k1 - 76080 * k2 + 64448 * k3 - 1908 * k4) / 6561)
+    x6 = x + h * (9017 * k1 / 3168 - 355 * k2 / 33 + 46732 * k3 / 5247 + 49 * k4 / 176 - 5103 * k5 / 18656)
+    k6, l6 = F(t + h, x6)
+
+    def mean(y1, y3, y4, y5, y6):
+        return 35 * y1 / 384 + 500 * y3 / 1113 + 125 * y4 / 192 - 2187 * y5 / 6784 + 11 * y6 / 84
+
+    return x + h * mean(k1, k3, k4, k5, k6), h * mean(l1, l3, l4, l5, l6)
+
+
+def root(G, x):
+    """The root of G near x by Newton's method with the Jacobian of autograd, as a function that it differentiates.
+
+    The iteration runs without a tape. The steps after it, with the Jacobian fixed, give the root its derivatives: one
+    step the first, by the implicit function theorem, and each further step one order more.
+    """
+
+    def flat(z):
+        return G(z.reshape(x.shape)).reshape(-1)
+
+    z = x.detach().reshape(-1)
+    for _ in range(8):
+        J = torch.func.jacrev(flat)(z).detach()
+        z = z - torch.linalg.solve(J, flat(z).detach())
+    for _ in range(3):
+        z = z - torch.linalg.solve(J, flat(z))
+    return z.reshape(x.shape)
+
+
+def backward_euler(F, t, h, x):
+    end = root(lambda y: y - x - h * F(t + h, y)[0], x)
+    return end, h * F(t + h, end)[1]
+
+
+def implicit_midpoint(F, t, h, x):
+    end = root(lambda y: y - x - h * F(t + h / 2, (x + y) / 2)[0], x)
+    return end, h * F(t + h / 2, (x + end) / 2)[1]
+
+
+def crank_nicolson(F, t, h, x):
+    k, l = F(t, x)
+    end = root(lambda y: y - x - h / 2 * (k + F(t + h, y)[0]), x)
+    return end, h / 2 * (l + F(t + h, end)[1])
+
+
+def verlet(F, t, h, x):
+    n = x.shape[1] // 2
+    q, p = x[:, :n], x[:, n:]
+    p = p + h / 2 * F(t, x)[0][:, n:]
+    q = q + h * F(t + h / 2, torch.cat((q, p), 1))[0][:, :n]
+    p = p + h / 2 * F(t + h, torch.cat((q, p), 1))[0][:, n:]
+    end = torch.cat((q, p), 1)
+    return end, h / 2 * (F(t, x)[1] + F(t + h, end)[1])
+
+
+STEPS = {
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+    "rk4": rk4,
+    "dopri5": dopri5,
+    "backward_euler": backward_euler,
+    "implicit_midpoint": implicit_midpoint,
+    "crank_nicolson": crank_nicolson,
+    "verlet": verlet,
+}
+EXPLICIT = ["euler", "midpoint", "heun", "rk4", "dopri5"]
+IMPLICIT = ["backward_euler", "implicit_midpoint", "crank_nicolson"]
 
 
 @pytest.fixture
@@ -139,7 +211,25 @@ def definitions():
 
 @pytest.fixture(params=STEPS)
 def scheme(request):
-    """The name of every integrator."""
+    """The name of every integrator. A step of Verlet is a definition for all dynamics, and accurate for separable."""
+    return request.param
+
+
+@pytest.fixture(params=[*EXPLICIT, *IMPLICIT])
+def general_scheme(request):
+    """The name of every integrator that takes all dynamics."""
+    return request.param
+
+
+@pytest.fixture(params=EXPLICIT)
+def explicit_scheme(request):
+    """The name of every explicit Runge-Kutta scheme."""
+    return request.param
+
+
+@pytest.fixture(params=IMPLICIT)
+def implicit_scheme(request):
+    """The name of every implicit Runge-Kutta scheme."""
     return request.param
 
 

@@ -78,6 +78,53 @@ def test_the_derivative_of_a_control_cost_agrees_with_autograd(cost, steps, rand
         torch.testing.assert_close(cost.derivative(space, u), expected, rtol=1e-12, atol=1e-14)
 
 
+def hessian_applied(function, arguments, directions):
+    """The Hessian of a scalar function by all of its arguments, from torch.func.hessian, applied to directions."""
+    sizes, shapes = [a.numel() for a in arguments], [a.shape for a in arguments]
+
+    def split(z):
+        return [part.view(shape) for part, shape in zip(z.split(sizes), shapes, strict=True)]
+
+    z, d = (torch.cat([a.detach().reshape(-1) for a in parts]) for parts in (arguments, directions))
+    return tuple(split(torch.func.hessian(lambda z: function(*split(z)))(z) @ d))
+
+
+@each(TERMINAL)
+def test_the_hessian_of_a_terminal_cost_agrees_with_autograd(cost, rand, unchanged):
+    x, q, dx, dq = rand(5, 3), rand(16), rand(5, 3), rand(16)
+    with unchanged(x, q, dx, dq), torch.no_grad():
+        found = cost.hvp(x, q, dx, dq)
+    torch.testing.assert_close(found, hessian_applied(cost, (x, q), (dx, dq)), rtol=1e-12, atol=1e-13)
+
+
+def test_the_hessian_of_a_nonlinear_readout_agrees_with_autograd(rand):
+    module = FlatModule(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
+    cost = Readout(module, CrossEntropy(LABELS), offset=2)
+    x, q, dx, dq = rand(5, 3), rand(36), rand(5, 3), rand(36)
+    expected = hessian_applied(cost, (x, q), (dx, dq))
+    torch.testing.assert_close(cost.hvp(x, q, dx, dq), expected, rtol=1e-12, atol=1e-13)
+
+
+@each(RUNNING)
+def test_the_hessian_of_a_running_cost_agrees_with_autograd(cost, rand, unchanged):
+    x, u, dx, du = rand(5, 3), rand(4), rand(5, 3), rand(4)
+    with unchanged(x, u, dx, du), torch.no_grad():
+        found = cost.hvp(0.7, x, u, dx, du)
+    expected = hessian_applied(lambda x, u: cost(0.7, x, u), (x, u), (dx, du))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@each(CONTROL)
+def test_the_hessian_of_a_control_cost_agrees_with_autograd(cost, steps, rand, unchanged):
+    space = space_on(steps)
+    u, d = rand(space.dimension), rand(space.dimension)
+    with unchanged(u, d), torch.no_grad():
+        found = cost.hvp(space, u, d)
+    (expected,) = hessian_applied(lambda u: cost(space, u), (u,), (d,))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("classes", [2, 10])
 def test_the_cross_entropy_of_equal_logits_is_the_logarithm_of_the_number_of_classes(classes):
     labels = torch.zeros(4, dtype=torch.int64)

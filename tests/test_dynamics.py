@@ -40,19 +40,49 @@ def test_the_transpose_and_the_tangent_pair_alike(case, point):
     assert float(forward) == pytest.approx(float(backward), rel=1e-12)
 
 
+def test_the_second_derivative_agrees_with_autograd_through_the_definition(case, point):
+    t, x, u, p, dx, du = point
+
+    def slope(x, u):
+        (px, pu) = torch.autograd.grad((p * (case.definition(t, x, u) + 0 * u.sum())).sum(), (x, u), create_graph=True)
+        return (px * dx).sum() + (pu * du).sum() + 0 * (x.sum() + u.sum())
+
+    leaves = x.clone().requires_grad_(), u.clone().requires_grad_()
+    expected = torch.autograd.grad(slope(*leaves), leaves)
+    torch.testing.assert_close(case.dynamics.hvp(t, x, u, p, dx, du), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_first_derivatives_are_all_that_dynamics_need():
+    class First:
+        control_size = 1
+
+        def __call__(self, t, x, u):
+            return u - x
+
+        def vjp(self, t, x, u, p):
+            return -p, p.sum().view(1)
+
+        def jvp(self, t, x, u, dx, du):
+            return du - dx
+
+    assert isinstance(First(), Dynamics)
+
+
 def test_evaluations_leave_their_arguments_as_they_were(case, point, unchanged):
     t, x, u, p, dx, du = point
     with unchanged(x, u, p, dx, du):
         case.dynamics(t, x, u)
         case.dynamics.vjp(t, x, u, p)
         case.dynamics.jvp(t, x, u, dx, du)
+        case.dynamics.hvp(t, x, u, p, dx, du)
 
 
 def test_single_precision_stays_single(case, point):
     t, x, u, p, dx, du = (part if isinstance(part, float) else part.float() for part in point)
     px, pu = case.dynamics.vjp(t, x, u, p)
-    parts = (case.dynamics(t, x, u), case.dynamics.jvp(t, x, u, dx, du), px, pu)
-    assert [part.dtype for part in parts] == [torch.float32] * 4
+    hx, hu = case.dynamics.hvp(t, x, u, p, dx, du)
+    parts = (case.dynamics(t, x, u), case.dynamics.jvp(t, x, u, dx, du), px, pu, hx, hu)
+    assert [part.dtype for part in parts] == [torch.float32] * 6
 
 
 def test_a_module_gets_back_the_parameters_it_was_found_with(rand):

@@ -27,6 +27,15 @@ def test_the_slope_that_follows_from_the_value_is_that_of_autograd(activation):
 
 
 @each_activation
+def test_the_curvature_that_follows_from_the_value_is_that_of_autograd(activation):
+    z = torch.linspace(-2, 2, 1000, dtype=torch.float64).requires_grad_()  # none of them at a kink
+    (slope,) = torch.autograd.grad(activation.function(z).sum(), z, create_graph=True)
+    (expected,) = torch.autograd.grad(slope.sum() + 0 * z.sum(), z)
+    found = activation.curvature(activation.function(z.detach()))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@each_activation
 def test_the_module_of_an_activation_is_the_same_function(activation, rand):
     z = 0.2 * rand(200)
     assert torch.equal(activation.module()(z), activation.function(z))

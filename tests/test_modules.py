@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.modules import FlatModule, pullback
+from ocp.modules import FlatModule, hvp, pullback
 
 
 @pytest.fixture
@@ -114,3 +114,36 @@ def test_pullback_works_where_gradients_are_switched_off_and_leaves_no_tape(rand
         (px,) = pullback(lambda x: x.square().sum(), (rand(3).requires_grad_(),))
     assert not px.requires_grad
     assert float(px.abs().sum()) > 0
+
+
+def test_hvp_is_the_hessian_applied_to_a_direction(rand, unchanged):
+    x, y, p, dx, dy = rand(3), rand(3), rand(3), rand(3), rand(3)
+    with unchanged(x, y, p, dx, dy):
+        hx, hy = hvp(lambda x, y: x.pow(3) * y, (x, y), (dx, dy), p)
+    torch.testing.assert_close(hx, p * (6 * x * y * dx + 3 * x**2 * dy), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(hy, p * 3 * x**2 * dx, rtol=1e-13, atol=1e-13)
+
+
+def test_hvp_of_a_module_agrees_with_the_hessian_of_autograd(module, rand):
+    flat, x, w, dw, p = FlatModule(module), rand(5, 3), rand(24), rand(24), rand(5, 2)
+    H = torch.func.hessian(lambda w: (p * flat(w, x)).sum())(w)
+    (hw,) = hvp(lambda w: flat(w, x), (w,), (dw,), p)
+    torch.testing.assert_close(hw, H @ dw, rtol=1e-12, atol=1e-12)
+    assert all(part.grad is None for part in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x, y: x.sum(), lambda x, y: torch.ones(()), lambda x, y: (x * 3).sum() + y.sum()],
+    ids=["one argument", "constant", "linear"],
+)
+def test_hvp_of_a_linear_function_is_zero(function, rand):
+    zeros = (torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    assert all(map(torch.equal, hvp(function, (rand(3), rand(2)), (rand(3), rand(2))), zeros))
+
+
+def test_hvp_works_where_gradients_are_switched_off_and_leaves_no_tape(rand):
+    with torch.no_grad():
+        (hx,) = hvp(lambda x: x.pow(3).sum(), (rand(3).requires_grad_(),), (rand(3),))
+    assert not hx.requires_grad
+    assert float(hx.abs().sum()) > 0

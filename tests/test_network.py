@@ -221,20 +221,20 @@ def test_a_sequential_is_taken_as_its_parts_are(rand):
     assert whole.control_cost == parts.control_cost == (Tikhonov(0.1),)
 
 
-def test_the_exported_module_predicts_what_the_sweep_predicts(trained, scheme):
+def test_the_exported_module_predicts_what_the_sweep_predicts(trained, explicit_scheme):
     problem, control = trained
-    module = to_module(problem, control, scheme)
-    close(module(problem.initial_state.inputs), prediction(problem, control, scheme))
+    module = to_module(problem, control, explicit_scheme)
+    close(module(problem.initial_state.inputs), prediction(problem, control, explicit_scheme))
 
 
 @pytest.mark.parametrize("block", [name for name in BLOCKS if name != "antisymmetric"])
-def test_the_weights_of_the_exported_module_have_the_derivative_of_the_control(block, scheme, rand):
+def test_the_weights_of_the_exported_module_have_the_derivative_of_the_control(block, explicit_scheme, rand):
     problem, control = network(BLOCKS[block], rand)
-    module = to_module(problem, control, scheme)
+    module = to_module(problem, control, explicit_scheme)
     nn.functional.cross_entropy(module(problem.initial_state.inputs), LABELS).backward()
     parts = (module.blocks, module.opening, module.closing)
     gradient = torch.cat([p.grad.reshape(-1) for part in parts for p in part.parameters()])
-    expected = discretize(problem, 3, scheme).derivative(control)
+    expected = discretize(problem, 3, explicit_scheme).derivative(control)
     assert float((gradient - expected).norm()) <= 1e-12 * float(expected.norm())
 
 
@@ -405,9 +405,11 @@ class Implicit:
     ("integrator", "error", "message"),
     [
         (Implicit(), TypeError, "integrator: expected an explicit Runge-Kutta scheme, got Implicit"),
+        ("crank_nicolson", TypeError, "integrator: expected an explicit Runge-Kutta scheme, got crank_nicolson"),
+        ("verlet", TypeError, "integrator: expected an explicit Runge-Kutta scheme, got verlet"),
         ("rk5", ValueError, f"integrator: expected one of {', '.join(INTEGRATORS)}, got 'rk5'"),
     ],
-    ids=["kind", "name"],
+    ids=["kind", "implicit", "verlet", "name"],
 )
 def test_an_integrator_that_is_not_explicit_runge_kutta_is_refused(rand, integrator, error, message):
     with pytest.raises(error, match=message):

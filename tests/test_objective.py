@@ -1,7 +1,7 @@
 """The reduced objective: exact derivatives, counted work, reused storage, coherent shifts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -12,10 +12,12 @@ from torch import nn
 
 from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
+from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
+from ocp.integrators import INTEGRATORS
 from ocp.layers import Dense
 from ocp.modules import FlatModule
-from ocp.objective import ShiftedObjective, discretize
+from ocp.objective import ReducedObjective, ShiftedObjective, discretize
 from ocp.problem import ControlProblem, Opening
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 
@@ -132,7 +134,7 @@ def definition(rollout):
 
 @pytest.fixture
 def agree(definition, rand):
-    """Value and derivative agree with autograd through the definition to 1e-12."""
+    """Value, derivative and Hessian agree with autograd through the definition to rounding errors."""
 
     def check(case, cost, scheme, x, given=None, parameter_size=0):
         s = cost.parameter_size + parameter_size
@@ -144,33 +146,43 @@ def agree(definition, rand):
             start=zero_start(case.dynamics.control_size, s, HORIZON),
             **cost.pieces,
         )
-        objective = discretize(problem, STEPS, scheme)
+        # Not by discretize, which keeps Verlet to separable dynamics: its derivatives are right for all.
+        objective = ReducedObjective(Discretization(problem, TimeGrid(HORIZON, STEPS), INTEGRATORS[scheme]))
         u = 0.5 * rand(objective.space.dimension)
         leaf = u.clone().requires_grad_()
         value = definition(case, cost, scheme, x, leaf)
-        (expected,) = torch.autograd.grad(value, leaf)
+        (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
+        d, expected = rand(*u.shape), slope.detach()
+        (product,) = torch.autograd.grad(slope @ d + 0 * leaf.sum(), leaf)
         assert objective.value(u) == pytest.approx(float(value.detach()), rel=1e-12)
         assert float((objective.derivative(u) - expected).norm()) <= 1e-12 * float(expected.norm())
+        size = float(product.norm() + 0.1 * expected.norm())
+        assert float((objective.hessian_product(u, d) - product).norm()) <= 1e-11 * size
 
     return check
 
 
+def test_the_derivatives_are_those_of_autograd_through_the_definition(case, scheme, agree, rand):
+    agree(case, with_everything(case.state), scheme, rand(5, *case.state))
+
+
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS.keys())
-def test_the_derivative_is_that_of_autograd_through_the_definition(case, cost, scheme, agree, rand):
+@pytest.mark.parametrize("scheme", ["euler", "rk4", "crank_nicolson"])
+def test_the_derivatives_of_each_cost_are_those_of_autograd_through_the_definition(case, cost, scheme, agree, rand):
     agree(case, cost(case.state), scheme, rand(5, *case.state))
 
 
-def test_the_derivative_of_the_cross_entropy_of_the_state_is_that_of_autograd(vector_case, scheme, agree, rand):
+def test_the_derivatives_of_the_cross_entropy_of_the_state_are_those_of_autograd(vector_case, scheme, agree, rand):
     cost = Cost({"terminal_cost": CrossEntropy(LABELS)}, lambda x, q: negative_log_likelihood(x))
     agree(vector_case, cost, scheme, rand(5, *vector_case.state))
 
 
-def test_the_derivative_by_the_parameters_of_an_initial_state_is_that_of_autograd(vector_case, scheme, agree, rand):
+def test_the_derivatives_by_the_parameters_of_an_initial_state_are_those_of_autograd(vector_case, scheme, agree, rand):
     x = rand(5, *vector_case.state)
     agree(vector_case, with_terminal(vector_case.state), scheme, lambda q: x * q[0] + torch.sin(q[1]), parameter_size=2)
 
 
-def test_the_derivative_by_the_parameters_of_an_opening_is_that_of_autograd(case, scheme, agree, rand):
+def test_the_derivatives_by_the_parameters_of_an_opening_are_those_of_autograd(case, scheme, agree, rand):
     inputs, n = rand(5, *case.state), case.state[-1]
     opening = Opening(FlatModule(nn.Sequential(nn.Linear(n, n, bias=False), nn.Tanh())), inputs)
 
@@ -194,6 +206,21 @@ def network(rand, dtype=torch.float64):
     )
 
 
+class First:
+    """A piece without its second derivative."""
+
+    def __init__(self, piece):
+        self.piece = piece
+
+    def __call__(self, *arguments):
+        return self.piece(*arguments)
+
+    def __getattr__(self, name):
+        if name in ("hvp", "pullback_tangent", "__setstate__"):
+            raise AttributeError(name)
+        return getattr(self.piece, name)
+
+
 @pytest.fixture
 def objective(rand):
     return discretize(network(rand), steps=12, integrator="heun")
@@ -210,10 +237,52 @@ def test_a_directional_derivative_is_the_pairing_with_the_derivative(objective, 
     assert objective.directional(u, direction) == pytest.approx(pairing, rel=1e-12)
 
 
+def test_the_hessian_is_symmetric(objective, u, rand):
+    a, b = rand(*u.shape), rand(*u.shape)
+    left, right = (float(v @ objective.hessian_product(u, w)) for v, w in ((a, b), (b, a)))
+    assert left == pytest.approx(right, rel=1e-10)
+
+
+def test_the_hessian_of_a_shifted_objective_is_that_of_its_base(objective, u, rand):
+    shifted, d = ShiftedObjective(objective, u, rand(*u.shape)), rand(*u.shape)
+    assert torch.equal(shifted.hessian_product(u + 0.1, d), objective.hessian_product(u + 0.1, d))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ({"dynamics": First(Dense(3))}, "dynamics: expected a method hvp for second derivatives, got First"),
+        ({"running_cost": First(QuadraticRunning())}, "running_cost: expected a method hvp .*, got First"),
+        ({"terminal_cost": First(QuadraticRunning())}, "terminal_cost: expected a method hvp .*, got First"),
+        (
+            {"terminal_cost": Readout(FlatModule(nn.Linear(3, 2)), First(CrossEntropy(LABELS)), offset=9)},
+            r"terminal_cost.cost: expected a method hvp .*, got First",
+        ),
+        ({"control_cost": (Tikhonov(1.0), First(Tikhonov(1.0)))}, "control_cost: expected a method hvp .*, got First"),
+        ({"initial_state": First(network(torch.randn).initial_state)}, "initial_state: .* hvp .*, got First"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_piece_without_second_derivative_is_named_when_a_second_derivative_is_asked_for(pieces, message, rand):
+    problem = replace(network(rand), **pieces)
+    objective = ReducedObjective(Discretization(problem, TimeGrid(1.0, 12), INTEGRATORS["euler"]))
+    u = rand(objective.space.dimension)
+    with pytest.raises(ValueError, match=message):
+        objective.hessian_product(u, u)
+
+
+def test_an_integrator_without_second_derivative_is_named(objective, u):
+    integrator = First(INTEGRATORS["euler"])
+    objective = ReducedObjective(replace(objective.discretization, integrator=integrator))
+    with pytest.raises(ValueError, match=r"integrator: expected a method pullback_tangent .*, got First"):
+        objective.hessian_product(u, u)
+
+
 def test_a_control_and_its_flat_tensor_are_taken_alike(objective, u):
     control = Control(objective.space, u)
     assert objective.value(control) == objective.value(u)
     assert torch.equal(objective.derivative(control), objective.derivative(u))
+    assert torch.equal(objective.hessian_product(control, control), objective.hessian_product(u, u))
 
 
 def test_evaluations_leave_the_control_and_the_problem_as_they_were(rand, unchanged):
@@ -224,6 +293,7 @@ def test_evaluations_leave_the_control_and_the_problem_as_they_were(rand, unchan
         objective.value(u)
         objective.derivative(u)
         objective.directional(u, direction)
+        objective.hessian_product(u, direction)
         objective.final_state(u)
         objective.trajectory(u)
 
@@ -243,6 +313,7 @@ def test_single_precision_works_and_stays_single():
     single, double = objective(torch.float32), objective(torch.float64)
     u = torch.linspace(-1, 1, single.space.dimension)
     derivative = single.derivative(u)
+    assert single.hessian_product(u, u).dtype == torch.float32
     assert derivative.dtype == single.final_state(u).dtype == single.trajectory(u).p.dtype == torch.float32
     assert single.value(u) == pytest.approx(double.value(u.double()), rel=1e-5)
     torch.testing.assert_close(derivative.double(), double.derivative(u.double()), rtol=1e-4, atol=1e-5)
@@ -284,6 +355,20 @@ def test_a_forward_sweep_costs_one_third_of_a_gradient_and_a_repeated_one_nothin
 def test_a_tangent_sweep_costs_as_much_as_an_adjoint_sweep(objective, u):
     objective.directional(u, torch.ones_like(u))
     assert objective.work.units == pytest.approx(1.0)
+
+
+def test_a_hessian_product_costs_two_gradients_beside_the_states(objective, u, rand):
+    objective.derivative(u)
+    objective.hessian_product(u, rand(*u.shape))
+    assert objective.work.units == pytest.approx(3.0)
+    objective.hessian_product(u + 0.1, u)
+    assert objective.work.units == pytest.approx(3.0 + 1 / 3 + 2.0)
+
+
+def test_a_hessian_product_leaves_derivative_and_states_of_its_control(objective, u, rand):
+    expected = objective.uncounted().derivative(u)
+    objective.hessian_product(u, rand(*u.shape))
+    assert torch.equal(objective.derivative(u), expected)
 
 
 def test_going_back_to_a_recent_control_is_free_but_its_adjoint_needs_its_states_again(objective, u):

@@ -63,6 +63,14 @@ def test_the_tangent_of_an_initial_state_pairs_as_its_transpose(start, rand):
     assert float(forward) == pytest.approx(float(backward), rel=1e-12)
 
 
+@each_initial_state
+def test_the_second_derivative_of_an_initial_state_agrees_with_autograd(start, rand, unchanged):
+    q, p, dq = rand(8), rand(5, 2), rand(8)
+    H = torch.func.hessian(lambda q: (p * start(q)).sum() + 0 * q.sum())(q)
+    with unchanged(q, p, dq, INPUTS), torch.no_grad():
+        torch.testing.assert_close(start.hvp(q, p, dq), H @ dq, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", ["fixed", "opening", "opening without parameters"])
 def test_an_initial_state_is_divided_by_samples(name, rand):
     start, q, indices = INITIAL_STATES[name], rand(8), torch.tensor([4, 0])

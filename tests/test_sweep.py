@@ -10,7 +10,7 @@ from ocp.grid import TimeGrid
 from ocp.integrators import INTEGRATORS
 from ocp.modules import FlatModule
 from ocp.problem import ControlProblem, Opening
-from ocp.sweep import adjoint, forward, tangent
+from ocp.sweep import adjoint, forward, second_adjoint, tangent
 
 STEPS, HORIZON = 4, 0.8
 
@@ -106,6 +106,25 @@ def test_the_tangent_of_the_final_state_is_its_directional_derivative(discretiza
     torch.testing.assert_close(dx, (other[-1] - states[-1]) / 2e-6, rtol=1e-6, atol=1e-7)
 
 
+def test_tangents_are_the_directional_derivatives_of_the_states(discretization, control, states, rand):
+    direction, tangents, low = rand(*control.shape), torch.empty_like(states), torch.empty_like(states)
+    forward(discretization, control, states)
+    dx, _ = tangent(discretization, control, direction, states, tangents)
+    assert torch.equal(tangents[-1], dx)
+    forward(discretization, control + 1e-6 * direction, states)
+    forward(discretization, control - 1e-6 * direction, low)
+    torch.testing.assert_close(tangents, (states - low) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def test_the_second_adjoint_sweep_is_linear_and_symmetric(discretization, control, states, rand):
+    a, b, tangents = rand(*control.shape), rand(*control.shape), torch.empty_like(states)
+    forward(discretization, control, states)
+    Ha, Hb, Hc = (second_adjoint(discretization, control, d, states, tangents) for d in (a, b, a - 2 * b))
+    torch.testing.assert_close(Hc, Ha - 2 * Hb, rtol=1e-10, atol=1e-11)
+    size = float(Ha.norm() * b.norm())
+    assert float(b @ Ha) == pytest.approx(float(a @ Hb), rel=0, abs=1e-11 * size)
+
+
 def test_sweeps_leave_controls_and_inputs_as_they_were(discretization, inputs, control, states, rand, unchanged):
     direction = rand(*control.shape)
     with unchanged(control, direction, inputs):
@@ -113,10 +132,12 @@ def test_sweeps_leave_controls_and_inputs_as_they_were(discretization, inputs, c
         with unchanged(states):
             adjoint(discretization, control, states)
             tangent(discretization, control, direction, states)
+            second_adjoint(discretization, control, direction, states, torch.empty_like(states))
 
 
 def test_no_tape_spans_a_sweep(discretization, control, states):
     control.requires_grad_()
     value = forward(discretization, control, states)
     derivative = adjoint(discretization, control, states)
-    assert not any(part.requires_grad for part in (value, states, derivative))
+    product = second_adjoint(discretization, control, control, states, torch.empty_like(states))
+    assert not any(part.requires_grad for part in (value, states, derivative, product))

@@ -29,7 +29,7 @@ from ocp import (
     taylor_test,
     verify,
 )
-from ocp.layers import RELU, Antisymmetric, Convolution, Dense
+from ocp.layers import RELU, SMOOTH_RELU, Antisymmetric, Convolution, Dense
 from ocp.problem import StateFunction
 from ocp.verify import Check, Taylor
 
@@ -108,8 +108,17 @@ def failed(report):
 
 
 @every_problem
-def test_a_right_derivative_passes(problem, scheme):
-    report = verify(discretize(problem, 8, scheme))
+def test_a_right_derivative_passes(problem, general_scheme):
+    report = verify(discretize(problem, 8, general_scheme))
+    assert report.passed, str(report)
+
+
+def test_a_right_derivative_passes_with_verlet():
+    def wheel(t, x, u):
+        return torch.stack((x[:, 1] ** 3, u[0] - torch.sin(x[:, 0])), dim=1)
+
+    problem = ControlProblem(wheel, inputs(3, 2), lambda x: x.pow(4).sum(), QuadraticRunning(0.3, 0.2), control_size=1)
+    report = verify(discretize(problem, 8, "verlet"))
     assert report.passed, str(report)
 
 
@@ -134,10 +143,11 @@ def test_directions_are_random_but_the_same_for_the_same_seed():
 
 
 @every_problem
-def test_the_taylor_orders_are_one_and_two(problem):
+def test_the_taylor_orders_are_one_two_and_three(problem):
     taylor = verify(discretize(problem, 8)).taylor
     assert taylor.order(taylor.first) == pytest.approx(1, abs=0.1)
     assert taylor.order(taylor.second) == pytest.approx(2, abs=0.1)
+    assert taylor.order(taylor.third) == pytest.approx(3, abs=0.1)
 
 
 @every_problem
@@ -303,6 +313,8 @@ class ScaledObjective:
     def on(self, steps):
         return ScaledObjective(self.objective.on(steps), self.factor)
 
+    box = None
+
     def room(self, u, direction):
         return inf
 
@@ -333,8 +345,8 @@ def test_a_control_whose_objective_is_not_finite_is_refused(bad):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_single_precision_passes_with_wider_bounds(seed, scheme):
-    report = verify(discretize(pendulum(torch.float32), 8, scheme), seed=seed)
+def test_single_precision_passes_with_wider_bounds(seed, general_scheme):
+    report = verify(discretize(pendulum(torch.float32), 8, general_scheme), seed=seed)
     assert report.passed, str(report)
 
 
@@ -356,6 +368,88 @@ def test_a_linear_objective_has_no_second_order_remainder_and_passes():
     problem = ControlProblem(lambda t, x, u: u - x, inputs(1, 1), lambda x: x.sum(), control_size=1)
     report = verify(discretize(problem, 8))
     assert report.passed, str(report)
+
+
+HESSIAN = {"symmetry of the Hessian", "Hessian against central difference", "Taylor order with the Hessian"}
+
+
+@dataclass(frozen=True)
+class Bent:
+    """A piece whose second derivative is wrong; whatever else it has is right."""
+
+    piece: Any
+    factor: float
+
+    def __call__(self, *arguments):
+        return self.piece(*arguments)
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, "piece"), name)
+
+    def hvp(self, *arguments):
+        product = self.piece.hvp(*arguments)
+        return tuple(self.factor * h for h in product) if isinstance(product, tuple) else self.factor * product
+
+
+def bent(problem, name, factor):
+    """The problem with the second derivative of one of its pieces scaled."""
+    piece = getattr(problem, name)
+    wrong = tuple(Bent(cost, factor) for cost in piece) if isinstance(piece, tuple) else Bent(piece, factor)
+    return replace(problem, **{name: wrong})
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.99, -1.0, 0.0])
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        *((name, piece) for name in PROBLEMS for piece in ("dynamics", "terminal_cost")),
+        ("plain functions", "running_cost"),
+        ("plain functions", "control_cost"),
+        ("dense layer", "control_cost"),
+        ("parameters", "initial_state"),
+    ],
+)
+def test_a_wrong_second_derivative_of_a_piece_is_caught(name, piece, factor):
+    report = verify(discretize(bent(PROBLEMS[name], piece, factor), 8))
+    assert set(failed(report)) == {"Hessian against central difference", "Taylor order with the Hessian"}
+
+
+def test_a_second_derivative_that_is_not_symmetric_is_caught():
+    class Skew(FunctionDynamics):
+        def hvp(self, t, x, u, p, dx, du):
+            hx, hu = super().hvp(t, x, u, p, dx, du)
+            return hx, hu + 0.1 * p[:, 0].sum() * dx[0, 0]
+
+    skew = replace(pendulum(), dynamics=Skew(pendulum().dynamics.function, control_size=2))
+    assert set(failed(verify(discretize(skew, 8)))) == HESSIAN
+
+
+@pytest.mark.parametrize("piece", ["dynamics", "terminal_cost", "running_cost", "control_cost"])
+def test_a_piece_without_second_derivative_is_verified_without_the_hessian(piece):
+    given = {
+        "dynamics": ScaledDynamics(pendulum().dynamics, 1.0, 1.0),
+        "terminal_cost": ScaledCost(pendulum().terminal_cost, 1.0),
+        "running_cost": ScaledCost(pendulum().running_cost, 1.0),
+        "control_cost": (ScaledCost(pendulum().control_cost[0], 1.0),),
+    }
+    report = verify(discretize(replace(pendulum(), **{piece: given[piece]}), 8))
+    assert report.passed, str(report)
+    assert not HESSIAN & {check.name for check in report.checks}
+    assert report.taylor.third is None
+
+
+@pytest.mark.parametrize("activation", [RELU, SMOOTH_RELU], ids=["relu", "smooth relu"])
+@pytest.mark.parametrize("samples", [5, 200])
+def test_the_hessian_of_a_network_with_kinks_passes(activation, samples):
+    x = inputs(samples, 8)
+    report = verify(discretize(residual_network(x, LeastSquares(x.cos()), Dense(8, activation)), 16))
+    assert {check.name for check in report.checks if check.passed} >= HESSIAN, str(report)
+
+
+def test_a_wrong_second_derivative_is_caught_among_kinks():
+    x = inputs(200, 8)
+    problem = residual_network(x, LeastSquares(x.cos()), Dense(8, RELU))
+    assert "Hessian against central difference" in failed(verify(discretize(bent(problem, "dynamics", 1.01), 16)))
 
 
 def test_a_kink_away_from_the_control_passes():
