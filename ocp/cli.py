@@ -18,6 +18,7 @@ from ocp import catalog, plots
 from ocp.compare import METHODS, SMOOTHERS, Comparison, Run, compare, solve
 from ocp.integrators import INTEGRATORS
 from ocp.objective import discretize
+from ocp.problem import ControlProblem
 from ocp.result import Result, Target
 from ocp.status import Status
 from ocp.strictjson import write
@@ -192,7 +193,11 @@ def verify_(
 @_shared
 @_one_line
 def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
-    """Solve problem NAME, or that of the file NAME; write result.json, control.pt and convergence.png."""
+    """Solve problem NAME, or that of the file NAME; write result.json, control.pt and convergence.png.
+
+    For a problem with a single sample, as those of classical control, also write the states, control and costates as
+    trajectory.png and trajectory.csv.
+    """
     goal = None if target is None else Target.parse(target)
     study = _load(name, seed, options["device"], options["dtype"], options["sets"])
     run = _run(options, method, seed)
@@ -208,9 +213,27 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
             click.echo(f"{label + ' accuracy':>20}: {value:.4f}")
     if study.optimum is not None:
         click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
-    click.echo(f"{'written to':>20}: {folder}")
+        click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
+    written = ["result.json", "control.pt", "convergence.png", *_trajectory(result, study.problem, folder)]
+    click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
     if result.status in (Status.NOT_FINITE, Status.INTERRUPTED):
         raise SystemExit(1)
+
+
+def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[str, ...]:
+    """Write a table and a figure of the trajectory where there is a single sample, and return the names of the files.
+
+    Those of another problem that was solved into the folder before do not stay.
+    """
+    files = ("trajectory.csv", "trajectory.png")
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+    if discretize(problem, 1).work.samples > 1:
+        return ()
+    trajectory = result.trajectory(problem)
+    trajectory.save(folder / files[0])
+    plots.trajectory(trajectory).savefig(folder / files[1], dpi=150)
+    return files
 
 
 @main.command("compare")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
+from torch import Tensor
 
 from ocp.result import Record, Result, Target
+from ocp.trajectory import Trajectory
 from ocp.verify import Report
 
-__all__ = ["convergence", "taylor"]
+__all__ = ["convergence", "taylor", "trajectory"]
 
 #: Colors that stay apart in print and for color-blind readers: Wong (2011), "Points of view: color blindness".
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -22,6 +28,16 @@ DASHES = ("-", "-", (0, (4, 2)), (0, (1, 1)))
 
 #: Opacity of what happened on coarse grids.
 COARSE = 0.45
+
+#: Up to so many components are drawn as lines, twice as many as there are colors; those of the second half are dashed.
+LINES = 2 * len(COLORS)
+#: A component of less than this share of the largest one is hard to see, and is enlarged; below the other it is noise.
+SMALL, SMALLEST = 0.05, 1e-6
+#: Over samples: the shares below the band, below the line, and below or in the band.
+QUANTILES = (0.05, 0.5, 0.95)
+#: For numbers of both signs, and for those of one.
+SIGNED = LinearSegmentedColormap.from_list("signed", (COLORS[0], "white", COLORS[1]))
+UNSIGNED = LinearSegmentedColormap.from_list("unsigned", ("white", COLORS[0], "black"))
 
 
 def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target | None = None) -> Figure:
@@ -128,8 +144,164 @@ def _dress(axes: Sequence[Sequence[Axes]], lower: str, target: Target | None) ->
     axes[1][1].set_xlabel("seconds")
 
 
+def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None = None) -> Figure:
+    """States, control and costates against time; where there are bounds, these and the gradient, too.
+
+    Up to 12 components are lines, more are an image. Of several samples the median is drawn with a band that holds 90 %
+    of them, for each component, or for all together where there are more than 6. A component too small to be seen
+    beside the others is multiplied by a power of ten, which the legend states.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+    names : mapping, optional
+        Names of the components: of the state, and so of the costate, under ``"x"``, of the control under ``"u"``.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If there is not one name for each component.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ocp import ControlProblem, discretize
+    >>> x = torch.ones(1, 2)
+    >>> problem = ControlProblem(lambda t, x, u: u - x, x, lambda x: x.square().sum(), control_size=2)
+    >>> figure = trajectory(discretize(problem, steps=4).trajectory(torch.zeros(8)), {"x": ("left", "right")})
+    >>> [axis.get_ylabel() for axis in figure.axes]
+    ['state', 'control', 'costate']
+    """
+    panels = _panels(trajectory, names or {})
+    figure = Figure(figsize=(8, 0.6 + 2.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True)
+    t = trajectory.t.cpu().numpy()
+    for axis, panel in zip(axes, panels, strict=True):
+        samples, components = panel.values.shape[1:]
+        axis.set_ylabel(panel.title)
+        axis.spines[["top", "right"]].set_visible(False)
+        if samples == 1 and components > LINES:
+            _image(axis, t, panel)
+        else:
+            _curves(axis, t, panel if samples == 1 or components <= len(COLORS) else panel.together())
+    axes[-1].set_xlabel("time")
+    axes[-1].set_xlim(t[0], t[-1])
+    figure.align_ylabels()
+    return figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A quantity at all nodes, shape (N + 1, samples, components), with bounds of shape (N + 1, components).
+
+    What is ``held`` on a step stands at the node where the step begins, and the last once more at the end.
+    """
+
+    title: str
+    values: np.ndarray
+    labels: Sequence[str]
+    held: bool = False
+    bounds: tuple[np.ndarray, ...] = ()
+
+    def together(self) -> _Panel:
+        """The numbers of all components as samples of one."""
+        return replace(self, values=self.values.reshape(len(self.values), -1, 1), labels=["all components"])
+
+
+def _panels(trajectory: Trajectory, names: Mapping[str, Sequence[str]]) -> list[_Panel]:
+    """What there is to draw, from top to bottom."""
+    if not set(names) <= {"x", "u"}:
+        raise ValueError(f"names: expected names for x and u, got names for {', '.join(names)}")
+    x, p = (values.flatten(2).cpu().numpy() for values in (trajectory.x, trajectory.p))
+    u, gradient = (_at_nodes(values)[:, None] for values in (trajectory.u, trajectory.gradient))
+    bounds = tuple(_at_nodes(bound) for bound in (trajectory.lower, trajectory.upper) if bound is not None)
+    panels = [
+        _Panel("state", x, _labels("x", x, names.get("x"))),
+        _Panel("control", u, _labels("u", u, names.get("u")), True, bounds),
+        _Panel("costate", p, _labels("p", p, names.get("x"))),
+    ]
+    return [*panels, _Panel("gradient", gradient, _labels("g", gradient, names.get("u")), True)] if bounds else panels
+
+
+def _at_nodes(held: Tensor) -> np.ndarray:
+    values = held.cpu().numpy()
+    return np.concatenate((values, values[-1:]))
+
+
+def _labels(symbol: str, values: np.ndarray, names: Sequence[str] | None) -> Sequence[str]:
+    size = values.shape[-1]
+    if names is None:
+        return [f"${symbol}_{{{i + 1}}}$" for i in range(size)] if size > 1 else [f"${symbol}$"]
+    if isinstance(names, str) or len(names) != size:
+        raise ValueError(f"names: expected a sequence of {size}, one for each component, got {names!r}")
+    return names
+
+
+def _curves(axis: Axes, t: np.ndarray, panel: _Panel) -> None:
+    """A line for each component, and over several samples a band."""
+    held: dict[str, Any] = {"drawstyle": "steps-post"} if panel.held else {}
+    exponents = _exponents(panel.values)
+    for i, (label, exponent) in enumerate(zip(panel.labels, exponents, strict=True)):
+        color, dash = COLORS[i % len(COLORS)], DASHES[2 * (i // len(COLORS))]
+        label = rf"{label} $\times\,10^{{{exponent}}}$" if exponent else label
+        with np.errstate(invalid="ignore"):  # what is not finite leaves a gap
+            low, middle, high = np.quantile(10.0**exponent * panel.values[:, :, i], QUANTILES, axis=1)
+        axis.plot(t, middle, color=color, linestyle=dash, linewidth=1.4, label=label, **held)
+        if panel.values.shape[1] > 1:
+            axis.fill_between(t, low, high, color=color, alpha=0.15, linewidth=0)
+    _bounds(axis, t, [10.0**exponents * bound for bound in panel.bounds], held)
+    axis.grid(alpha=0.25)
+    samples = panel.values.shape[1]
+    title = f"median, 90 %\nof {samples} numbers" if samples > 1 else None
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title=title, ncols=1 + (len(exponents) > 6))
+
+
+def _bounds(axis: Axes, t: np.ndarray, bounds: Sequence[np.ndarray], style: Mapping[str, Any]) -> None:
+    """Bounds as dashed lines; those far away are left outside, so that the control stays visible."""
+    low, high = axis.get_ylim()
+    reach = 2 * max(abs(low), abs(high))
+    for number, bound in enumerate(bounds):
+        for i, column in enumerate(np.where(np.isfinite(bound), bound, np.nan).T):
+            label = None if number + i else "bounds"
+            axis.plot(t, column, color=COLORS[i % len(COLORS)], linewidth=1.0, linestyle="--", label=label, **style)
+    if bounds:
+        axis.set_ylim(max(axis.get_ylim()[0], low - reach), min(axis.get_ylim()[1], high + reach))
+
+
+def _exponents(values: np.ndarray) -> np.ndarray:
+    """The power of ten for each component that makes it as large as the largest one; zero where it can be seen."""
+    sizes = np.abs(np.where(np.isfinite(values), values, 0.0)).max(axis=(0, 1))
+    shares = sizes / max(sizes.max(), np.finfo(values.dtype).tiny)
+    small = (shares > SMALLEST) & (shares < SMALL)
+    return np.where(small, -np.ceil(np.log10(np.where(small, shares, 1.0))), 0.0).astype(int)
+
+
+def _image(axis: Axes, t: np.ndarray, panel: _Panel) -> None:
+    """Components against time; white is zero where there are both signs."""
+    edges = t if panel.held else np.concatenate((t[:1], (t[1:] + t[:-1]) / 2, t[-1:]))
+    values = panel.values[: len(edges) - 1, 0].T
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    signed, size = low < 0 < high, max(-low, high)
+    mesh = axis.pcolormesh(
+        edges,
+        np.arange(len(values) + 1) + 0.5,
+        np.ma.masked_invalid(values),
+        cmap=SIGNED if signed else UNSIGNED,
+        vmin=-size if signed else low,
+        vmax=size if signed else high,
+        rasterized=True,
+    )
+    axis.figure.colorbar(mesh, cax=axis.inset_axes((1.02, 0, 0.02, 1)))
+    axis.set_ylabel(f"{panel.title}, by component")
+
+
 def taylor(report: Report) -> Figure:
-    """Remainders of the Taylor test against the step length, with lines of slope one and two.
+    """Remainders of the Taylor test against the step length, with lines of slope one and two, and three where known.
 
     Parameters
     ----------
@@ -142,12 +314,13 @@ def taylor(report: Report) -> Figure:
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     test = report.taylor
-    for remainders, order, color, label in (
-        (test.first, 1, COLORS[0], "value alone"),
-        (test.second, 2, COLORS[1], "with the derivative"),
-    ):
+    lines = [(test.first, 1, COLORS[0], "value alone"), (test.second, 2, COLORS[1], "with the derivative")]
+    if test.third is not None:
+        lines.append((test.third, 3, COLORS[2], "with the Hessian"))
+    for remainders, order, color, label in lines:
         axis.loglog(test.steps, remainders, "o-", color=color, markersize=4, label=label)
         guide = [remainders[0] * (e / test.steps[0]) ** order for e in test.steps]
+        guide = [r if r > test.noise else nan for r in guide]
         axis.loglog(test.steps, guide, color=color, linewidth=0.8, linestyle="--", label=f"slope {order}")
     axis.axhspan(axis.get_ylim()[0], test.noise, color="0.9", label="rounding errors")
     axis.set_xlabel("step length")

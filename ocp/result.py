@@ -12,8 +12,12 @@ import torch
 
 from ocp.control import Control, ControlSpace
 from ocp.grid import TimeGrid
+from ocp.integrators import Integrator
+from ocp.objective import discretize
+from ocp.problem import ControlProblem
 from ocp.status import SolveError, Status
 from ocp.strictjson import plain, read, write
+from ocp.trajectory import Trajectory
 
 __all__ = ["Record", "Result", "Target"]
 
@@ -30,7 +34,8 @@ class Record:
     work_units, seconds : float
         Spent so far. Looking (accuracy, records of mini-batch runs) is in neither.
     value, derivative_norm : float
-        Of the objective on this record's grid, at the control after the iteration.
+        Of the objective on this record's grid, at the control after the iteration: its value and the dual norm of its
+        derivative, or with bounds that of the projected gradient step (`ocp.objective.optimality`).
     finest_value : float or None
         Of the objective on the finest grid, at the control prolonged to it; None where nobody looked.
     validation_accuracy : float or None
@@ -107,7 +112,8 @@ class Result:
     counts : mapping
         Coarse corrections taken, refused and skipped; grids refused.
     about : mapping
-        What was run: steps, integrator, recipe (of the method), dtype, device, and whatever the caller adds.
+        What was run: steps, integrator, recipe (of the method), tolerance, target, dtype, device; the derivative's norm
+        at the start, by which the tolerance is measured; and whatever the caller adds.
     """
 
     control: Control | None
@@ -145,17 +151,48 @@ class Result:
         """The same result with more said about the run."""
         return replace(self, about={**self.about, **about})
 
+    def trajectory(self, problem: ControlProblem, integrator: Integrator | str | None = None) -> Trajectory:
+        """States, costates and gradient of ``control``, computed anew and charged to nobody.
+
+        Parameters
+        ----------
+        problem : ControlProblem
+            The one that was solved. The control is brought to its type and device.
+        integrator : str or Integrator, optional
+            By default the one that ``about`` names; one of your own has to be given again.
+
+        Raises
+        ------
+        ValueError
+            If there is no control, if the problem does not fit it, or if there is no integrator of the name.
+        """
+        if self.control is None:
+            raise ValueError("control: expected a result with its control, got none")
+        space = self.control.space
+        objective = discretize(problem, space.grid.steps, integrator or str(self.about.get("integrator")))
+        if objective.space != space:
+            raise ValueError(f"problem: expected one with {_sizes(space)}, got {_sizes(objective.space)}")
+        return objective.trajectory(self.control.flat.to(objective.discretization.example()[0]))
+
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
         lines = {
             "status": f"{self.status.name} (success: {self.success})",
             "message": self.message,
+            **({"target": self.about["target"]} if self.about.get("target") else {}),
             "value": f"{self.value:.10g}",
-            "derivative norm": f"{self.derivative_norm:.3e}",
+            "derivative norm": f"{self.derivative_norm:.3e}{self._relative()}",
             "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
             "events": counts or "none",
         }
-        return "\n".join(f"{name:>16}: {text}" for name, text in lines.items())
+        return "\n".join(f"{name:>20}: {text}" for name, text in lines.items())
+
+    def _relative(self) -> str:
+        """The derivative's norm by that at the start, beside the tolerance, where these are known."""
+        start, tolerance = self.about.get("start_norm"), self.about.get("tolerance")
+        if not start or tolerance is None:
+            return ""
+        return f", {self.derivative_norm / start:.1e} of the start's (tolerance {tolerance:g})"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
@@ -220,3 +257,10 @@ class Result:
         grid = TimeGrid(saved["horizon"], saved["steps"])
         space = ControlSpace(grid, saved["control_size"], saved["parameter_size"])
         return replace(result, control=Control(space, saved["flat"]))
+
+
+def _sizes(space: ControlSpace) -> str:
+    return (
+        f"{space.control_size} numbers per step, {space.parameter_size} parameters and the horizon "
+        f"{space.grid.horizon:g}"
+    )

@@ -184,7 +184,8 @@ def test_solve_writes_result_control_and_figure(call, write, tmp_path, method):
     out = tmp_path / "a" / "out"
     result = call("solve", write(CONTROL), "--method", method, "--out", out)
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in out.iterdir()) == ["control.pt", "convergence.png", "result.json"]
+    files = ["control.pt", "convergence.png", "result.json", "trajectory.csv", "trajectory.png"]
+    assert sorted(path.name for path in out.iterdir()) == files
     saved = Result.load(out)
     assert saved.success
     assert saved.about["method"] == method
@@ -197,6 +198,41 @@ def test_results_go_to_a_folder_named_after_the_problem(call, write, tmp_path):
     assert call("compare", write(CONTROL), "--max-iterations", 2, "--methods", "single").exit_code == 0
     assert (tmp_path / "ocp-out" / "mine" / "mgopt" / "result.json").exists()
     assert (tmp_path / "ocp-out" / "mine" / "compare" / "compare.json").exists()
+
+
+def test_solve_writes_the_trajectory_of_a_single_sample(call, write, tmp_path):
+    out = tmp_path / "out"
+    result = call("solve", write(CONTROL), "--out", out)
+    header, *rows = (out / "trajectory.csv").read_text().splitlines()
+    assert header == "t,u1,x1,p1"
+    assert len(rows) == 9
+    assert (out / "trajectory.png").read_bytes().startswith(b"\x89PNG")
+    assert "trajectory.csv, trajectory.png" in result.output
+
+
+def test_solve_leaves_no_trajectory_of_another_problem_behind(call, write, tmp_path):
+    options = ["--max-iterations", 1, "--out", tmp_path / "out"]
+    call("solve", write(CONTROL), *options)
+    result = call("solve", write(LEARNING, "other.py"), *options)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "control.pt",
+        "convergence.png",
+        "result.json",
+    ]
+    assert "trajectory" not in result.output
+
+
+def test_solve_compares_the_value_with_the_known_optimum(call, write, tmp_path):
+    file = write(CONTROL.replace("levels=3", "levels=3, optimum=0.125"))
+    result = call("solve", file, "--out", tmp_path / "out")
+    assert "known optimum: 0.125 (of the continuous problem)" in result.output
+    assert f"value - optimum: {Result.load(tmp_path / 'out').value - 0.125:.2e}" in result.output
+
+
+def test_solve_prints_its_tests(call, write):
+    result = call("solve", write(CONTROL), "--tolerance", 1e-4, "--target", "value=0.001")
+    assert "of the start's (tolerance 0.0001)" in result.output
+    assert "target: value <= 0.001" in result.output
 
 
 def test_solve_prints_how_the_run_ended_and_the_accuracies(call, write):

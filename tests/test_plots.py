@@ -1,5 +1,6 @@
 """Figures."""
 
+from dataclasses import replace
 from math import inf, nan
 
 import numpy as np
@@ -16,6 +17,7 @@ from ocp import (
     Status,
     Target,
     TimeGrid,
+    Trajectory,
     discretize,
     plots,
     verify,
@@ -156,6 +158,154 @@ def test_nothing_to_draw_is_refused(results):
         plots.convergence(results)
 
 
+STEPS = 9
+
+
+def trajectory(n=2, m=1, samples=1, bounds=False, **changes):
+    """A trajectory of waves."""
+    t = torch.linspace(0, 3, STEPS + 1, dtype=torch.float64)
+    x = torch.sin(t[:, None, None] + torch.arange(samples)[:, None] + 2 * torch.arange(n))
+    u = torch.cos(t[:-1, None] + torch.arange(m))
+    limits = {"lower": -0.5 + 0 * u, "upper": torch.where(u > 0, 2.0, torch.inf)} if bounds else {}
+    return Trajectory(**{"t": t, "x": x, "p": 2 * x, "u": u, "gradient": 3 * u, **limits, **changes})
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_a_trajectory_is_drawn_as_states_control_and_costates():
+    tr = trajectory()
+    figure = plots.trajectory(tr)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["state", "control", "costate"]
+    assert figure.axes[-1].get_xlabel() == "time"
+    state, control, costate = drawn(figure)
+    np.testing.assert_array_equal(state, tr.x[:, 0].T)
+    np.testing.assert_array_equal(control[0], [*tr.u[:, 0], tr.u[-1, 0]])
+    np.testing.assert_array_equal(costate, tr.p[:, 0].T)
+
+
+def test_the_control_is_held_on_each_step():
+    (line,) = plots.trajectory(trajectory()).axes[1].get_lines()
+    assert line.get_drawstyle() == "steps-post"
+    assert list(line.get_xdata()) == trajectory().t.tolist()
+
+
+def test_the_components_of_a_trajectory_are_numbered():
+    assert [legend(axis) for axis in plots.trajectory(trajectory()).axes] == [
+        ["$x_{1}$", "$x_{2}$"],
+        ["$u$"],
+        ["$p_{1}$", "$p_{2}$"],
+    ]
+
+
+def test_the_components_of_a_trajectory_may_have_names():
+    figure = plots.trajectory(trajectory(), {"x": ["angle", "speed"], "u": ["torque"]})
+    assert [legend(axis) for axis in figure.axes] == [["angle", "speed"], ["torque"], ["angle", "speed"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"x": ["angle"]}, "expected a sequence of 2, one for each component, got"),
+        ({"u": "u"}, "expected a sequence of 1, one for each component, got 'u'"),
+        ({"y": ["angle"]}, "expected names for x and u, got names for y"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(names, message):
+    with pytest.raises(ValueError, match=f"names: {message}"):
+        plots.trajectory(trajectory(), names)
+
+
+def test_bounds_are_dashed_and_the_gradient_is_drawn_below():
+    figure = plots.trajectory(trajectory(bounds=True))
+    assert [axis.get_ylabel() for axis in figure.axes] == ["state", "control", "costate", "gradient"]
+    control, lower, upper = figure.axes[1].get_lines()
+    assert [line.get_linestyle() for line in (control, lower, upper)] == ["-", "--", "--"]
+    assert set(lower.get_ydata()) == {-0.5}
+    assert np.array_equal(np.isnan(upper.get_ydata()), control.get_ydata() <= 0)
+    assert legend(figure.axes[1]) == ["$u$", "bounds"]
+    np.testing.assert_array_equal(drawn(figure)[3][0][:-1], trajectory().gradient[:, 0])
+
+
+@pytest.mark.parametrize(("bound", "visible"), [(1.5, True), (100.0, False)])
+def test_bounds_far_away_do_not_flatten_the_control(bound, visible):
+    u = trajectory().u
+    low, high = plots.trajectory(trajectory(lower=u - bound, upper=u + bound)).axes[1].get_ylim()
+    assert bool(low < -bound and high > bound) is visible
+    assert high - low < 8
+
+
+def test_a_component_that_is_small_beside_the_others_is_enlarged_by_a_power_of_ten():
+    x = trajectory(n=3).x * torch.tensor([1000.0, 100.0, 2.0])
+    axis = plots.trajectory(trajectory(n=3, x=x), {"x": ["height", "speed", "mass"]}).axes[0]
+    assert legend(axis) == ["height", "speed", r"mass $\times\,10^{2}$"]
+    np.testing.assert_allclose(axis.get_lines()[2].get_ydata(), 100 * x[:, 0, 2])
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12])
+def test_rounding_errors_are_not_enlarged(size):
+    x = trajectory().x * torch.tensor([1.0, size])
+    assert legend(plots.trajectory(trajectory(x=x)).axes[0]) == ["$x_{1}$", "$x_{2}$"]
+
+
+def test_twelve_components_have_looks_of_their_own():
+    axis = plots.trajectory(trajectory(n=12)).axes[0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in axis.get_lines()}) == 12
+
+
+def test_more_components_are_an_image():
+    tr = trajectory(n=13, m=14)
+    figure = plots.trajectory(tr)
+    meshes = [axis.collections[0].get_array() for axis in figure.axes]
+    for mesh, values in zip(meshes, (tr.x[:, 0], tr.u, tr.p[:, 0]), strict=True):
+        np.testing.assert_array_equal(mesh, values.T)
+    assert not any(axis.get_lines() for axis in figure.axes)
+
+
+@pytest.mark.parametrize(("shift", "limits"), [(0.5, (-1.5, 1.5)), (3.0, (2.0, 4.0))])
+def test_an_image_of_both_signs_is_white_at_zero(shift, limits):
+    x = trajectory(n=20).x
+    x = shift + (2 * (x - x.min()) / (x.max() - x.min()) - 1)
+    assert plots.trajectory(trajectory(n=20, x=x)).axes[0].collections[0].get_clim() == pytest.approx(limits)
+
+
+def test_several_samples_are_a_median_and_a_band():
+    tr = trajectory(samples=21)
+    axis = plots.trajectory(tr).axes[0]
+    np.testing.assert_allclose([line.get_ydata() for line in axis.get_lines()], tr.x.median(dim=1).values.T)
+    assert len(axis.collections) == 2
+    assert axis.get_legend().get_title().get_text() == "median, 90 %\nof 21 numbers"
+
+
+def test_several_samples_of_many_components_are_drawn_together():
+    axis = plots.trajectory(trajectory(n=7, samples=5)).axes[0]
+    assert legend(axis) == ["all components"]
+    assert axis.get_legend().get_title().get_text() == "median, 90 %\nof 35 numbers"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bounds": True},
+        {"n": 12, "m": 12, "bounds": True},
+        {"n": 40, "m": 20, "bounds": True},
+        {"n": 3, "samples": 2},
+        {"n": 9, "samples": 4, "m": 30},
+        {"x": torch.full((STEPS + 1, 1, 2), nan)},
+        {"x": torch.full((STEPS + 1, 1, 20), inf)},
+        {"x": torch.full((STEPS + 1, 3, 2), inf)},
+        {"u": torch.full((STEPS, 1), nan), "gradient": torch.full((STEPS, 1), nan), "bounds": True},
+        {"x": torch.zeros(STEPS + 1, 1, 2), "u": torch.zeros(STEPS, 1)},
+        {"x": torch.zeros(STEPS + 1, 1, 4, 5), "u": torch.zeros(STEPS, 20)},
+    ],
+    ids=lambda options: ", ".join(options) or "lines",
+)
+def test_a_trajectory_can_be_saved_as_an_image(options, tmp_path):
+    assert_an_image(plots.trajectory(trajectory(**options)), tmp_path)
+
+
 @pytest.fixture
 def report():
     """A verification of a small problem."""
@@ -165,14 +315,21 @@ def report():
     return verify(discretize(problem, 8))
 
 
-def test_a_taylor_test_is_drawn_with_lines_of_slope_one_and_two(report, tmp_path):
+def test_a_taylor_test_is_drawn_with_lines_of_slope_one_two_and_three(report, tmp_path):
     figure = plots.taylor(report)
     (axis,) = figure.axes
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["value alone", "slope 1", "with the derivative", "slope 2", "rounding errors"]
+    lines = ["value alone", "slope 1", "with the derivative", "slope 2", "with the Hessian", "slope 3"]
+    assert labels == [*lines, "rounding errors"]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("step length", "remainder")
-    first, _, second, _ = drawn(figure)[0]
+    first, _, second, _, third, _ = drawn(figure)[0]
     assert tuple(first) == report.taylor.first
     assert tuple(second) == report.taylor.second
+    assert tuple(third) == report.taylor.third
     assert_an_image(figure, tmp_path)
+
+
+def test_without_second_derivatives_a_taylor_test_has_no_line_of_slope_three(report):
+    figure = plots.taylor(replace(report, taylor=replace(report.taylor, third=None)))
+    assert len(drawn(figure)[0]) == 4

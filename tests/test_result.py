@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ocp import (
+    LBFGS,
     Control,
     ControlProblem,
     ControlSpace,
@@ -16,11 +17,15 @@ from ocp import (
     LeastSquares,
     Record,
     Result,
+    RungeKutta,
     SolveError,
     Status,
     Study,
+    Tableau,
     Target,
     TimeGrid,
+    discretize,
+    minimize,
     residual_network,
 )
 from ocp.compare import Run, solve
@@ -73,6 +78,7 @@ CONTROL = Study(
     steps=8,
     levels=3,
 )
+RALSTON = RungeKutta(Tableau("ralston", ((), (2 / 3,)), (1 / 4, 3 / 4), 2))
 STUDIES = {"learning": LEARNING, "control": CONTROL}
 
 
@@ -258,6 +264,79 @@ def test_a_result_prints_its_numbers():
     assert "2 corrections" in text
     assert "7 iterations" in text
     assert "refused" not in text
+
+
+def test_the_norm_of_the_derivative_is_printed_beside_that_at_the_start_and_the_tolerance():
+    text = str(made().describe(start_norm=6e3, tolerance=1e-6))
+    assert "derivative norm: 3.000e+00, 5.0e-04 of the start's (tolerance 1e-06)" in text
+
+
+@pytest.mark.parametrize("about", [{"start_norm": None, "tolerance": 1e-6}, {"start_norm": 2.0}, {"tolerance": 1.0}])
+def test_the_norm_of_the_derivative_stands_alone_where_nothing_else_is_known(about):
+    assert "derivative norm: 3.000e+00\n" in str(made().describe(**about))
+
+
+def test_the_target_is_printed_where_there_is_one():
+    assert "target: value <= 2" in str(made().describe(target="value <= 2"))
+    assert "target" not in str(made().describe(target=None))
+
+
+def test_a_result_says_by_what_its_derivative_was_measured():
+    result = minimize(CONTROL.problem, 8, LBFGS(), tolerance=1e-3, target=Target("value", -1.0))
+    assert result.about["start_norm"] == result.history[0].derivative_norm
+    assert (result.about["tolerance"], result.about["target"]) == (1e-3, "value <= -1")
+
+
+def test_a_trajectory_is_that_of_the_control(solved):
+    study = STUDIES[solved.about["problem"]]
+    trajectory = solved.trajectory(study.problem)
+    objective = discretize(study.problem, solved.about["steps"], solved.about["integrator"])
+    assert torch.equal(trajectory.u, solved.control.path)
+    assert torch.equal(trajectory.x, objective.trajectory(solved.control).x)
+    assert objective.space.dual_norm(objective.derivative(solved.control)) == solved.derivative_norm
+
+
+def test_a_trajectory_of_a_loaded_result_is_the_same(solved, tmp_path):
+    problem = STUDIES[solved.about["problem"]].problem
+    loaded = Result.load(solved.save(tmp_path))
+    assert torch.equal(loaded.trajectory(problem).p, solved.trajectory(problem).p)
+
+
+def test_a_trajectory_takes_an_integrator_of_ones_own():
+    result = minimize(CONTROL.problem, 8, integrator=RALSTON)
+    with pytest.raises(ValueError, match=r"integrator: expected one of .*, got 'ralston'"):
+        result.trajectory(CONTROL.problem)
+    trajectory = result.trajectory(CONTROL.problem, RALSTON)
+    assert torch.equal(trajectory.x, discretize(CONTROL.problem, 8, RALSTON).trajectory(result.control).x)
+
+
+def test_a_trajectory_has_the_precision_of_the_problem():
+    result = minimize(CONTROL.problem, 8)
+    double = replace(CONTROL.problem, initial_state=torch.ones(1, 1).double(), terminal_cost=lambda x: x.sum())
+    assert result.control.flat.dtype == torch.float32
+    assert result.trajectory(double).x.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ControlProblem(lambda t, x, u: x, torch.ones(1, 1).double(), lambda x: x.sum(), control_size=1),
+        ControlProblem(lambda t, x, u: x, torch.ones(1, 1).double(), lambda x: x.sum(), horizon=2.0, control_size=1),
+        ControlProblem(
+            lambda t, x, u: x, torch.ones(1, 1).double(), lambda x, q: x.sum(), control_size=1, parameter_size=2
+        ),
+    ],
+    ids=["parameters and horizon", "parameters", "horizon"],
+)
+def test_a_problem_that_does_not_fit_the_control_has_no_trajectory(problem):
+    message = "problem: expected one with 1 numbers per step, 2 parameters and the horizon 2, got 1 numbers"
+    with pytest.raises(ValueError, match=message):
+        made().trajectory(problem, "euler")
+
+
+def test_a_result_without_control_has_no_trajectory():
+    with pytest.raises(ValueError, match="control: expected a result with its control, got none"):
+        made(control=None).trajectory(CONTROL.problem)
 
 
 def test_a_result_without_history_prints_as_well():

@@ -1,0 +1,82 @@
+"""What a control causes: states, costates and gradient on one grid, also as a table for other programs."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from torch import Tensor
+
+__all__ = ["Trajectory"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A control with its states and costates.
+
+    Attributes
+    ----------
+    t : Tensor
+        Shape (N + 1,): the nodes.
+    x, p : Tensor
+        Shape (N + 1, batch, *state): states and costates at the nodes.
+    u : Tensor
+        Shape (N, m): the control, held from node k to node k + 1.
+    gradient : Tensor
+        Shape (N, m): the gradient by the control (not the derivative), which approximates the derivative of the
+        Hamiltonian p f + L by u. Zero where an optimal control is free, and of one sign where a bound holds it.
+    lower, upper : Tensor or None
+        Shape (N, m): the bounds on the control; None where the problem has none.
+    """
+
+    t: Tensor
+    x: Tensor
+    p: Tensor
+    u: Tensor
+    gradient: Tensor
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+
+    def take(self, indices: Tensor) -> Trajectory:
+        """The states and costates of some of the samples; the control is the same for all."""
+        return replace(self, x=self.x[:, indices], p=self.p[:, indices])
+
+    def save(self, path: str | Path) -> Path:
+        """Write a table of comma-separated values that any program can read.
+
+        There is one row for each node, with the columns t, u1, u2, ..., x1, x2, ..., p1, p2, ... The control of a step
+        stands in the row of the node at which the step begins; in the last row it is empty.
+
+        Parameters
+        ----------
+        path : str or Path
+            Its folder is made where it is missing.
+
+        Raises
+        ------
+        ValueError
+            If there is more than one sample: `take` one.
+        """
+        samples = self.x.shape[1]
+        if samples != 1:
+            raise ValueError(
+                f"trajectory: expected a single sample for a table, got {samples}; take one of them, such as "
+                "take(torch.tensor([0]))"
+            )
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = [_texts(values) for values in (self.t, self.u, self.x, self.p)]
+        columns[1].append([""] * self.u.shape[1])
+        sizes = zip("uxp", (len(column[0]) for column in columns[1:]), strict=True)
+        with path.open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["t", *(f"{name}{i + 1}" for name, size in sizes for i in range(size))])
+            table.writerows(chain(*row) for row in zip(*columns, strict=True))
+        return path
+
+
+def _texts(values: Tensor) -> list[list[str]]:
+    """Rows of numbers as the shortest texts that give back the same numbers."""
+    return values.reshape(len(values), -1).cpu().numpy().astype(str).tolist()
