@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from itertools import pairwise
+from math import inf, isfinite, nan
 from typing import Any, Protocol
 
 import torch
@@ -63,7 +64,7 @@ class Always:
         return 0, 0
 
     def floor(self, rate: float) -> float:
-        return -float("inf")
+        return -inf
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ class Cycle:
     """One MG/OPT cycle as a method: smooth, correct from the coarser grids, smooth.
 
     The coarse problem is J_H(v) - <tau, v> with tau = dJ_H(R u) - P^T dJ_h(u), whose derivative at R u is the
-    restricted fine one; the fine control moves along P (v - R u) by a line search. Nash (2000), "A multigrid approach
+    restricted fine one; the fine control moves along P (v - R u) by a line search. Where there are bounds, entries that
+    a bound holds back take no part, and the coarse problem has bounds that keep the fine control in its own
+    (`Transfer.restrict_box`). Nash (2000), "A multigrid approach
     to discretized optimization problems"; Lewis & Nash (2005), "Model problems for the multigrid optimization of
     systems governed by differential equations". A cycle of one level is its smoother.
 
@@ -196,7 +199,7 @@ class Cycle:
         grids: tuple[int, ...],
         shape: str,
         scratch: _Scratch,
-        floor: float = -float("inf"),
+        floor: float = -inf,
     ) -> tuple[Tensor, Status]:
         """One cycle on the levels ``grids``; the objective is the original one or shifted."""
         if len(grids) == 1:
@@ -226,17 +229,21 @@ class Cycle:
             scratch.levels[n] = replace(level, wait=level.wait - 1)
             return None
         before, spent = objective.value(u), objective.work.units
-        coarse = objective.on(coarser[0])
+        coarse, box = objective.on(coarser[0]), objective.box
         transfer = Transfer(objective.space, coarse.space, self.interpolation)
         derivative = objective.derivative(u)
+        free = None if box is None else box.free(u, derivative)
+        derivative = derivative if free is None else derivative * free
         restricted = transfer.restrict_dual(derivative)
         if not coarse.space.dual_norm(restricted) >= self.visit_ratio * objective.space.dual_norm(derivative):
             scratch.counts["skipped"] += 1
             return None
         origin = transfer.restrict(u)
-        model = ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted, level.radius)
+        room = None if box is None or free is None else transfer.restrict_box(box, u, free, origin)
+        model = ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted, level.radius, room)
         v, _ = self._cycle(model, origin, tuple(coarser), shape, scratch, self.visits.floor(rate))
         correction = transfer.prolong(v - origin)
+        correction = correction if free is None else correction * free
         length = objective.space.norm(correction)
         trial = self.search(objective, u, correction, 1.0) if isfinite(length) and length > 0 else None
         scratch.counts["refused" if trial is None else "corrections"] += 1
@@ -249,7 +256,7 @@ class Cycle:
         return None if trial is None else trial.control
 
     def _smooth(
-        self, objective: Objective, u: Tensor, steps: int, scratch: _Scratch, floor: float = -float("inf")
+        self, objective: Objective, u: Tensor, steps: int, scratch: _Scratch, floor: float = -inf
     ) -> tuple[Tensor, Status]:
         """Smoothing steps, at most.
 
@@ -280,6 +287,11 @@ class Cycle:
             memory = self.smoother.init(objective, u).memory
             scratch.levels[n] = _Level(memory, max(1.0, objective.space.norm(u)), *self.visits.first())
         return scratch.levels[n]
+
+
+def _feasible(objective: Objective, u: Tensor) -> Tensor:
+    """The control itself, or the nearest one within the bounds, which need not be the same on another grid."""
+    return u if objective.box is None else objective.box.project(u)
 
 
 def _rate(objective: Objective, before: float, spent: float, u: Tensor) -> float:
@@ -327,7 +339,9 @@ class Progress:
     steps : int
         Taken on this grid.
     values : tuple of float
-        The last three values of its objective.
+        The last values of its objective, four at most; the first is that on arrival.
+    ratios : tuple of float
+        Of the last two decreases, each to the decrease before; those of the coarser grid count, too.
     looked : (float, float) or None
         The objectives of this grid and of the next finer one at the last look.
     gap : float
@@ -336,14 +350,24 @@ class Progress:
 
     steps: int = 0
     values: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = (inf, inf)
     looked: tuple[float, float] | None = None
     gap: float = 0.0
+
+    def after(self, value: float) -> Progress:
+        """The progress after one more step."""
+        values = (*self.values, value)[-4:]
+        decreases = [a - b for a, b in pairwise(values)]
+        ratios = self.ratios
+        if len(decreases) > 1:
+            ratios = (ratios[-1], max(decreases[-1] / decreases[-2], 0.0) if decreases[-2] > 0 else inf)
+        return replace(self, steps=self.steps + 1, values=values, ratios=ratios)
 
 
 class Refinement(Protocol):
     """When nested iteration goes to the next finer grid."""
 
-    def arrive(self, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
         """On a new grid. The functions evaluate the objectives of the grid left and of the new one, if called."""
 
     def observe(
@@ -360,6 +384,7 @@ class Measured:
     is time to refine when the coarse objective decreased but the finer one did not follow, or when two steps together
     decrease the objective by little against the difference between the two, which is the discretization error; where
     a refinement has shown that difference already, half of it is expected for the next, as for a scheme of first order.
+    Where the last decreases shrank fast, one after the other, the next one is expected to, and is not waited for.
 
     Parameters
     ----------
@@ -370,31 +395,37 @@ class Measured:
     little : float
         A decrease is little below this share of the difference between the two objectives. These three were tuned on
         the spiral, on digits and on the Van der Pol oscillator with N = 128.
+    fast : float
+        A decrease of at most this share of the one before is fast. Tuned on the Van der Pol oscillator, so that the
+        peaks and the spiral never notice: a single fast decrease is no sign there.
     """
 
     every: int = 5
     follow: float = 0.5
     little: float = 0.1
+    fast: float = 0.1
 
-    def arrive(self, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
-        return Progress(gap=0.5 * abs(fine() - coarse()))
+    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+        value = fine()
+        return Progress(values=(value,), ratios=before.ratios, gap=0.5 * abs(value - coarse()))
 
     def observe(
         self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
     ) -> tuple[Progress, bool]:
-        value = here()
-        progress = replace(progress, steps=progress.steps + 1, values=(*progress.values[-2:], value))
+        progress = progress.after(here())
         if progress.steps % self.every or self._little(progress):
             return progress, self._little(progress)
-        before, now = progress.looked, (value, fine())
+        before, now = progress.looked, (here(), fine())
         progress = replace(progress, looked=now, gap=abs(now[1] - now[0]))
         followed = before is None or before[1] - now[1] > self.follow * (before[0] - now[0])
         return progress, not followed or self._little(progress)
 
     def _little(self, progress: Progress) -> bool:
-        """Whether the last two steps did little against the discretization error."""
-        values = progress.values
-        return len(values) == 3 and values[0] - values[2] <= self.little * progress.gap
+        """Whether the last two steps, or the next one where decreases shrink fast, do little against the gap."""
+        values, little = progress.values, self.little * progress.gap
+        two = len(values) > 2 and values[-3] - values[-1] <= little
+        fast = len(values) > 1 and max(progress.ratios) <= self.fast
+        return two or (fast and self.fast * (values[-2] - values[-1]) <= little)
 
 
 @dataclass(frozen=True)
@@ -409,7 +440,7 @@ class Scheduled:
 
     steps: int
 
-    def arrive(self, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
         return Progress()
 
     def observe(
@@ -419,12 +450,24 @@ class Scheduled:
 
 
 @dataclass(frozen=True)
+class _Stay:
+    """What nested iteration remembers on one grid: the method's memory, and the control and value it began with."""
+
+    memory: Any
+    progress: Progress
+    start: Tensor
+    value: float
+
+
+@dataclass(frozen=True)
 class Nested:
     """Nested iteration: begin on the coarsest grid, refine when there is no more to gain on it.
 
     The method's memory goes along to the finer grid, and the control is prolonged. The grid is refined, too, when the
     method cannot go on, and when the state comes back with the status CONVERGED, by which a solver says that its
-    tolerance is met on this grid. A coarsest grid on which the start has no finite value is passed over.
+    tolerance is met on this grid. A coarsest grid on which the start has no finite value is passed over, and what was
+    found on a grid is refused where the finer grid finds it worse than the control with which the work began there:
+    coarse grids can have optima that the fine ones do not have. Both are counted as ``refused_grids``.
 
     Parameters
     ----------
@@ -450,35 +493,54 @@ class Nested:
         while True:
             coarse = objective.on(grids[-1])
             start = Transfer(objective.space, coarse.space).restrict(control) if len(grids) > 1 else control
-            if len(grids) == 1 or isfinite(coarse.value(start)):
+            start = _feasible(coarse, start)
+            value = coarse.value(start) if len(grids) > 1 else nan
+            if len(grids) == 1 or isfinite(value):
                 break
             grids.pop()
             refused += 1
         inner = self.method.init(coarse, start)
         counts = Counter(inner.counts) + Counter(refused_grids=refused)
-        return State(start, (inner.memory, Progress()), inner.status, counts, level=len(grids) - 1)
+        stay = _Stay(inner.memory, Progress(), start, value)
+        return State(start, stay, inner.status, counts, level=len(grids) - 1)
 
     def step(self, objective: ReducedObjective, state: State) -> State:
-        memory, progress = state.memory
+        stay: _Stay = state.memory
         here = objective.on(objective.space.steps_of(state.control))
-        inner = replace(state, memory=memory)
+        inner = replace(state, memory=stay.memory)
         if state.status is not Status.CONVERGED:
             inner = self.method.step(here, inner)
+        stay = replace(stay, memory=inner.memory)
         if state.level == 0:
-            return replace(inner, memory=(inner.memory, progress))
-        grids = coarse_grids(objective.space.grid.steps, self.levels, self.factor)
-        fine = objective.on(grids[state.level - 1])
+            return replace(inner, memory=stay)
+        fine = objective.on(coarse_grids(objective.space.grid.steps, self.levels, self.factor)[state.level - 1])
         transfer = Transfer(fine.space, here.space, self.interpolation)
-        prolonged = transfer.prolong(inner.control)
+        prolonged = _feasible(fine, transfer.prolong(inner.control))
         values = (lambda: here.value(inner.control), lambda: fine.value(prolonged))
-        progress, refine = self.refine.observe(progress, *values)
+        progress, refine = self.refine.observe(stay.progress, *values)
         if not refine and inner.status is Status.RUNNING:
-            return replace(inner, memory=(inner.memory, progress))
-        memory = (self.method.transport(inner.memory, transfer), self.refine.arrive(*values))
-        return replace(inner, control=prolonged, memory=memory, status=Status.RUNNING, level=state.level - 1)
+            return replace(inner, memory=replace(stay, progress=progress))
+        return self._refined(fine, transfer, inner, replace(stay, progress=progress), prolonged)
+
+    def _refined(self, fine: Objective, transfer: Transfer, inner: State, stay: _Stay, prolonged: Tensor) -> State:
+        """The state on the finer grid: what was found on the coarse one, or how that began where that is better."""
+        memory, counts = self.method.transport(stay.memory, transfer), Counter(inner.counts)
+        coarse, value = inner.control, fine.value(prolonged)
+        if not value <= stay.value:
+            start = _feasible(fine, transfer.prolong(stay.start))
+            if not value <= fine.value(start):
+                memory, coarse, prolonged = self.method.init(fine, start).memory, stay.start, start
+                counts["refused_grids"] += 1
+        here = fine.on(transfer.coarse.grid.steps)
+        progress = self.refine.arrive(stay.progress, lambda: here.value(coarse), lambda: fine.value(prolonged))
+        stay = _Stay(memory, progress, prolonged, fine.value(prolonged))
+        return replace(
+            inner, control=prolonged, memory=stay, counts=counts, status=Status.RUNNING, level=inner.level - 1
+        )
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
-        return self.method.transport(memory[0], transfer), Progress()
+        inner, start = self.method.transport(memory.memory, transfer), transfer.prolong(memory.start)
+        return _Stay(inner, Progress(), start, memory.value)
 
 
 def MGOPT(

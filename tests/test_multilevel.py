@@ -47,6 +47,7 @@ from ocp import (
 )
 from ocp import sweep as sweeps
 from ocp.layers import Dense
+from ocp.multilevel import Progress
 
 
 @dataclass(frozen=True)
@@ -507,7 +508,7 @@ def test_a_schedule_refines_after_its_number_of_steps(steps):
 
 def test_measured_refinement_leaves_a_grid_whose_progress_the_finer_one_does_not_follow():
     rule = Measured(every=2)
-    progress = rule.arrive(lambda: 1.0, lambda: 1.0)
+    progress = rule.arrive(Progress(), lambda: 10.0, lambda: 10.0)
     values = iter([(9.0, 20.0), (8.0, 20.0), (7.0, 20.0), (6.0, 20.0)])
     decisions = []
     for here, fine in values:
@@ -518,7 +519,7 @@ def test_measured_refinement_leaves_a_grid_whose_progress_the_finer_one_does_not
 
 def test_measured_refinement_stays_while_the_finer_grid_follows():
     rule = Measured(every=2, little=0.0)
-    progress = rule.arrive(lambda: 1.0, lambda: 1.0)
+    progress = rule.arrive(Progress(), lambda: 10.0, lambda: 10.0)
     decisions = []
     for k in range(8):
         progress, refine = rule.observe(progress, lambda k=k: 9.0 - k, lambda k=k: 20.0 - k)
