@@ -14,23 +14,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ocp.adaptive import Adaptive
 from ocp.batches import Batches
 from ocp.control import Control
 from ocp.integrators import Integrator, as_integrator
 from ocp.methods import Method, State
 from ocp.multilevel import MGOPT
-from ocp.objective import ReducedObjective, discretize
+from ocp.objective import ReducedObjective, discretize, optimality
 from ocp.problem import ControlProblem
 from ocp.result import Record, Result, Target
 from ocp.status import Status
-from ocp.transfer import Transfer, halvings
+from ocp.transfer import LINEAR, Transfer, halvings
 
 __all__ = ["accuracy", "minimize"]
 
 
 def minimize(
     problem: ControlProblem,
-    steps: int,
+    steps: int | Adaptive,
     method: Method | None = None,
     *,
     integrator: Integrator | str = "euler",
@@ -52,8 +53,10 @@ def minimize(
     Parameters
     ----------
     problem : ControlProblem
-    steps : int
-        N, of the finest grid.
+    steps : int or Adaptive
+        N, of the finest grid. With ``Adaptive(error)`` the grid is refined, with the method's memory, as long as the
+        estimated discretization error of the optimum is larger than wanted; work is counted in gradients on the last
+        grid.
     method : Method, optional
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
         L-BFGS on as many grids as there are by halving the steps, but not more than 4.
@@ -69,7 +72,8 @@ def minimize(
         Record the objective on the finest grid also while on a coarse one, so that runs on different grids can be
         compared. Like the accuracy it is neither counted as work nor timed. A target of value asks for it.
     tolerance : float
-        Stop when the dual norm of the derivative on the finest grid is at most this share of that at the start.
+        Stop when the dual norm of the derivative on the finest grid, or with bounds that of the projected gradient step
+        (`ocp.objective.optimality`), is at most this share of that at the start.
     target : Target, optional
         Stop when it is reached.
     max_iterations : int
@@ -109,10 +113,14 @@ def minimize(
     """
     if start is not None and isinstance(problem, ControlProblem):
         problem = replace(problem, start=start)
+    adaptive = steps if isinstance(steps, Adaptive) else None
+    steps = steps.first if isinstance(steps, Adaptive) else steps
     objective = discretize(problem, steps, as_integrator(integrator))
     method = MGOPT(levels=halvings(steps, most=3) + 1) if method is None else method
     stopping = _Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every)
+    if adaptive is not None and batches is not None:
+        raise ValueError("steps: expected a number beside mini-batches, whose noise hides the discretization error")
     samples = objective.work.samples
     if batches is not None:
         objective.take(torch.arange(min(batches.size, samples)))  # raises where the problem cannot be divided
@@ -135,8 +143,14 @@ def minimize(
                     status = stopping.status(run, record, stop)
                     if record.level > 0 and stopping.converged(run, record):
                         state = replace(state, status=Status.CONVERGED)  # so that the method refines the grid
+                    if adaptive is not None and status is Status.CONVERGED:
+                        status = run.judge(adaptive)
+                        if status is Status.RUNNING:
+                            with run.clock.running():
+                                state = run.refine(method)
+                            continue
                 if status is Status.RUNNING:
-                    on = objective if stream is None else objective.take(next(stream))
+                    on = run.objective if stream is None else objective.take(next(stream))
                     with run.clock.running():
                         state = method.step(on, state)
                     run.state, run.iteration = state, run.iteration + 1
@@ -146,7 +160,7 @@ def minimize(
             if run.history:
                 error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
             raise
-    return run.result(status, method)
+    return run.result(status, method).describe(tolerance=tolerance, target=None if target is None else str(target))
 
 
 def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, record_every: int | None) -> None:
@@ -221,12 +235,40 @@ class _Run:
     clock: _Clock = field(default_factory=_Clock)
     best: _Point | None = None
     reference: float = 0.0
+    optima: list[float] = field(default_factory=list)
+    error: float | None = None
 
     def __post_init__(self) -> None:
         self.look = self.objective.uncounted()
         if self.validation is not None:
             steps, integrator = self.objective.space.grid.steps, self.objective.discretization.integrator
             self.look_validation = discretize(self.validation, steps, integrator)
+
+    def judge(self, adaptive: Adaptive) -> Status:
+        """Whether the grid on which the tolerance was met is fine enough; RUNNING if it is to be refined."""
+        self.optima.append(self.history[-1].value)
+        self.error = adaptive.estimate(self.optima, self.objective.discretization.integrator.order)
+        if adaptive.enough(self.error, self.optima[-1]):
+            return Status.CONVERGED
+        return Status.RUNNING if 2 * self.objective.space.grid.steps <= adaptive.limit else Status.MAX_STEPS
+
+    def refine(self, method: Method) -> State:
+        """Go on from here with a finest grid of twice the steps, to which all that was recorded now refers."""
+        coarse, work = self.objective, self.objective.work
+        fine = coarse.on(2 * coarse.space.grid.steps)
+        transfer = Transfer(fine.space, coarse.space, LINEAR)
+        control = transfer.prolong(self.state.control)
+        control = control if fine.box is None else fine.box.project(control)
+        memory = method.transport(self.state.memory, transfer)
+        self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING)
+        self.objective, self.look = fine, self.look.on(fine.space.grid.steps)
+        if self.validation is not None:
+            self.look_validation = self.look_validation.on(fine.space.grid.steps)
+        work.steps, work.units = 2 * work.steps, work.units / 2
+        self.history = [replace(r, level=r.level + 1, work_units=r.work_units / 2) for r in self.history]
+        if self.best is not None:
+            self.best = replace(self.best, rank=(self.best.rank[0] + 1, self.best.rank[1]))
+        return self.state
 
     def begin(self, state: State) -> None:
         """Take the first state, and the norm by which the tolerance is measured: that of the start, on the finest grid.
@@ -244,7 +286,17 @@ class _Run:
         """A control, by default the current one, on the finest grid."""
         space, flat = self.objective.space, self.state.control if flat is None else flat
         coarse = self.objective.on(space.steps_of(flat)).space
-        return Control(space, flat if coarse == space else Transfer(space, coarse).prolong(flat))
+        if coarse != space:
+            flat, box = Transfer(space, coarse).prolong(flat), self.objective.box
+            flat = flat if box is None else box.project(flat)
+        return Control(space, flat)
+
+    def _choice(self) -> str:
+        """What was found out about the grid, where it was to be chosen."""
+        if self.error is None:
+            return ""
+        steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
+        return f" The grid was refined to {steps} steps; the estimated relative discretization error is {error:.1e}."
 
     def record(self) -> Record:
         """Evaluate where the run is and note it; on a full batch the method needs that next, so it is charged."""
@@ -292,7 +344,7 @@ class _Run:
             value,
             norm,
             status,
-            f"{status.value}{note} After {self.iteration} iterations and {objective.work.units:.2f} work units "
+            f"{status.value}{note}{self._choice()} After {self.iteration} iterations and {objective.work.units:.2f} work units "
             f"the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
             self.iteration,
             objective.work.units,
@@ -306,6 +358,8 @@ class _Run:
                 "recipe": re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)),
                 "dtype": str(x.dtype).removeprefix("torch."),
                 "device": str(x.device),
+                "start_norm": self.reference or None,
+                **({} if self.error is None else {"discretization_error": self.error}),
             },
         )
 
@@ -352,7 +406,7 @@ class _Stopping:
 
 def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:
     value = objective.value(u)
-    return value, objective.space.dual_norm(objective.derivative(u)) if isfinite(value) else inf
+    return value, optimality(objective, u) if isfinite(value) else inf
 
 
 def _line(record: Record) -> str:

@@ -22,12 +22,13 @@ class Status(Enum):
     """
 
     RUNNING = "The solver has not stopped yet."
-    CONVERGED = "The dual norm of the derivative fell below the tolerance."
+    CONVERGED = "The optimality measure (dual norm of the derivative, projected where there are bounds) met the tolerance."
     TARGET = "The target was reached."
     STOPPED = "The callback asked to stop."
     MAX_ITERATIONS = "The iteration limit was reached before the tolerance."
     MAX_WORK = "The work limit was reached before the tolerance."
     MAX_SECONDS = "The time limit was reached before the tolerance."
+    MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than wanted."
     NO_DECREASE = (
         "No step along the search direction decreased the objective: "
         "the limit of the precision is reached, or the derivative is wrong."

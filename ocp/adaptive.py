@@ -1,0 +1,65 @@
+"""How many steps are enough: the discretization error of the objective, estimated from its optima on several grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+
+__all__ = ["Adaptive"]
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """In place of a number of steps: double it until the discretization error of the objective is small enough.
+
+    Parameters
+    ----------
+    error : float
+        Wanted discretization error of the optimum, relative to the optimum.
+    first : int
+        Number of steps to begin with.
+    limit : int
+        No grid has more steps.
+
+    Examples
+    --------
+    >>> rule = Adaptive(error=1e-3)
+    >>> round(rule.estimate([1.16, 1.04, 1.01], order=4), 6)  # the differences shrink by 4, so one third of the last
+    0.01
+    """
+
+    error: float
+    first: int = 16
+    limit: int = 4096
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.error) and self.error > 0):
+            raise ValueError(f"error: expected a finite number > 0, got {self.error!r}")
+        if not 1 <= self.first <= self.limit:
+            raise ValueError(f"first, limit: expected 1 <= first <= limit, got {self.first!r} and {self.limit!r}")
+
+    def estimate(self, optima: Sequence[float], order: int) -> float:
+        """Estimated discretization error of the last of the optima on grids with doubled steps.
+
+        Richardson's extrapolation with the observed rate, which is kept between first order and that of the scheme;
+        second order is the most that a control held on each step allows.
+
+        Parameters
+        ----------
+        optima : sequence of float
+            Coarsest grid first.
+        order : int
+            Of the scheme.
+        """
+        if len(optima) < 2:
+            return inf
+        changes = [abs(b - a) for a, b in zip(optima, optima[1:], strict=False)]
+        if len(changes) < 2 or changes[-1] == 0:
+            return changes[-1]
+        rate = min(max(changes[-2] / changes[-1], 2.0), 2.0 ** min(order, 2))
+        return changes[-1] / (rate - 1)
+
+    def enough(self, error: float, optimum: float) -> bool:
+        """Whether an error is small enough against the optimum."""
+        return error <= self.error * abs(optimum)
