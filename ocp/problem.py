@@ -277,8 +277,10 @@ class Study:
         For a learning problem, on the training samples.
     steps, levels : int
         Suggested number of steps on the finest grid, and of grids.
-    integrator : str
+    integrator : str or Integrator
         Suggested scheme.
+    smoother, interpolation : str
+        Suggested method on each grid, and prolongation: names that `ocp.compare` knows.
     validation, test : ControlProblem, optional
         The same problem on samples that occur nowhere else; they are for measuring accuracy.
     optimum : float, optional
@@ -292,7 +294,9 @@ class Study:
     problem: ControlProblem
     steps: int = 128
     levels: int = 4
-    integrator: str = "euler"
+    integrator: Any = "euler"
+    smoother: str = "lbfgs"
+    interpolation: str = "constant"
     validation: ControlProblem | None = None
     test: ControlProblem | None = None
     optimum: float | None = None

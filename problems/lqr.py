@@ -41,6 +41,7 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         steps=128,
         levels=4,
         integrator="rk4",
+        interpolation="linear",
         optimum=tanh(1) / 2,
         settings={"max_work": 100, "tolerance": 1e-8},
         target=("value", 0.3808),

@@ -45,6 +45,7 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         steps=128,
         levels=4,
         integrator="rk4",
+        interpolation="linear",
         optimum=1.0478069,
         settings={"max_work": 100, "tolerance": 1e-8},
         target=("value", 1.048),

@@ -6,9 +6,12 @@ import torch
 from ocp import catalog, discretize, verify
 from ocp.compare import Run, solve
 
+#: Those that run to infinity on eight explicit steps.
+STIFF = {"burgers", "hypersensitive"}
+SCHEMES = {name: ["backward_euler"] if name in STIFF else ["euler", "rk4"] for name in catalog.names()}
 
-@pytest.mark.parametrize("integrator", ["euler", "rk4"])
-@pytest.mark.parametrize("name", catalog.names())
+
+@pytest.mark.parametrize(("name", "integrator"), [(name, scheme) for name in SCHEMES for scheme in SCHEMES[name]])
 def test_the_derivative_is_verified(name, integrator):
     options = {"dtype": torch.float64} if catalog.takes(name, "dtype") else {}
     report = verify(discretize(catalog.load(name, **options).problem, 8, integrator))
