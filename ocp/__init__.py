@@ -1,14 +1,17 @@
 """Training and control as discrete optimal control, solved on many time grids at once."""
 
 from ocp import layers, network, plots
+from ocp.adaptive import Adaptive
 from ocp.batches import Batches
+from ocp.bounds import Bounds
 from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
 from ocp.grid import TimeGrid
-from ocp.integrators import ExplicitRungeKutta
+from ocp.integrators import RungeKutta, Verlet
+from ocp.linearsolve import ConstantJacobian, DenseLU
 from ocp.linesearch import Armijo, StrongWolfe
-from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, State, TorchOptimizer
+from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, State, TorchOptimizer
 from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Measured, Nested, Scheduled
 from ocp.network import residual_network
 from ocp.objective import ReducedObjective, ShiftedObjective, discretize
@@ -17,7 +20,9 @@ from ocp.result import Record, Result, Target
 from ocp.solver import accuracy, minimize
 from ocp.status import SolveError, Status
 from ocp.tableaus import Tableau
+from ocp.trajectory import Trajectory
 from ocp.transfer import CONSTANT, LINEAR, Transfer
+from ocp.trustregion import TrustRegion
 from ocp.verify import Report, taylor_test, verify
 
 __version__ = "0.1.0"
@@ -27,17 +32,20 @@ __all__ = [
     "LBFGS",
     "LINEAR",
     "MGOPT",
+    "Adaptive",
     "Always",
     "Armijo",
     "Batches",
+    "Bounds",
+    "ConstantJacobian",
     "Control",
     "ControlProblem",
     "ControlSpace",
     "CrossEntropy",
     "Cycle",
+    "DenseLU",
     "Dynamics",
     "Earned",
-    "ExplicitRungeKutta",
     "Forgetful",
     "FunctionDynamics",
     "GradientDescent",
@@ -46,6 +54,7 @@ __all__ = [
     "Method",
     "ModuleDynamics",
     "Nested",
+    "NewtonCG",
     "NonlinearCG",
     "QuadraticRunning",
     "Readout",
@@ -53,6 +62,7 @@ __all__ = [
     "ReducedObjective",
     "Report",
     "Result",
+    "RungeKutta",
     "Scheduled",
     "SciPy",
     "ShiftedObjective",
@@ -67,7 +77,10 @@ __all__ = [
     "TimeGrid",
     "TimeSmoothness",
     "TorchOptimizer",
+    "Trajectory",
     "Transfer",
+    "TrustRegion",
+    "Verlet",
     "accuracy",
     "discretize",
     "layers",

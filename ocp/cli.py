@@ -72,7 +72,7 @@ _SET = click.option(
 )
 
 _SHARED = (
-    click.option("--smoother", type=click.Choice(list(SMOOTHERS)), default="lbfgs", show_default=True),
+    click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="The problem's own by default."),
     click.option("--learning-rate", default=1e-2, show_default=True, help="For adam and sgd."),
     click.option("--steps", type=click.IntRange(1), help="Of the finest grid; the problem's own by default."),
     click.option("--levels", type=click.IntRange(1), help="Number of grids; the problem's own by default."),

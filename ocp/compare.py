@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from ocp.adaptive import Adaptive
 from ocp.batches import Batches
-from ocp.methods import LBFGS, GradientDescent, Method, NonlinearCG, SciPy, TorchOptimizer
+from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, TorchOptimizer
 from ocp.multilevel import MGOPT, Forgetful, Measured, Nested, Refinement, Scheduled
 from ocp.objective import discretize
 from ocp.problem import Study
@@ -21,6 +22,7 @@ from ocp.result import Record, Result, Target
 from ocp.solver import accuracy, minimize
 from ocp.status import Status
 from ocp.strictjson import read, write
+from ocp.transfer import INTERPOLATIONS, depth
 
 __all__ = ["METHODS", "SMOOTHERS", "Comparison", "Run", "compare", "solve"]
 
@@ -28,17 +30,18 @@ __all__ = ["METHODS", "SMOOTHERS", "Comparison", "Run", "compare", "solve"]
 SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
     "lbfgs": lambda lr: LBFGS(),
     "cg": lambda lr: NonlinearCG(),
+    "newton": lambda lr: NewtonCG(),
     "gd": lambda lr: GradientDescent(),
     "adam": lambda lr: TorchOptimizer(torch.optim.Adam, {"lr": lr}),
     "sgd": lambda lr: TorchOptimizer(torch.optim.SGD, {"lr": lr, "momentum": 0.9}),
     "scipy": lambda lr: SciPy(),
 }
 
-#: Ways to use the grids by name, as functions of the smoother, the levels and the rule that refines.
-METHODS: Mapping[str, Callable[[Method, int, Refinement], Method]] = {
-    "single": lambda smoother, levels, refine: smoother,
-    "nested": lambda smoother, levels, refine: Nested(levels, Forgetful(smoother), refine=refine),
-    "mgopt": lambda smoother, levels, refine: MGOPT(levels, smoother, refine=refine),
+#: Ways to use the grids by name, as functions of the smoother, and of the levels, interpolation and rule to refine.
+METHODS: Mapping[str, Callable[..., Method]] = {
+    "single": lambda smoother, **grids: smoother,
+    "nested": lambda smoother, **grids: Nested(method=Forgetful(smoother), **grids),
+    "mgopt": lambda smoother, **grids: MGOPT(smoother=smoother, **grids),
 }
 
 #: With mini-batches each coarse grid gets so many epochs.
@@ -51,12 +54,17 @@ class Run:
 
     Parameters
     ----------
-    method, smoother : str
-        Keys of `METHODS` and `SMOOTHERS`.
+    method : str
+        A key of `METHODS`.
+    smoother : str, optional
+        A key of `SMOOTHERS`, in place of what the study suggests.
     learning_rate : float
         For the smoothers of ``torch.optim``.
-    steps, levels, integrator : optional
-        In place of what the study suggests.
+    steps : int or Adaptive, optional
+        In place of what the study suggests, as are the next two.
+    levels : int, optional
+        By default there are as many as the coarsest grid that the study suggests allows.
+    integrator : str, optional
     batch_size : int, optional
         Mini-batches of this size.
     seed : int
@@ -68,9 +76,9 @@ class Run:
     """
 
     method: str = "mgopt"
-    smoother: str = "lbfgs"
+    smoother: str | None = None
     learning_rate: float = 1e-2
-    steps: int | None = None
+    steps: int | Adaptive | None = None
     levels: int | None = None
     integrator: str | None = None
     batch_size: int | None = None
@@ -82,7 +90,7 @@ class Run:
         if not self.label:
             object.__setattr__(self, "label", self.method)
         for name, value, known in (("method", self.method, METHODS), ("smoother", self.smoother, SMOOTHERS)):
-            if value not in known:
+            if value is not None and value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
@@ -96,7 +104,9 @@ def solve(name: str, study: Study, run: Run) -> Result:
     study : Study
     run : Run
     """
-    levels = run.levels or study.levels
+    steps, smoother = run.steps or study.steps, run.smoother or study.smoother
+    finest = steps.first if isinstance(steps, Adaptive) else steps
+    levels = run.levels or depth(finest, max(study.steps >> (study.levels - 1), 1))
     batches: Batches | None = None
     refine: Refinement = Measured()
     if run.batch_size is not None:
@@ -105,8 +115,13 @@ def solve(name: str, study: Study, run: Run) -> Result:
         refine = Scheduled(EPOCHS * batches.per_epoch(samples))
     result = minimize(
         study.problem,
-        run.steps or study.steps,
-        METHODS[run.method](SMOOTHERS[run.smoother](run.learning_rate), levels, refine),
+        steps,
+        METHODS[run.method](
+            SMOOTHERS[smoother](run.learning_rate),
+            levels=levels,
+            interpolation=INTERPOLATIONS[study.interpolation],
+            refine=refine,
+        ),
         integrator=run.integrator or study.integrator,
         batches=batches,
         validation=study.validation,
@@ -116,7 +131,7 @@ def solve(name: str, study: Study, run: Run) -> Result:
         assert result.control is not None
         test_accuracy = accuracy(study.test, result.control, run.integrator or study.integrator)
         result = replace(result, test_accuracy=test_accuracy)
-    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method, "smoother": run.smoother}
+    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method, "smoother": smoother}
     about |= {"levels": 1 if run.method == "single" else levels, "seed": run.seed}
     return result.describe(**about)
 
@@ -270,7 +285,8 @@ def compare(
 
 def _warm_up(study: Study, run: Run) -> None:
     """A gradient before the clock runs, so that the first method does not pay for torch's start."""
-    objective = discretize(study.problem, run.steps or study.steps, run.integrator or study.integrator)
+    steps = study.steps if run.steps is None or isinstance(run.steps, Adaptive) else run.steps
+    objective = discretize(study.problem, steps, run.integrator or study.integrator)
     objective.derivative(objective.discretization.start().flat)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -14,7 +14,7 @@ from torch import Tensor
 from ocp.bounds import Box
 from ocp.control import ControlSpace
 
-__all__ = ["CONSTANT", "LINEAR", "Interpolation", "Transfer", "coarse_grids", "halvings"]
+__all__ = ["CONSTANT", "INTERPOLATIONS", "LINEAR", "Interpolation", "Transfer", "coarse_grids", "depth"]
 
 #: From (coarse steps, fine steps) to lists over the fine steps: left and right coarse neighbor, weight of the right.
 Interpolation = Callable[[int, int], tuple[list[int], list[int], list[float]]]
@@ -33,6 +33,10 @@ def LINEAR(coarse: int, fine: int) -> tuple[list[int], list[int], list[float]]:
     position = [(k + 0.5) * coarse / fine - 0.5 for k in range(fine)]
     left = [min(max(int(s), 0), coarse - 2) for s in position]
     return left, [j + 1 for j in left], [s - j for s, j in zip(position, left, strict=True)]
+
+
+#: The interpolations by name.
+INTERPOLATIONS: Mapping[str, Interpolation] = {"constant": CONSTANT, "linear": LINEAR}
 
 
 @lru_cache(maxsize=64)
@@ -200,15 +204,15 @@ def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tu
     return grids
 
 
-def halvings(steps: int, most: int) -> int:
-    """How often a number of steps can be halved, at most ``most``.
+def depth(steps: int, coarsest: int) -> int:
+    """How many grids there are from ``steps`` down by halving, none with fewer than ``coarsest`` steps.
 
     Examples
     --------
-    >>> halvings(100, most=3), halvings(128, most=3), halvings(7, most=3)
-    (2, 3, 0)
+    >>> depth(128, 16), depth(100, 16), depth(7, 1)
+    (4, 3, 1)
     """
-    count = 0
-    while count < most and steps % 2 ** (count + 1) == 0:
-        count += 1
-    return count
+    levels = 1
+    while steps % 2 == 0 and steps // 2 >= coarsest:
+        steps, levels = steps // 2, levels + 1
+    return levels

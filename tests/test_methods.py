@@ -218,6 +218,8 @@ def replace_derivative(objective, change):
         def derivative(self, u):
             return change(objective.derivative(u))
 
+        box = None
+
         def room(self, u, direction):
             return inf
 
@@ -252,6 +254,8 @@ class Quadratic:
 
     def derivative(self, u):
         return self.A @ u - self.b
+
+    box = None
 
     def room(self, u, direction):
         return inf
