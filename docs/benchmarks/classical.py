@@ -1,0 +1,190 @@
+"""Solve the classical problems with one grid and with MG/OPT, and write what it took into the documentation.
+
+    python docs/benchmarks/classical.py [--quick] [--redraw] [--part reference|efficiency|flatness]
+
+Three parts: the discrete optima of an independent solver on N = 50, 100, 200; the work to the discretization error on
+N = 1024; the iterations to a fixed tolerance from N = 64 to 4096. Results go to docs/results/classical/PART.json and,
+as tables, to docs/results/classical.md. With --redraw only the tables are made anew; with --quick the grids are small,
+to try the script, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tabulate import tabulate
+
+from ocp import Result, Target, catalog
+from ocp.compare import Run, solve
+
+DOCS = Path(__file__).parents[1]
+FOLDER = DOCS / "results" / "classical"
+OPTIMA = json.loads((DOCS.parent / "tests" / "problems" / "discrete_optima.json").read_text())["problems"]
+SINGULAR = ("catalyst_mixing", "lotka_volterra")
+REGULARIZED = ("lqr", "feldbaum", "hager", "hull", "van_der_pol", "rayleigh")
+METHODS = ("single", "mgopt")
+
+
+def run(name: str, method: str, steps: int, scheme: str, smoother: str | None = None, **settings: Any) -> Result:
+    """One solve as `ocp solve` would do it."""
+    settings = {"progress": False, "max_iterations": 10**6, **settings}
+    study = catalog.load(name)
+    return solve(name, study, Run(method, smoother, steps=steps, integrator=scheme, settings=settings))
+
+
+def row(name: str, scheme: str, steps: int, method: str, result: Result) -> dict[str, Any]:
+    return {
+        "problem": name,
+        "scheme": scheme,
+        "steps": steps,
+        "method": method,
+        "value": result.value,
+        "work": result.work_units,
+        "seconds": result.seconds,
+        "iterations": result.iterations,
+        "fine_iterations": sum(r.level == 0 for r in result.history) - 1,
+        "status": result.status.name,
+        "refused_grids": result.counts.get("refused_grids", 0),
+    }
+
+
+def reference(quick: bool) -> Iterator[dict[str, Any]]:
+    """Every reference optimum, from the documented start, with the settings that the problem suggests."""
+    for name, problem in OPTIMA.items():
+        for scheme, optima in problem["optima"].items():
+            for steps, optimum in optima.items():
+                for method in METHODS if int(steps) <= (50 if quick else 200) else ():
+                    result = run(name, method, int(steps), scheme)
+                    distance = (result.value - optimum) / abs(optimum)
+                    yield {**row(name, scheme, int(steps), method, result), "distance": distance}
+
+
+def efficiency(quick: bool) -> Iterator[dict[str, Any]]:
+    """Work until the distance to the discrete optimum is the discretization error."""
+    steps = 128 if quick else 1024
+    for name, problem in OPTIMA.items():
+        for scheme, order in (("euler", 1), ("rk4", 2)) if name not in SINGULAR else ():
+            second = problem["optima"]["rk4"]
+            limit = (4 * second["200"] - second["100"]) / 3
+            error = (problem["optima"][scheme]["200"] - limit) * (200 / steps) ** order
+            size = max(abs(error), 1e-9 * abs(limit))  # Hull's problem has no discretization error
+            target = Target("value", limit + error + size)
+            for method in METHODS:
+                result = run(name, method, steps, scheme, target=target, tolerance=0.0, max_work=400)
+                yield {**row(name, scheme, steps, method, result), "error": size}
+
+
+def flatness(quick: bool) -> Iterator[dict[str, Any]]:
+    """Iterations until the derivative has 1e-6 of its norm at the start."""
+    for name in REGULARIZED:
+        for steps in (64, 256) if quick else (64, 256, 1024, 4096):
+            for method in METHODS:
+                result = run(name, method, steps, "rk4", tolerance=1e-6, max_work=200)
+                yield row(name, "rk4", steps, method, result)
+
+
+PARTS = {"reference": reference, "efficiency": efficiency, "flatness": flatness}
+
+
+def tables() -> str:
+    """What the saved results say."""
+    saved = {part: json.loads((FOLDER / f"{part}.json").read_text()) for part in PARTS}
+    return "\n".join([HEAD, _reference(saved["reference"]), _efficiency(saved["efficiency"]), _flat(saved["flatness"])])
+
+
+HEAD = """# Classical control problems: results
+
+Written by `docs/benchmarks/classical.py`, one thread. `single` is the problem's smoother (L-BFGS) on the finest grid,
+`mgopt` is MG/OPT on all grids down to the coarsest that the problem suggests. Work is counted in gradients on the
+finest grid.
+"""
+
+
+def _pair(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {r["method"]: r for r in rows}
+
+
+def _groups(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], dict[str, dict[str, Any]]]]:
+    """The rows of the two methods side by side, by problem, scheme and steps."""
+    keys = list(dict.fromkeys((r["problem"], r["scheme"], r["steps"]) for r in rows))
+    for key in keys:
+        yield key, _pair([r for r in rows if (r["problem"], r["scheme"], r["steps"]) == key])
+
+
+def _reference(rows: list[dict[str, Any]]) -> str:
+    bound = {name: 1e-5 if name in SINGULAR else 1e-6 for name in OPTIMA}
+    reached = sum(r["distance"] <= bound[r["problem"]] for r in rows)
+    lines = []
+    for key, by_method in _groups(rows):
+        cells = [[f"{r['distance']:+.0e}", f"{r['work']:.0f}", f"{r['seconds']:.1f}"] for r in by_method.values()]
+        missed = [m for m, r in by_method.items() if r["distance"] > bound[key[0]]]
+        lines.append([*key, *cells[0], *cells[1], "missed: " + ", ".join(missed) if missed else ""])
+    headers = ["problem", "scheme", "N", "single", "work", "s", "mgopt", "work", "s", ""]
+    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    return f"""## Reference optima
+
+Relative distance to the discrete optimum that an independent direct method found; negative where a better local optimum
+was found. Reached within 1e-6 (1e-5 for the singular arcs of {" and ".join(SINGULAR)}): {reached} of {len(rows)}.
+
+{table}
+"""
+
+
+def _efficiency(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for (name, scheme, _), by_method in _groups(rows):
+        single, mgopt = by_method["single"], by_method["mgopt"]
+        work = [f"{r['work']:.2f}" if r["status"] == "TARGET" else "missed" for r in (single, mgopt)]
+        times = [f"{r['seconds']:.1f}" for r in (single, mgopt)]
+        lines.append([name, scheme, f"{single['error']:.1e}", work[0], times[0], work[1], times[1]])
+    headers = ["problem", "scheme", "error", "single", "s", "mgopt", "s"]
+    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    return f"""## Work to the discretization error
+
+N = {rows[0]["steps"]}: work until the objective is within its discretization error |J_N - J| of the discrete optimum
+J_N; both are extrapolated from the reference optima on 100 and 200 steps. The target can be met on a coarse grid, by
+the control prolonged to the finest.
+
+{table}
+"""
+
+
+def _flat(rows: list[dict[str, Any]]) -> str:
+    grids = list(dict.fromkeys(r["steps"] for r in rows))
+    lines = []
+    for name in dict.fromkeys(r["problem"] for r in rows):
+        for method in METHODS:
+            own = [r for r in rows if (r["problem"], r["method"]) == (name, method)]
+            lines.append([name, method, *(r["fine_iterations"] for r in own)])
+    headers = ["problem", "method", *(f"N = {n}" for n in grids)]
+    return (
+        "## Iterations on the finest grid\n\nUntil the derivative has 1e-6 of its norm at the start, RK4.\n\n"
+        f"{tabulate(lines, headers=headers, tablefmt='github')}\n"
+    )
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True)
+@click.option("--redraw", is_flag=True)
+@click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="All of them by default.")
+def main(quick: bool, redraw: bool, parts: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    for part in () if redraw else parts or PARTS:
+        rows = []
+        for line in PARTS[part](quick):
+            rows.append(line)
+            click.echo(" ".join(f"{key}={value}" for key, value in line.items()))
+        if not quick:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            (FOLDER / f"{part}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    if not quick and all((FOLDER / f"{part}.json").exists() for part in PARTS):
+        (FOLDER.parent / "classical.md").write_text(tables())
+
+
+if __name__ == "__main__":
+    main()
