@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, isfinite
 
 __all__ = ["Adaptive"]
@@ -54,7 +55,7 @@ class Adaptive:
         """
         if len(optima) < 2:
             return inf
-        changes = [abs(b - a) for a, b in zip(optima, optima[1:], strict=False)]
+        changes = [abs(b - a) for a, b in pairwise(optima)]
         if len(changes) < 2 or changes[-1] == 0:
             return changes[-1]
         rate = min(max(changes[-2] / changes[-1], 2.0), 2.0 ** min(order, 2))

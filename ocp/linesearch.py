@@ -144,7 +144,7 @@ class StrongWolfe:
                 if not isfinite(trial_slope):
                     high, high_value = step, inf
                 else:
-                    # A projected path has kinks, where the slope can jump over the flat range: there the weak test does.
+                    # A projected path has kinks, at which the slope can jump over the flat range.
                     rising = objective.box is not None and trial_slope > 0
                     if rising or abs(trial_slope) <= -self.c2 * slope or (step == room and trial_slope < 0):
                         return Trial(step, candidate)

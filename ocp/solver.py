@@ -348,8 +348,8 @@ class _Run:
             value,
             norm,
             status,
-            f"{status.value}{note}{self._choice()} After {self.iteration} iterations and {objective.work.units:.2f} work units "
-            f"the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
+            f"{status.value}{note}{self._choice()} After {self.iteration} iterations and {objective.work.units:.2f} work "
+            f"units the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
             self.iteration,
             objective.work.units,
             self.clock.seconds,
