@@ -61,7 +61,7 @@ def problem(
             control_size=1,
         ),
         steps=128,
-        levels=3,
+        levels=4,
         integrator="rk4",
         interpolation="linear",
         optimum=56.530 if penalty == PENALTY else None,

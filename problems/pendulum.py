@@ -57,10 +57,10 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
             bounds=(-5.0, 5.0),
         ),
         steps=128,
-        levels=3,
+        levels=4,
         integrator="rk4",
         interpolation="linear",
         optimum=1.46206,
-        settings={"max_work": 1000, "tolerance": 1e-6},
+        settings={"max_work": 600, "tolerance": 1e-6},
         target=("value", 1.47),
     )

@@ -1,6 +1,6 @@
 """Solve the classical problems with one grid and with MG/OPT, and write what it took into the documentation.
 
-    python docs/benchmarks/classical.py [--quick] [--redraw] [--part reference|efficiency|flatness]
+    python docs/benchmarks/classical.py [--quick] [--redraw] [--part reference|efficiency|flatness] [--problem NAME]
 
 Three parts: the discrete optima of an independent solver on N = 50, 100, 200; the work to the discretization error on
 N = 1024; the iterations to a fixed tolerance from N = 64 to 4096. Results go to docs/results/classical/PART.json and,
@@ -28,6 +28,8 @@ OPTIMA = json.loads((DOCS.parent / "tests" / "problems" / "discrete_optima.json"
 SINGULAR = ("catalyst_mixing", "lotka_volterra")
 REGULARIZED = ("lqr", "feldbaum", "hager", "hull", "van_der_pol", "rayleigh")
 METHODS = ("single", "mgopt")
+#: What tells one run from another.
+KEYS = ("problem", "scheme", "steps", "method")
 
 
 def run(name: str, method: str, steps: int, scheme: str, smoother: str | None = None, **settings: Any) -> Result:
@@ -53,10 +55,10 @@ def row(name: str, scheme: str, steps: int, method: str, result: Result) -> dict
     }
 
 
-def reference(quick: bool) -> Iterator[dict[str, Any]]:
+def reference(names: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
     """Every reference optimum, from the documented start, with the settings that the problem suggests."""
-    for name, problem in OPTIMA.items():
-        for scheme, optima in problem["optima"].items():
+    for name in names:
+        for scheme, optima in OPTIMA[name]["optima"].items():
             for steps, optimum in optima.items():
                 for method in METHODS if int(steps) <= (50 if quick else 200) else ():
                     result = run(name, method, int(steps), scheme)
@@ -64,14 +66,14 @@ def reference(quick: bool) -> Iterator[dict[str, Any]]:
                     yield {**row(name, scheme, int(steps), method, result), "distance": distance}
 
 
-def efficiency(quick: bool) -> Iterator[dict[str, Any]]:
+def efficiency(names: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
     """Work until the distance to the discrete optimum is the discretization error."""
     steps = 128 if quick else 1024
-    for name, problem in OPTIMA.items():
+    for name in names:
         for scheme, order in (("euler", 1), ("rk4", 2)) if name not in SINGULAR else ():
-            second = problem["optima"]["rk4"]
-            limit = (4 * second["200"] - second["100"]) / 3
-            error = (problem["optima"][scheme]["200"] - limit) * (200 / steps) ** order
+            optima = OPTIMA[name]["optima"]
+            limit = (4 * optima["rk4"]["200"] - optima["rk4"]["100"]) / 3
+            error = (optima[scheme]["200"] - limit) * (200 / steps) ** order
             size = max(abs(error), 1e-9 * abs(limit))  # Hull's problem has no discretization error
             target = Target("value", limit + error + size)
             for method in METHODS:
@@ -79,9 +81,9 @@ def efficiency(quick: bool) -> Iterator[dict[str, Any]]:
                 yield {**row(name, scheme, steps, method, result), "error": size}
 
 
-def flatness(quick: bool) -> Iterator[dict[str, Any]]:
+def flatness(names: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
     """Iterations until the derivative has 1e-6 of its norm at the start."""
-    for name in REGULARIZED:
+    for name in (name for name in names if name in REGULARIZED):
         for steps in (64, 256) if quick else (64, 256, 1024, 4096):
             for method in METHODS:
                 result = run(name, method, steps, "rk4", tolerance=1e-6, max_work=200)
@@ -168,20 +170,28 @@ def _flat(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _save(part: str, rows: list[dict[str, Any]]) -> None:
+    """Put new rows in the place of the old ones of the same runs, in the order of the problems."""
+    path = FOLDER / f"{part}.json"
+    saved = json.loads(path.read_text()) if path.exists() else []
+    by_run = {tuple(r[key] for key in KEYS): r for r in [*saved, *rows]}
+    merged = sorted(by_run.values(), key=lambda r: list(OPTIMA).index(r["problem"]))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(merged, indent=1) + "\n")
+
+
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True)
 @click.option("--redraw", is_flag=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="All of them by default.")
-def main(quick: bool, redraw: bool, parts: tuple[str, ...]) -> None:
+@click.option("--problem", "names", multiple=True, type=click.Choice(list(OPTIMA)), help="All of them by default.")
+def main(quick: bool, redraw: bool, parts: tuple[str, ...], names: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     for part in () if redraw else parts or PARTS:
-        rows = []
-        for line in PARTS[part](quick):
-            rows.append(line)
+        for line in PARTS[part](names or tuple(OPTIMA), quick):
             click.echo(" ".join(f"{key}={value}" for key, value in line.items()))
-        if not quick:
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            (FOLDER / f"{part}.json").write_text(json.dumps(rows, indent=1) + "\n")
+            if not quick:
+                _save(part, [line])
     if not quick and all((FOLDER / f"{part}.json").exists() for part in PARTS):
         (FOLDER.parent / "classical.md").write_text(tables())
 
