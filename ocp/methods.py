@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ocp.linesearch import Armijo, LineSearch, StrongWolfe
-from ocp.objective import Objective
+from ocp.objective import Objective, optimality
 from ocp.status import Status
 from ocp.transfer import Transfer
+from ocp.trustregion import TrustRegion, steihaug
 
-__all__ = ["LBFGS", "GradientDescent", "Method", "NonlinearCG", "SciPy", "State", "TorchOptimizer"]
+__all__ = ["LBFGS", "GradientDescent", "Method", "NewtonCG", "NonlinearCG", "SciPy", "State", "TorchOptimizer"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,17 @@ class Method(Protocol):
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         """The memory on the finer grid of a transfer."""
+
+
+def _free_part(objective: Objective, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The derivative in the subspace of the entries that no bound holds back, and their mask, None without bounds."""
+    d = objective.derivative(u)
+    free = None if objective.box is None else objective.box.free(u, d)
+    return _masked(d, free), free
+
+
+def _masked(vector: Tensor, free: Tensor | None) -> Tensor:
+    return vector if free is None else vector * free
 
 
 @dataclass(frozen=True)
@@ -104,13 +117,13 @@ class NonlinearCG:
 
     def step(self, objective: Objective, state: State) -> State:
         u, space = state.control, objective.space
-        d = objective.derivative(u)
+        d, free = _free_part(objective, u)
         gradient = space.gradient(d)
         direction, first = -gradient, 1 / max(space.dual_norm(d), 1.0)
         if state.memory is not None:
             old, old_direction, decrease = state.memory
             beta = float(torch.dot(d - old, gradient) / torch.dot(old, space.gradient(old)))
-            conjugate = torch.add(direction, old_direction, alpha=max(beta, 0.0))
+            conjugate = torch.add(direction, _masked(old_direction, free), alpha=max(beta, 0.0))
             if torch.dot(d, conjugate) < 0:
                 # The first-order change of the last step is expected again (Nocedal & Wright, equation 3.60).
                 direction, first = conjugate, decrease / float(torch.dot(d, conjugate))
@@ -156,21 +169,32 @@ class LBFGS:
         return State(control, ())
 
     def step(self, objective: Objective, state: State) -> State:
-        u, pairs = state.control, state.memory
-        d = objective.derivative(u)
-        direction = -self._solve(objective, pairs, d)
+        u, pairs, before = state.control, state.memory, objective.derivative(state.control)
+        d, free = _free_part(objective, u)
+        direction = -self._solve(objective, self._on(objective.space, pairs, free), d)
+        if free is not None and objective.box is not None:
+            # An entry at its bound that the model would push out of the box is held, and the others know it.
+            free = free & (objective.box.inward(u, direction) == direction)
+            direction = -self._solve(objective, self._on(objective.space, pairs, free), _masked(d, free))
         # Without pairs the scale is unknown: a first step of unit length, or the gradient where that is shorter.
         first = 1.0 if pairs else 1 / max(objective.space.dual_norm(d), 1.0)
         trial = self.search(objective, u, direction, first)
         if trial is None:
             return replace(state, memory=(), status=Status.RUNNING if pairs else Status.NO_DECREASE)
-        pair = (trial.control - u, objective.derivative(trial.control) - d)
+        pair = (trial.control - u, objective.derivative(trial.control) - before)
         memory = (*pairs, pair) if self._curved(objective.space, *pair) else pairs
         return replace(state, control=trial.control, memory=memory[-self.pairs :], status=Status.RUNNING)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         fine = tuple((transfer.prolong(s), transfer.prolong_dual(y)) for s, y in memory)
         return tuple(pair for pair in fine if self._curved(transfer.fine, *pair))
+
+    def _on(self, space: Any, pairs: Any, free: Tensor | None) -> Any:
+        """The pairs in the subspace of the free entries."""
+        if free is None or bool(free.all()):
+            return pairs
+        parts = ((_masked(s, free), _masked(y, free)) for s, y in pairs)
+        return tuple(pair for pair in parts if self._curved(space, *pair))
 
     def _curved(self, space: Any, s: Tensor, y: Tensor) -> bool:
         return float(torch.dot(s, y)) > self.curvature * space.norm(s) * space.dual_norm(y)
@@ -189,6 +213,72 @@ class LBFGS:
         for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
             r.add_(s * (alpha - torch.dot(y, r) / torch.dot(s, y)))
         return r
+
+
+@dataclass(frozen=True)
+class NewtonCG:
+    """Newton's method by truncated conjugate gradients in a trust region, Nocedal & Wright (2006), section 7.1.
+
+    It needs second derivatives: the objective's ``hessian_product``. The conjugate gradients end when the residual is
+    at most min(forcing, (|d| / |d_0|)^exponent) |d|, where d is the derivative and d_0 that of the first step: far from
+    the optimum early, near it late enough for convergence of order 1 + exponent (theorem 7.2 there). With bounds, they
+    run in the subspace of the free entries, and the step is projected: Bertsekas (1982), "Projected Newton methods for
+    optimization problems with simple constraints".
+
+    Parameters
+    ----------
+    forcing, exponent : float
+        Defaults are those of Nocedal & Wright, algorithm 7.1.
+    iterations : int
+        At most so many Hessian products per step.
+    region : TrustRegion
+    first : float
+        The first radius, in multiples of the norm of the control, or of 1 where that is smaller. On Van der Pol,
+        Rayleigh's oscillator and the pendulum 0.1, 1 and 10 made little difference.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range; in `step`, if the problem has no second derivatives.
+    """
+
+    forcing: float = 0.5
+    exponent: float = 0.5
+    iterations: int = 50
+    region: TrustRegion = TrustRegion()
+    first: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.forcing < 1 and self.iterations >= 1 and 0 < self.first < inf):
+            raise ValueError(
+                "forcing, iterations, first: expected a number between 0 and 1, an integer >= 1 and a positive number, "
+                f"got {self.forcing}, {self.iterations}, {self.first}"
+            )
+
+    def init(self, objective: Objective, control: Tensor) -> State:
+        return State(control)
+
+    def step(self, objective: Objective, state: State) -> State:
+        u, space = state.control, objective.space
+        d, free = _free_part(objective, u)
+        norm = optimality(objective, u)
+        if not (0 < norm < inf and space.dual_norm(d) > 0):
+            return replace(state, status=Status.NO_DECREASE)
+        radius, start = state.memory or (self.first * max(1.0, space.norm(u)), norm)
+        tolerance = min(self.forcing, (norm / start) ** self.exponent)
+
+        def product(s: Tensor) -> Tensor:
+            return _masked(objective.hessian_product(u, s), free)
+
+        path = steihaug(product, d, space, radius, tolerance, self.iterations)
+        accepted = self.region(objective, u, path, radius)
+        if accepted is None:
+            return replace(state, status=Status.NO_DECREASE)
+        control, radius = accepted
+        return replace(state, control=control, memory=(radius, start), status=Status.RUNNING)
+
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        return memory
 
 
 @dataclass(frozen=True)
@@ -231,8 +321,8 @@ class TorchOptimizer:
             return objective.value(u)
 
         optimizer.step(closure)
-        memory = optimizer.state_dict()
-        return replace(state, control=parameter.detach(), memory=memory, status=Status.RUNNING)
+        control = parameter.detach() if objective.box is None else objective.box.project(parameter.detach())
+        return replace(state, control=control, memory=optimizer.state_dict(), status=Status.RUNNING)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         def move(value: Any) -> Any:
@@ -249,6 +339,10 @@ class TorchOptimizer:
         return {**memory, "state": states}
 
 
+#: SciPy's gradient methods that know bounds.
+SCIPY_BOUNDED = ("l-bfgs-b", "tnc", "slsqp", "trust-constr")
+
+
 @dataclass(frozen=True)
 class SciPy:
     """``scipy.optimize.minimize`` as a method: one step is one call of at most ``iterations`` iterations.
@@ -261,20 +355,34 @@ class SciPy:
     name : str
         A gradient method of SciPy, such as ``"L-BFGS-B"``, ``"CG"`` or ``"BFGS"``.
     iterations : int
+
+    Raises
+    ------
+    ValueError
+        In `init`, if there are bounds and the method knows none.
     """
 
     name: str = "L-BFGS-B"
     iterations: int = 20
 
     def init(self, objective: Objective, control: Tensor) -> State:
+        if objective.box is not None and self.name.lower() not in SCIPY_BOUNDED:
+            raise ValueError(
+                f"name: expected a method that knows bounds, one of {', '.join(SCIPY_BOUNDED)}, got {self.name!r}"
+            )
         return State(control)
 
     def step(self, objective: Objective, state: State) -> State:
         u = state.control
-        scale = objective.space.dual(torch.ones_like(u)).sqrt()
+        scale, box = objective.space.dual(torch.ones_like(u)).sqrt(), objective.box
+        bounds = None
+        if box is not None:
+            low, high = ((bound * scale).double().cpu().numpy() for bound in (box.lower, box.upper))
+            bounds = scipy.optimize.Bounds(low, high)
 
         def control(z: np.ndarray) -> Tensor:
-            return torch.as_tensor(z, dtype=u.dtype, device=u.device) / scale
+            v = torch.as_tensor(z, dtype=u.dtype, device=u.device) / scale
+            return v if box is None else box.project(v)
 
         def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
             v = control(z)
@@ -283,7 +391,7 @@ class SciPy:
         z0 = (u * scale).double().cpu().numpy()
         # Its own tolerance is 0: when to stop is the solver's to say.
         options = {"maxiter": self.iterations}
-        found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, tol=0.0, options=options)
+        found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, bounds=bounds, tol=0.0, options=options)
         best = control(found.x)
         if not objective.value(best) < objective.value(u):
             return replace(state, status=Status.NO_DECREASE)

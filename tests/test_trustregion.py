@@ -82,9 +82,22 @@ def swing_up(t, x, u):
     return torch.stack((velocity, torch.sin(angle) + u), dim=1)
 
 
-def oscillator(t, x, u):
-    position, velocity = x.unbind(1)
-    return torch.stack((velocity, u - position), dim=1)
+class Oscillator:
+    """x1' = x2, x2' = u - x1, with its derivatives; a plain function would take several times as long."""
+
+    control_size = 1
+
+    def __call__(self, t, x, u):
+        return torch.stack((x[:, 1], u - x[:, 0]), dim=1)
+
+    def vjp(self, t, x, u, p):
+        return torch.stack((-p[:, 1], p[:, 0]), dim=1), p[:, 1].sum(0, keepdim=True)
+
+    def jvp(self, t, x, u, dx, du):
+        return self(t, dx, du)
+
+    def hvp(self, t, x, u, p, dx, du):
+        return torch.zeros_like(x), torch.zeros_like(u)
 
 
 def final_miss(x):
@@ -92,7 +105,7 @@ def final_miss(x):
 
 
 X0 = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
-LQ = ControlProblem(oscillator, X0, final_miss, QuadraticRunning(1.0, 0.05), horizon=4.0, control_size=1)
+LQ = ControlProblem(Oscillator(), X0, final_miss, QuadraticRunning(1.0, 0.05), horizon=4.0)
 #: Its bounds hold the control over most of the horizon, and release it twice.
 BOUNDED_LQ = replace(LQ, bounds=(-0.5, 0.5))
 PENDULUM = ControlProblem(
@@ -356,7 +369,7 @@ def test_a_quadratic_problem_is_solved_in_one_step_to_the_forcing_tolerance(forc
 
 @pytest.mark.parametrize(("exponent", "order"), [(0.5, 1.5), (1.0, 2.0)])
 def test_the_order_of_convergence_is_that_of_the_forcing(exponent, order):
-    objective, u = start(VAN_DER_POL, 32)
+    objective, u = start(VAN_DER_POL)
     states = iterates(NewtonCG(exponent=exponent), objective, u)
     norms = [optimality(objective, state.control) / optimality(objective, u) for state in states]
     # Above rounding, the derivative after a step is less than the power of that before, but for a constant.
@@ -386,7 +399,7 @@ def test_newton_walks_down_the_valley_of_rosenbrock():
     torch.testing.assert_close(iterates(NewtonCG(), objective, START, 60)[-1].control, torch.ones(2).double())
 
 
-@pytest.mark.parametrize("steps", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("steps", [16, 64, 256])
 def test_the_number_of_steps_and_products_does_not_depend_on_the_grid(steps):
     """But for one: on 16 steps the problem is a slightly different one."""
     result = minimize(VAN_DER_POL, steps, NewtonCG(), integrator="rk4", tolerance=1e-8)
@@ -406,9 +419,9 @@ SOLVERS = {
 @pytest.mark.parametrize("problem", [VAN_DER_POL, BOUNDED_LQ], ids=["Van der Pol", "bounded LQ"])
 @pytest.mark.parametrize("method", SOLVERS.values(), ids=SOLVERS.keys())
 def test_newton_is_a_smoother(method, problem):
-    result = minimize(problem, 32, method, integrator="rk4", tolerance=1e-8)
+    result = minimize(problem, 16, method, integrator="rk4", tolerance=1e-8)
     assert result.status is Status.CONVERGED
-    alone = minimize(problem, 32, NewtonCG(), integrator="rk4", tolerance=1e-8)
+    alone = minimize(problem, 16, NewtonCG(), integrator="rk4", tolerance=1e-8)
     assert result.value == pytest.approx(alone.value, rel=1e-12)
 
 
@@ -460,9 +473,11 @@ def test_a_derivative_of_the_wrong_sign_ends_in_no_decrease_at_the_same_control(
     assert torch.equal(state.control, START)
 
 
-def test_at_the_optimum_there_is_no_decrease():
-    objective = Function(lambda u: u.square().sum(), space(2))
-    state = iterates(NewtonCG(), objective, torch.zeros(2).double())[-1]
+@pytest.mark.parametrize("slope", [0.0, 1e-20])
+@pytest.mark.parametrize("box", [None, Box(-torch.ones(2).double(), torch.ones(2).double())], ids=["free", "bounded"])
+def test_at_the_optimum_there_is_no_decrease(box, slope):
+    objective = Function(lambda u: (u - 0.5).square().sum() + slope * u.sum(), space(2), box)
+    state = iterates(NewtonCG(), objective, torch.full((2,), 0.5, dtype=torch.float64))[-1]
     assert state.status is Status.NO_DECREASE
 
 
@@ -491,7 +506,7 @@ def scipy_optimum(objective, u, bounds):
 @pytest.mark.parametrize("bounds", [(-0.5, 0.5), (-0.1, 0.1), (-2.0, 0.2)])
 @pytest.mark.parametrize("problem", [LQ, replace(VAN_DER_POL, horizon=6.0)], ids=["LQ", "Van der Pol"])
 def test_the_optimum_within_bounds_is_that_of_scipy(problem, bounds):
-    objective, u = start(replace(problem, bounds=bounds), 32)
+    objective, u = start(replace(problem, bounds=bounds))
     control, value = scipy_optimum(objective, u, bounds)
     state = iterates(NewtonCG(), objective, u)[-1]
     assert objective.value(state.control) == pytest.approx(value, rel=1e-9)
