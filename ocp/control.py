@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, sqrt
 
 import torch
 from torch import Tensor
@@ -88,6 +89,17 @@ class ControlSpace:
     def norm(self, displacement: Tensor) -> float:
         """Norm of a displacement."""
         return self.inner(displacement, displacement) ** 0.5
+
+    def reach(self, start: Tensor, direction: Tensor, radius: float) -> float:
+        """The multiple of ``direction`` that leads from ``start``, inside the ball of this radius, to its boundary."""
+        length = self.norm(direction)
+        if length == 0:
+            return inf
+        # The positive root t of |start + t direction| = radius, in the form that does not cancel.
+        b = self.inner(start, direction) / length
+        c = max(radius**2 - self.norm(start) ** 2, 0.0)
+        root = sqrt(b * b + c)
+        return (c / (b + root) if b > 0 else root - b) / length
 
     def dual_norm(self, derivative: Tensor) -> float:
         """Norm of a derivative, equal to the norm of its gradient."""

@@ -319,14 +319,9 @@ class ShiftedObjective:
 
     def room(self, control: Tensor, direction: Tensor) -> float:
         """The largest step along a direction that stays in the ball."""
-        step, length = control - self.origin, self.space.norm(direction)
-        if self.radius == inf or length == 0:
+        if self.radius == inf:
             return inf
-        # The positive root a of |step + a direction| = radius, in the form that does not cancel.
-        b = self.space.inner(step, direction) / length
-        c = max(_INSIDE * self.radius**2 - self.space.norm(step) ** 2, 0.0)
-        root = sqrt(b * b + c)
-        return (c / (b + root) if b > 0 else root - b) / length
+        return self.space.reach(control - self.origin, direction, sqrt(_INSIDE) * self.radius)
 
     def confine(self, control: Tensor) -> Tensor:
         """The control itself, or where the straight way to it from the origin leaves the ball."""

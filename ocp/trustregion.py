@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from math import inf, isfinite, sqrt
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -71,18 +71,9 @@ class Path:
     def within(self, radius: float) -> Step:
         """The last step on the path that is not longer than ``radius``."""
         leg = next(leg for leg in reversed(self.legs) if leg is self.legs[0] or self.space.norm(leg.start) < radius)
-        t = min(leg.length, _reach(self.space, leg.start, leg.direction, radius))
+        t = min(leg.length, self.space.reach(leg.start, leg.direction, radius))
         change = leg.change + t * (leg.slope + t * leg.curvature / 2)
         return Step(torch.add(leg.start, leg.direction, alpha=t), change)
-
-
-def _reach(space: ControlSpace, start: Tensor, direction: Tensor, radius: float) -> float:
-    """The positive root t of |start + t direction| = radius, in the form that does not cancel."""
-    length = space.norm(direction)
-    b = space.inner(start, direction) / length
-    c = max(radius**2 - space.norm(start) ** 2, 0.0)
-    root = sqrt(b * b + c)
-    return (c / (b + root) if b > 0 else root - b) / length
 
 
 def steihaug(
@@ -138,7 +129,7 @@ def steihaug(
             if legs:
                 return Path(space, tuple(legs), Ending.NOT_FINITE)
             curvature = 0.0
-        reach = _reach(space, iterate, direction, radius)
+        reach = space.reach(iterate, direction, radius)
         # The slope of the model along the direction is minus the square of the residual.
         length = square / curvature if curvature > 0 else inf
         legs.append(_Leg(iterate, change, direction, -square, curvature, min(length, reach)))
