@@ -115,7 +115,9 @@ def _groups(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], dict[
     """The rows of the two methods side by side, by problem, scheme and steps."""
     keys = list(dict.fromkeys((r["problem"], r["scheme"], r["steps"]) for r in rows))
     for key in keys:
-        yield key, _pair([r for r in rows if (r["problem"], r["scheme"], r["steps"]) == key])
+        pair = _pair([r for r in rows if (r["problem"], r["scheme"], r["steps"]) == key])
+        if len(pair) == len(METHODS):
+            yield key, pair
 
 
 def _reference(rows: list[dict[str, Any]]) -> str:
