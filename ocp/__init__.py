@@ -8,7 +8,6 @@ from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
 from ocp.grid import TimeGrid
-from ocp.integrators import RungeKutta, Verlet
 from ocp.linearsolve import ConstantJacobian, DenseLU
 from ocp.linesearch import Armijo, StrongWolfe
 from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, State, TorchOptimizer
@@ -17,6 +16,7 @@ from ocp.network import residual_network
 from ocp.objective import ReducedObjective, ShiftedObjective, discretize
 from ocp.problem import ControlProblem, Study
 from ocp.result import Record, Result, Target
+from ocp.rungekutta import RungeKutta
 from ocp.solver import accuracy, minimize
 from ocp.status import SolveError, Status
 from ocp.tableaus import Tableau
@@ -24,6 +24,7 @@ from ocp.trajectory import Trajectory
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 from ocp.trustregion import TrustRegion
 from ocp.verify import Report, taylor_test, verify
+from ocp.verlet import Verlet
 
 __version__ = "0.1.0"
 

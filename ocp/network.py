@@ -13,9 +13,10 @@ from ocp.control import Control, ControlSpace
 from ocp.costs import Readout
 from ocp.dynamics import Dynamics, ModuleDynamics
 from ocp.grid import TimeGrid
-from ocp.integrators import Integrator, RungeKutta, as_integrator
+from ocp.integrators import Integrator, as_integrator
 from ocp.modules import FlatModule
 from ocp.problem import ControlProblem, Opening
+from ocp.rungekutta import RungeKutta
 from ocp.tableaus import Tableau
 
 __all__ = ["from_blocks", "from_sequential", "residual_network", "to_module"]

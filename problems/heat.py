@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ocp.costs import QuadraticRunning
-from ocp.integrators import RungeKutta
 from ocp.linearsolve import ConstantJacobian
 from ocp.problem import ControlProblem, Study
+from ocp.rungekutta import RungeKutta
 from ocp.tableaus import CRANK_NICOLSON
 
 __all__ = ["optimum", "problem", "profile"]

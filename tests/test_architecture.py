@@ -22,6 +22,8 @@ ORDER = [
     "problem",
     "tableaus",
     "linearsolve",
+    "rungekutta",
+    "verlet",
     "integrators",
     "network",
     "discretization",

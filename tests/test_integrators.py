@@ -10,13 +10,15 @@ from ocp.costs import QuadraticRunning
 from ocp.discretization import Discretization
 from ocp.dynamics import FunctionDynamics
 from ocp.grid import TimeGrid
-from ocp.integrators import INTEGRATORS, RungeKutta, Verlet, as_integrator
+from ocp.integrators import INTEGRATORS, as_integrator
 from ocp.layers import Dense
 from ocp.linearsolve import ConstantJacobian
 from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
+from ocp.rungekutta import RungeKutta
 from ocp.sweep import adjoint, forward, tangent
 from ocp.tableaus import BACKWARD_EULER, CRANK_NICOLSON, RK4, Tableau
+from ocp.verlet import Verlet
 
 T, H = 0.7, 0.3
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocp.bounds import Box
 from ocp.linesearch import Armijo, StrongWolfe
 
 EPS = torch.finfo(torch.float64).eps
@@ -20,8 +21,7 @@ class Function:
     function: Callable[[Tensor], Tensor]
     asked: list[Tensor] = field(default_factory=list)
     limit: float = inf
-
-    box = None
+    box: Box | None = None
 
     def room(self, u, direction):
         return self.limit
@@ -210,3 +210,116 @@ def test_single_precision_works_as_well(search):
     trial = search(objective, u, d, 1.0)
     assert trial.control.dtype == torch.float32
     assert objective.value(trial.control) < objective.value(u)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_steps_that_vanish_in_rounding_are_no_steps(search):
+    """Not even the next floating-point number has a finite value."""
+    objective = Function(lambda u: torch.where(u == START, 0.0, nan).sum() + u.square().sum())
+    d = -objective.derivative(START)
+    assert search(objective, START, d, 1.0) is None
+
+
+INFINITE = torch.full_like(START, inf)
+BOXES = {
+    "far away": Box(-100 * torch.ones_like(START), 100 * torch.ones_like(START)),
+    "none": Box(-INFINITE, INFINITE),
+    "on one side": Box(-INFINITE, torch.tensor([inf, 1.15], dtype=torch.float64)),
+    "near": Box(START - 0.01, START + 0.02),
+    "at the start": Box(START - torch.tensor([0.0, 0.3]).double(), START + 0.3),
+    "one entry held": Box(START - torch.tensor([0.0, 9.0]).double(), START + torch.tensor([0.0, 9.0]).double()),
+}
+every_box = pytest.mark.parametrize("box", BOXES.values(), ids=BOXES.keys())
+
+
+def bounded(function, box, start=START):
+    """The objective with bounds, and a direction that descends within them, though it may leave them later."""
+    objective = Function(function, box=box)
+    return objective, start, -objective.derivative(start)
+
+
+@every_box
+@pytest.mark.parametrize("step", FIRST_STEPS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_candidate_lies_within_the_bounds(search, function, step, box):
+    objective, u, d = bounded(function, box)
+    search(objective, u, d, step)
+    assert all(((v >= box.lower) & (v <= box.upper)).all() for v in objective.asked)
+
+
+@every_box
+@pytest.mark.parametrize("step", FIRST_STEPS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_an_accepted_step_decreases_the_objective_sufficiently_along_the_projected_path(search, function, step, box):
+    objective, u, d = bounded(function, box)
+    trial = search(objective, u, d, step)
+    change = float(objective.derivative(u) @ (trial.control - u))
+    rounding = 4 * EPS * abs(objective.value(u))
+    assert change < 0
+    assert objective.value(trial.control) <= objective.value(u) + search.c1 * change + rounding
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_trial_is_the_projection_of_the_point_on_the_line(search, function):
+    box = BOXES["near"]
+    objective, u, d = bounded(function, box)
+    trial = search(objective, u, d, 1.0)
+    assert torch.equal(trial.control, box.project(torch.add(u, d, alpha=trial.step)))
+
+
+@pytest.mark.parametrize("box", [BOXES["far away"], BOXES["none"]], ids=["far away", "none"])
+@pytest.mark.parametrize("step", [1e-3, 1e-2])
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_bounds_that_are_not_met_change_nothing(search, function, step, box):
+    free, u, d = descent(function)
+    held, _, _ = bounded(function, box)
+    one, other = search(free, u, d, step), search(held, u, d, step)
+    assert other.step == pytest.approx(one.step, rel=1e-9)
+    assert len(held.asked) == len(free.asked)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_direction_that_leads_out_of_the_box_only_is_not_searched(search):
+    objective, u, d = bounded(lambda u: u.square().sum(), Box(START, START + 1), START)
+    outward = torch.tensor([-1.0, -1.0], dtype=torch.float64) * d.abs()
+    assert search(objective, u, outward, 1.0) is None
+    assert all(asked is u for asked in objective.asked)
+
+
+@pytest.mark.parametrize("c2", [0.9, 0.1])
+@pytest.mark.parametrize("first", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("seed", range(5))
+def test_kinks_of_the_path_do_not_exhaust_the_trials_of_strong_wolfe(first, c2, seed):
+    """Each of thirty entries meets its bound at another step, and the slope jumps there."""
+    generator = torch.Generator().manual_seed(seed)
+    goal, room = (torch.randn(30, generator=generator, dtype=torch.float64) for _ in range(2))
+    zero = torch.zeros(30, dtype=torch.float64)
+    objective = Function(lambda u: 0.5 * (u - 3 * goal).square().sum(), box=Box(-room.abs(), room.abs()))
+    trial = StrongWolfe(c2=c2)(objective, zero, 3 * goal, first)
+    assert trial is not None
+    assert len(objective.asked) <= 10
+
+
+def test_strong_wolfe_takes_a_kink_over_which_the_slope_jumps():
+    """The minimum along the path is at the kink, where the first entry stops and the second one goes on uphill."""
+    box = Box(torch.tensor([-9.0, -9.0]).double(), torch.tensor([1.0, 9.0]).double())
+    objective = Function(lambda u: -10 * u[0] + 5 * u[1], box=box)
+    zero, d = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    trial = StrongWolfe(c2=0.1)(objective, zero, d, 1.5)
+    assert objective.value(trial.control) < -1
+    assert len(objective.asked) <= 3
+
+
+@pytest.mark.parametrize("first", FIRST_STEPS)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_region_beyond_a_bound_is_never_evaluated(search, first):
+    """The square root is not a number below zero, which is the bound."""
+    objective = Function(lambda u: (u + 1e-12).sqrt().sum(), box=Box(0 * START, INFINITE))
+    u = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    trial = search(objective, u, -100 * objective.derivative(u), first)
+    assert objective.value(trial.control) < objective.value(u)
+    assert all(torch.isfinite(objective.function(v)) for v in objective.asked)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import inf
 
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ocp import (
     LBFGS,
     LINEAR,
     Armijo,
+    Bounds,
     ControlProblem,
     ControlSpace,
     GradientDescent,
@@ -32,6 +34,8 @@ from ocp import (
     discretize,
     minimize,
 )
+from ocp.bounds import Box, as_bounds
+from ocp.objective import optimality
 
 METHODS = {
     "gradient descent": GradientDescent(),
@@ -240,22 +244,22 @@ class Remembering:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """J(u) = (1/2) u^T A u - b^T u, with controls of three steps and two parameters."""
+    """J(u) = (1/2) u^T A u - b^T u, with controls of steps of length 0.1 and two parameters."""
 
     A: Tensor
     b: Tensor
+    box: Box | None = None
 
     @property
     def space(self):
-        return ControlSpace(TimeGrid(0.3, 3), control_size=1, parameter_size=2)
+        steps = len(self.b) - 2
+        return ControlSpace(TimeGrid(0.1 * steps, steps), control_size=1, parameter_size=2)
 
     def value(self, u):
         return float(0.5 * u @ self.A @ u - self.b @ u)
 
     def derivative(self, u):
         return self.A @ u - self.b
-
-    box = None
 
     def room(self, u, direction):
         return inf
@@ -381,3 +385,162 @@ def test_moments_of_adam_travel_as_displacements_and_squares_stay_positive(inter
 @pytest.mark.parametrize("name", ["L-BFGS-B", "CG", "BFGS"])
 def test_scipy_goes_on_until_the_solver_is_satisfied(name):
     assert minimize(LQR, 16, SciPy(name), tolerance=1e-8).status is Status.CONVERGED
+
+
+BOUNDED = {
+    "gradient descent": GradientDescent(),
+    "gradient descent, strong Wolfe": GradientDescent(StrongWolfe()),
+    "conjugate gradients": NonlinearCG(),
+    "L-BFGS": LBFGS(),
+    "L-BFGS, Armijo": LBFGS(search=Armijo()),
+    "Adam": TorchOptimizer(torch.optim.Adam, {"lr": 0.1}),
+    "SciPy L-BFGS-B": SciPy(),
+}
+
+
+def tensor(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+#: Bounds on a path of twelve steps; the optimum without bounds of the first entries is near one.
+LOW, HIGH = -inf * torch.ones(12).double(), inf * torch.ones(12).double()
+RAMP = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64)
+PATHS = {
+    "inactive": (LOW, HIGH),
+    "far": (-9 - 0 * RAMP, 9 + 0 * RAMP),
+    "active": (-0.1 - 0 * RAMP, 0.2 + 0 * RAMP),
+    "above zero": (0 * RAMP, HIGH),
+    "varying in time": (RAMP - 0.1, RAMP + 0.1),
+    "some equal": (torch.where(RAMP < 0, 0.3, -0.2), torch.where(RAMP < 0, 0.3, 0.2)),
+    "all equal": (RAMP, RAMP),
+}
+every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+BEYOND = tensor(inf, inf)
+
+
+def boxed(A, b, path):
+    return Quadratic(A, b, Box(torch.cat((path[0], -BEYOND)), torch.cat((path[1], BEYOND))))
+
+
+@pytest.fixture(params=range(2))
+def matrices(request):
+    """A and b of a strictly convex function of twelve steps and two parameters."""
+    generator = torch.Generator().manual_seed(request.param)
+    root = torch.randn(14, 14, generator=generator, dtype=torch.float64)
+    weight = torch.cat((torch.full((12,), 0.1), torch.ones(2))).double()
+    A = weight.sqrt() * (0.2 * root @ root.T + torch.eye(14)) * weight.sqrt().unsqueeze(1)
+    return A, weight * torch.randn(14, generator=generator, dtype=torch.float64)
+
+
+def best(A, b, box):
+    """Minimizer of (1/2) u^T A u - b^T u in a box, by SciPy's active sets."""
+    open_ = box.lower < box.upper
+    u = torch.where(open_, 0.0, box.lower)
+    if not open_.any():
+        return u
+    root = torch.linalg.cholesky(A[open_][:, open_]).T
+    right = torch.linalg.solve(root.T, (b - A @ u)[open_])
+    bounds = (box.lower[open_].numpy(), box.upper[open_].numpy())
+    found = scipy.optimize.lsq_linear(root.numpy(), right.numpy(), bounds, method="bvls", tol=1e-14)
+    u[open_] = torch.from_numpy(found.x)
+    return u
+
+
+@every_path
+@every(BOUNDED)
+def test_every_method_finds_the_optimum_within_the_bounds(method, path, matrices):
+    objective = boxed(*matrices, path)
+    start = objective.box.project(torch.ones(14).double())
+    found = run(method, objective, start, 600 if isinstance(method, TorchOptimizer) else 150).control
+    torch.testing.assert_close(found, best(*matrices, objective.box), rtol=0, atol=1e-6)
+    assert optimality(objective, found) <= 1e-6
+
+
+@every_path
+@every(BOUNDED | {"torch L-BFGS": METHODS["torch L-BFGS"]})
+def test_every_method_keeps_to_the_bounds(method, path, matrices):
+    objective = boxed(*matrices, path)
+    state = method.init(objective, objective.box.project(torch.ones(14).double()))
+    controls = []
+    for _ in range(15):
+        state = method.step(objective, state)
+        controls.append(state.control)
+    visited = torch.stack(controls)
+    assert ((visited >= objective.box.lower) & (visited <= objective.box.upper)).all()
+
+
+@every(BOUNDED)
+def test_bounds_that_are_never_met_change_nothing(method, matrices):
+    free, far = Quadratic(*matrices), boxed(*matrices, PATHS["inactive"])
+    start = torch.ones(14).double()
+    torch.testing.assert_close(run(method, far, start, 6).control, run(method, free, start, 6).control)
+
+
+LIMITS = {
+    "active": (-0.4, 0.1),
+    "on one side": (None, -0.2),
+    "varying in time": (lambda t: -0.6 + 0.2 * t, lambda t: -0.1 * t),
+    "equal on the first half": (lambda t: -0.3 if t < 1 else -9.0, lambda t: -0.3 if t < 1 else 9.0),
+    "inactive": (-50.0, 50.0),
+}
+
+
+@pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS.keys())
+@every(BOUNDED)
+def test_a_bounded_control_problem_is_solved_by_every_method(method, bounds):
+    problem, seen = replace(LQR, bounds=as_bounds(bounds)), []
+    result = minimize(problem, 16, method, tolerance=1e-7, callback=lambda record, control: seen.append(control.flat))
+    objective = discretize(problem, 16)
+    b = -objective.derivative(torch.zeros(16).double())
+    A = torch.stack([objective.derivative(e) + b for e in torch.eye(16).double()])
+    assert result.status is Status.CONVERGED
+    torch.testing.assert_close(result.control.flat, best(A, b, objective.box), rtol=0, atol=2e-6)
+    assert all(torch.equal(objective.box.project(u), u) for u in seen)
+
+
+@pytest.mark.parametrize("name", ["L-BFGS-B", "TNC", "SLSQP"])
+def test_every_method_of_scipy_that_knows_bounds_takes_them(name, matrices):
+    objective = boxed(*matrices, PATHS["active"])
+    found = run(SciPy(name, 100), objective, objective.box.project(torch.ones(14).double()), 3).control
+    torch.testing.assert_close(found, best(*matrices, objective.box), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CG", "BFGS", "Newton-CG"])
+def test_a_method_of_scipy_that_knows_no_bounds_is_refused_before_work_begins(name):
+    message = f"name: expected a method that knows bounds, one of l-bfgs-b, .*, got '{name}'"
+    with pytest.raises(ValueError, match=message) as caught:
+        minimize(replace(LQR, bounds=Bounds(0.0, 1.0)), 8, SciPy(name))
+    assert not hasattr(caught.value, "result")
+
+
+def test_optimality_without_bounds_is_the_dual_norm(matrices, rand):
+    objective, u = Quadratic(*matrices), rand(14)
+    assert optimality(objective, u) == objective.space.dual_norm(objective.derivative(u))
+
+
+@pytest.mark.parametrize("name", ["inactive", "far"])
+def test_optimality_far_from_bounds_is_the_dual_norm(matrices, rand, name):
+    objective, u = boxed(*matrices, PATHS[name]), 0.1 * rand(14)
+    dual = objective.space.dual_norm(objective.derivative(u))
+    assert optimality(objective, u) == pytest.approx(dual, rel=1e-12)
+
+
+@every_path
+def test_optimality_is_zero_at_the_optimum(matrices, path):
+    objective = boxed(*matrices, path)
+    assert optimality(objective, best(*matrices, objective.box)) <= 1e-12
+
+
+@every_path
+def test_optimality_is_not_zero_elsewhere(matrices, path, rand):
+    objective = boxed(*matrices, path)
+    optimum = best(*matrices, objective.box)
+    other = objective.box.project(optimum + 0.1 * rand(14))
+    assert optimality(objective, other) >= 0.1 * objective.space.norm(other - optimum) > 0
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(-1.0, 0.5), (0.0, 0.0), (1.0, 0.0)])
+def test_optimality_at_a_bound_counts_what_leads_inside_only(slope, expected):
+    """At a lower bound, with a room of 0.5; the gradient is the derivative by the length of the step, 0.1."""
+    objective = Quadratic(torch.zeros(3, 3).double(), tensor(-slope, 0, 0), Box(tensor(0, 0, 0), tensor(0.5, 1, 1)))
+    assert optimality(objective, tensor(0, 0, 0)) == pytest.approx(expected * 0.1**0.5)

@@ -1,13 +1,16 @@
 """Between two grids."""
 
 import re
+from dataclasses import dataclass
+from math import inf
 
 import pytest
 import torch
 
+from ocp.bounds import Box
 from ocp.control import ControlSpace
 from ocp.grid import TimeGrid
-from ocp.transfer import CONSTANT, LINEAR, Transfer, coarse_grids
+from ocp.transfer import CONSTANT, LINEAR, Transfer, coarse_grids, depth
 
 HORIZON = 2.0
 
@@ -193,3 +196,118 @@ def test_a_hierarchy_has_at_least_one_level(levels):
 def test_a_coarser_grid_has_fewer_steps(factor):
     with pytest.raises(ValueError, match=f"factor: expected an integer >= 2, got {factor}"):
         coarse_grids(8, 2, factor)
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """A fine control within random bounds, which entries of it are free, and the coarse box that follows."""
+
+    transfer: Transfer
+    box: Box
+    u: torch.Tensor
+    free: torch.Tensor
+    origin: torch.Tensor
+
+    @property
+    def coarse(self):
+        return self.transfer.restrict_box(self.box, self.u, self.free, self.origin)
+
+    def moved(self, v):
+        """Where the fine control goes with a coarse one."""
+        return self.u + self.transfer.prolong(v - self.origin) * self.free
+
+
+@pytest.fixture(params=range(4), ids=lambda seed: f"seed {seed}")
+def constrained(transfer, request):
+    """Some sides are infinite, some entries at their bounds, some bounds equal, some entries not free."""
+    generator = torch.Generator().manual_seed(request.param)
+    n, one = transfer.fine.dimension, torch.ones(transfer.fine.dimension, dtype=torch.float64)
+
+    def happens(share):
+        return torch.rand(n, generator=generator) < share
+
+    u = torch.randn(n, generator=generator, dtype=torch.float64)
+    below, above = (torch.rand(n, generator=generator, dtype=torch.float64) for _ in range(2))
+    below[happens(0.1)], above[happens(0.1)] = 0.0, 0.0
+    lower = torch.where(happens(0.4), -inf * one, u - below)
+    upper = torch.where(happens(0.4), inf * one, u + above)
+    lower[-2:], upper[-2:] = -inf, inf  # the parameters
+    box = Box(lower, upper)
+    origin = torch.randn(transfer.coarse.dimension, generator=generator, dtype=torch.float64)
+    return Constrained(transfer, box, u, happens(0.7), origin)
+
+
+def within(box, u):
+    """Whether a control lies in a box, up to rounding."""
+    return bool(((u >= box.lower - 1e-12) & (u <= box.upper + 1e-12)).all())
+
+
+def test_the_coarse_box_contains_its_origin(constrained):
+    assert within(constrained.coarse, constrained.origin)
+
+
+@pytest.mark.parametrize("corner", ["lower", "upper", "random"])
+def test_a_corner_of_the_coarse_box_moves_the_fine_control_within_its_bounds(constrained, corner):
+    """Infinite sides are cut at a thousand."""
+    coarse = constrained.coarse
+    side = torch.rand(len(constrained.origin), generator=torch.Generator().manual_seed(7)) < 0.5
+    v = torch.where(side, coarse.lower, coarse.upper) if corner == "random" else getattr(coarse, corner)
+    assert within(constrained.box, constrained.moved(v.clamp(constrained.origin - 1e3, constrained.origin + 1e3)))
+
+
+def test_any_point_of_the_coarse_box_moves_the_fine_control_within_its_bounds(constrained, rand):
+    v = constrained.coarse.project(constrained.origin + 3 * rand(len(constrained.origin)))
+    assert within(constrained.box, constrained.moved(v))
+
+
+def test_under_constant_prolongation_the_coarse_box_is_as_large_as_can_be(grids, rand):
+    """Each coarse entry has the room of that of its fine entries which has least."""
+    transfer = Transfer(*grids, CONSTANT)
+    fine, coarse = grids
+    u, room = rand(fine.dimension), rand(fine.dimension).abs()
+    free = torch.ones_like(u, dtype=torch.bool)
+    origin = transfer.restrict(u)
+    found = transfer.restrict_box(Box(u - room, u + 2 * room), u, free, origin)
+    least = fine.path(room).view(coarse.grid.steps, -1, 3).amin(1).reshape(-1)
+    torch.testing.assert_close(coarse.path(origin - found.lower).reshape(-1), least)
+    torch.testing.assert_close(coarse.path(found.upper - origin).reshape(-1), 2 * least)
+
+
+def test_a_coarse_entry_that_moves_no_free_entry_is_held(transfer, rand):
+    fine, coarse = transfer.fine, transfer.coarse
+    free = fine.join(torch.zeros(fine.grid.steps, 3, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
+    u, origin = rand(fine.dimension), rand(coarse.dimension)
+    box = transfer.restrict_box(Box(u - 1, u + 1), u, free, origin)
+    assert torch.equal(coarse.path(box.lower), coarse.path(origin))
+    assert torch.equal(coarse.path(box.upper), coarse.path(origin))
+
+
+def test_only_the_entry_of_a_step_without_free_entries_is_held(grids, rand):
+    transfer = Transfer(*grids, CONSTANT)
+    fine, coarse = grids
+    loose = torch.ones(fine.grid.steps, 3, dtype=torch.bool)
+    loose[: fine.grid.steps // coarse.grid.steps, 1] = False
+    u, origin = rand(fine.dimension), rand(coarse.dimension)
+    box = transfer.restrict_box(Box(u - 1, u + 1), u, fine.join(loose, torch.ones(2, dtype=torch.bool)), origin)
+    held = coarse.path(box.lower == box.upper)
+    assert held.nonzero().tolist() == [[0, 1]]
+
+
+def test_infinite_bounds_bind_nothing(transfer, rand):
+    u, origin = rand(transfer.fine.dimension), rand(transfer.coarse.dimension)
+    far = torch.full_like(u, inf)
+    box = transfer.restrict_box(Box(-far, far), u, torch.ones_like(u, dtype=torch.bool), origin)
+    assert torch.equal(box.lower, torch.full_like(origin, -inf))
+    assert torch.equal(box.upper, torch.full_like(origin, inf))
+
+
+def test_parameters_are_bound_on_no_grid(constrained):
+    coarse = constrained.transfer.coarse
+    assert torch.isinf(coarse.parameters(constrained.coarse.lower)).all()
+    assert torch.isinf(coarse.parameters(constrained.coarse.upper)).all()
+
+
+@pytest.mark.parametrize(("steps", "coarsest", "levels"), [(128, 16, 4), (100, 16, 3), (7, 1, 1), (8, 1, 4), (8, 9, 1)])
+def test_the_depth_counts_the_grids_by_halving_down_to_the_coarsest(steps, coarsest, levels):
+    assert depth(steps, coarsest) == levels
+    assert coarse_grids(steps, levels)[-1] >= min(coarsest, steps)
