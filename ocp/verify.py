@@ -132,13 +132,11 @@ def taylor_test(objective: Objective, control: Tensor, direction: Tensor) -> Tay
     if _has_hessian(objective):
         bend = float(torch.dot(objective.hessian_product(control, direction), direction))
         third = tuple(abs(c - e * slope - 0.5 * e**2 * bend) for e, c in zip(STEPS, changes, strict=True))
-    return Taylor(
-        STEPS,
-        tuple(abs(change) for change in changes),
-        tuple(abs(change - e * slope) for e, change in zip(STEPS, changes, strict=True)),
-        noise=100 * torch.finfo(control.dtype).eps * max(abs(value), abs(slope) * STEPS[0]),
-        third=third,
-    )
+    second = tuple(abs(change - e * slope) for e, change in zip(STEPS, changes, strict=True))
+    # What is left at the smallest steps is rounding, also that of parts of the objective which cancel in its value.
+    left = max((r for r in second[-2:] if isfinite(r)), default=0.0)
+    rounding = 100 * torch.finfo(control.dtype).eps * max(abs(value), abs(slope) * STEPS[0])
+    return Taylor(STEPS, tuple(abs(change) for change in changes), second, max(rounding, 4 * left), third)
 
 
 def _has_hessian(objective: Any) -> bool:
