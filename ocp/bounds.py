@@ -78,13 +78,14 @@ class Bounds:
 
         Raises
         ------
-        ValueError
-            If a bound has the wrong shape or is NaN, or if a lower bound is above the upper one.
+        TypeError, ValueError
+            If a bound is no number or has the wrong shape, or if nothing lies between them: a lower bound is above the
+            upper one, one is NaN, or both are infinite on the same side.
         """
         none = like.new_full((space.parameter_size,), inf)
         lower = space.join(_path("lower", self.lower, space, like), -none)
         upper = space.join(_path("upper", self.upper, space, like), none)
-        crossed = torch.nonzero(~(lower <= upper)).flatten().tolist()
+        crossed = torch.nonzero(~((lower <= upper) & (lower < inf) & (upper > -inf))).flatten().tolist()
         if crossed:
             k, (low, high) = crossed[0], (float(bound[crossed[0]]) for bound in (lower, upper))
             raise ValueError(
@@ -98,7 +99,10 @@ def _path(name: str, bound: Any, space: ControlSpace, like: Tensor) -> Tensor:
     """A bound at the midpoints of all steps, shape (N, m)."""
     steps, m = space.grid.steps, space.control_size
     values = [bound(t) for t in space.grid.midpoints] if callable(bound) else [bound]
-    rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
+    try:
+        rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"bounds: expected the {name} one to be numbers, got {values[0]!r}") from error
     for row in rows:
         if row.shape not in ((), (m,)):
             raise ValueError(

@@ -15,6 +15,7 @@ import torch
 
 import problems
 from ocp import catalog, plots
+from ocp.adaptive import Adaptive
 from ocp.compare import METHODS, SMOOTHERS, Comparison, Run, compare, solve
 from ocp.integrators import INTEGRATORS
 from ocp.objective import discretize
@@ -188,11 +189,25 @@ def verify_(
 @click.option("--seed", default=0, show_default=True, help="Of the initial weights and the batches.")
 @click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
 @click.option(
+    "--grid-error",
+    type=float,
+    help="Refine the grid until the estimated relative discretization error is below it; --steps is then the first "
+    "grid.",
+)
+@click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/METHOD by default."
 )
 @_shared
 @_one_line
-def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
+def solve_(
+    name: str,
+    method: str,
+    seed: int,
+    target: str | None,
+    grid_error: float | None,
+    out: Path | None,
+    **options: Any,
+) -> None:
     """Solve problem NAME, or that of the file NAME; write result.json, control.pt and convergence.png.
 
     For a problem with a single sample, as those of classical control, also write the states, control and costates as
@@ -201,6 +216,8 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
     goal = None if target is None else Target.parse(target)
     study = _load(name, seed, options["device"], options["dtype"], options["sets"])
     run = _run(options, method, seed)
+    if grid_error is not None:
+        run = replace(run, steps=Adaptive(grid_error, options["steps"] or study.steps))
     if goal is not None:
         run = replace(run, settings={**(run.settings or {}), "target": goal})
     folder = _folder(out, name, method)
@@ -211,6 +228,9 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
     for label, value in (("validation", result.validation_accuracy), ("test", result.test_accuracy)):
         if value is not None:
             click.echo(f"{label + ' accuracy':>20}: {value:.4f}")
+    error = result.about.get("discretization_error")
+    if error is not None:
+        click.echo(f"{'discretization error':>20}: {error:.2e} (estimated, on {result.about['steps']} steps)")
     if study.optimum is not None:
         click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")

@@ -34,22 +34,31 @@ class _Path:
     objective: Objective
     control: Tensor
     direction: Tensor
+    derivative: Tensor
 
     def at(self, step: float) -> Tensor:
         candidate, box = torch.add(self.control, self.direction, alpha=step), self.objective.box
         return candidate if box is None else box.project(candidate)
 
-    def slope(self, candidate: Tensor) -> float:
+    def slope(self, candidate: Tensor, derivative: Tensor) -> float:
         """Slope of the objective along the path, at one of its points."""
-        box, derivative = self.objective.box, self.objective.derivative(candidate)
+        box = self.objective.box
         direction = self.direction if box is None else box.inward(candidate, self.direction)
         return float(torch.dot(derivative, direction))
+
+    def bent(self, candidate: Tensor) -> bool:
+        """Whether the path has a kink on the way to one of its points: an entry has met its bound."""
+        box = self.objective.box
+        if box is None:
+            return False
+        before, after = (box.inward(u, self.direction) for u in (self.control, candidate))
+        return not torch.equal(before, after)
 
     def change(self, slope: float, step: float, candidate: Tensor) -> float:
         """Change of the objective to first order, given the slope at the beginning."""
         if self.objective.box is None:
             return step * slope
-        return float(torch.dot(self.objective.derivative(self.control), candidate - self.control))
+        return float(torch.dot(self.derivative, candidate - self.control))
 
 
 class LineSearch(Protocol):
@@ -88,8 +97,9 @@ class Armijo:
     trials: int = 20
 
     def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
-        path, value = _Path(objective, control, direction), objective.value(control)
-        slope = path.slope(control)
+        value, derivative = objective.value(control), objective.derivative(control)
+        path = _Path(objective, control, direction, derivative)
+        slope = path.slope(control, derivative)
         if not slope < 0:
             return None
         step = min(step, objective.room(control, direction))
@@ -122,8 +132,9 @@ class StrongWolfe:
     trials: int = 20
 
     def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
-        path, value = _Path(objective, control, direction), objective.value(control)
-        slope = path.slope(control)
+        value, derivative = objective.value(control), objective.derivative(control)
+        path = _Path(objective, control, direction, derivative)
+        slope = path.slope(control, derivative)
         if not slope < 0:
             return None
         # Differences of values below this are noise; the slope still tells whether a step is a good one.
@@ -140,12 +151,12 @@ class StrongWolfe:
             if not (isfinite(trial) and trial <= bound):
                 high, high_value = step, trial
             else:
-                trial_slope = path.slope(candidate)
+                trial_slope = path.slope(candidate, objective.derivative(candidate))
                 if not isfinite(trial_slope):
                     high, high_value = step, inf
                 else:
-                    # A projected path has kinks, at which the slope can jump over the flat range.
-                    rising = objective.box is not None and trial_slope > 0
+                    # At a kink of a projected path the slope can jump over the flat range.
+                    rising = trial_slope > 0 and path.bent(candidate)
                     if rising or abs(trial_slope) <= -self.c2 * slope or (step == room and trial_slope < 0):
                         return Trial(step, candidate)
                     if trial_slope * (high - step if isfinite(high) else 1.0) >= 0:
@@ -154,7 +165,8 @@ class StrongWolfe:
             # Where nothing brackets the step yet, go on farther; 4 is between the 2 and 10 of Dennis & Schnabel.
             farther = high == inf
             step = min(4 * step, room) if farther else low + self._inside(low, low_value, low_slope, high, high_value)
-        return Trial(low, best) if best is not None else None
+        # A decrease below rounding passes the test with its slack; where the slope is still steep, it leads nowhere.
+        return Trial(low, best) if best is not None and low_value < value - slack else None
 
     @staticmethod
     def _inside(low: float, low_value: float, low_slope: float, high: float, high_value: float) -> float:

@@ -355,6 +355,7 @@ class SciPy:
     name : str
         A gradient method of SciPy, such as ``"L-BFGS-B"``, ``"CG"`` or ``"BFGS"``.
     iterations : int
+        For TNC, which has no such limit, evaluations.
 
     Raises
     ------
@@ -381,7 +382,7 @@ class SciPy:
             bounds = scipy.optimize.Bounds(low, high)
 
         def control(z: np.ndarray) -> Tensor:
-            v = torch.as_tensor(z, dtype=u.dtype, device=u.device) / scale
+            v = torch.tensor(z, dtype=u.dtype, device=u.device) / scale
             return v if box is None else box.project(v)
 
         def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -390,7 +391,7 @@ class SciPy:
 
         z0 = (u * scale).double().cpu().numpy()
         # Its own tolerance is 0: when to stop is the solver's to say.
-        options = {"maxiter": self.iterations}
+        options = {"maxfun" if self.name.lower() == "tnc" else "maxiter": self.iterations}
         found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, bounds=bounds, tol=0.0, options=options)
         best = control(found.x)
         if not objective.value(best) < objective.value(u):

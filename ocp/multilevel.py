@@ -465,9 +465,10 @@ class Nested:
 
     The method's memory goes along to the finer grid, and the control is prolonged. The grid is refined, too, when the
     method cannot go on, and when the state comes back with the status CONVERGED, by which a solver says that its
-    tolerance is met on this grid. A coarsest grid on which the start has no finite value is passed over, and what was
-    found on a grid is refused where the finer grid finds it worse than the control with which the work began there:
-    coarse grids can have optima that the fine ones do not have. Both are counted as ``refused_grids``.
+    tolerance is met on this grid, or NOT_FINITE, that the work on it went astray. A grid on which the start has no
+    finite value is passed over, and what was found on a grid is refused where the finer grid finds it worse than the
+    control with which the work began there: coarse grids can have optima that the fine ones do not have. Both are
+    counted as ``refused_grids``.
 
     Parameters
     ----------
@@ -508,7 +509,7 @@ class Nested:
         stay: _Stay = state.memory
         here = objective.on(objective.space.steps_of(state.control))
         inner = replace(state, memory=stay.memory)
-        if state.status is not Status.CONVERGED:
+        if state.status not in (Status.CONVERGED, Status.NOT_FINITE):
             inner = self.method.step(here, inner)
         stay = replace(stay, memory=inner.memory)
         if state.level == 0:
@@ -523,12 +524,21 @@ class Nested:
         return self._refined(fine, transfer, inner, replace(stay, progress=progress), prolonged)
 
     def _refined(self, fine: Objective, transfer: Transfer, inner: State, stay: _Stay, prolonged: Tensor) -> State:
-        """The state on the finer grid: what was found on the coarse one, or how that began where that is better."""
+        """The state on the finer grid: what was found on the coarse one, or how that began where that is better.
+
+        A grid on which neither has a finite value is passed over.
+        """
         memory, counts = self.method.transport(stay.memory, transfer), Counter(inner.counts)
         coarse, value = inner.control, fine.value(prolonged)
-        if not value <= stay.value:
+        if not (isfinite(value) and value <= stay.value):
             start = _feasible(fine, transfer.prolong(stay.start))
-            if not value <= fine.value(start):
+            if inner.level > 1 and not (isfinite(value) or isfinite(fine.value(start))):
+                counts["refused_grids"] += 1
+                finer = fine.on(coarse_grids(fine.work.steps, self.levels, self.factor)[inner.level - 2])
+                transfer = Transfer(finer.space, transfer.coarse, self.interpolation)
+                inner = replace(inner, level=inner.level - 1, counts=counts)
+                return self._refined(finer, transfer, inner, stay, _feasible(finer, transfer.prolong(coarse)))
+            if not isfinite(value) or fine.value(start) < value:
                 memory, coarse, prolonged = self.method.init(fine, start).memory, stay.start, start
                 counts["refused_grids"] += 1
         here = fine.on(transfer.coarse.grid.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
@@ -125,6 +125,8 @@ def minimize(
     _check_arguments(method, batches, validation, target, record_every)
     if adaptive is not None and batches is not None:
         raise ValueError("steps: expected a number beside mini-batches, whose noise hides the discretization error")
+    if adaptive is not None:
+        _check_grids(method, objective, [n for n in (steps, 2 * steps) if n <= adaptive.limit])
     samples = objective.work.samples
     if batches is not None:
         objective.take(torch.arange(min(batches.size, samples)))  # raises where the problem cannot be divided
@@ -145,10 +147,12 @@ def minimize(
                     line.set_description_str(_line(record))
                     stop = callback is not None and callback(record, run.control())
                     status = stopping.status(run, record, stop)
-                    if record.level > 0 and stopping.converged(run, record):
-                        state = replace(state, status=Status.CONVERGED)  # so that the method refines the grid
+                    if record.level > 0:
+                        state = replace(state, status=stopping.coarse(run, record))
                     if adaptive is not None and status is Status.CONVERGED:
                         status = run.judge(adaptive)
+                        if status is Status.RUNNING and stop:
+                            status = Status.STOPPED
                         if status is Status.RUNNING:
                             with run.clock.running():
                                 state = run.refine(method)
@@ -184,6 +188,13 @@ def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, re
         raise ValueError("target: expected a validation problem beside a target of accuracy, got none")
     if record_every is not None and record_every < 1:
         raise ValueError(f"record_every: expected an integer >= 1, got {record_every}")
+
+
+def _check_grids(method: Method, objective: ReducedObjective, grids: Sequence[int]) -> None:
+    """Refuse a method that has a finest grid of its own; the work of looking is counted nowhere."""
+    for steps in grids:
+        look = ReducedObjective(objective.discretization.on(steps))
+        method.init(look, look.discretization.start().flat)
 
 
 def accuracy(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> float:
@@ -348,8 +359,8 @@ class _Run:
             value,
             norm,
             status,
-            f"{status.value}{note}{self._choice()} After {self.iteration} iterations and {objective.work.units:.2f} work "
-            f"units the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
+            f"{status.value}{note}{self._choice()} After {self.iteration} iterations and {objective.work.units:.2f} "
+            f"work units the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
             self.iteration,
             objective.work.units,
             self.clock.seconds,
@@ -387,6 +398,12 @@ class _Stopping:
         """Whether the tolerance is met on the grid of the record."""
         return record.derivative_norm <= self.tolerance * run.reference
 
+    def coarse(self, run: _Run, record: Record) -> Status:
+        """What a method is told of its work on a coarse grid, so that it refines the grid unless it is RUNNING."""
+        if not _finite(record):
+            return Status.NOT_FINITE
+        return Status.CONVERGED if self.converged(run, record) else run.state.status
+
     def limit(self, run: _Run) -> Status:
         """Why the run cannot go on, or RUNNING."""
         limits = (
@@ -399,13 +416,17 @@ class _Stopping:
 
     def status(self, run: _Run, record: Record, stop: bool | None) -> Status:
         """Why to stop after a record, or RUNNING."""
-        if not (isfinite(record.value) and isfinite(record.derivative_norm)):
+        if record.level == 0 and not _finite(record):
             return Status.NOT_FINITE
         if record.level == 0 and self.converged(run, record):
             return Status.CONVERGED
         if self.target is not None and self.target.reached(record):
             return Status.TARGET
         return Status.STOPPED if stop else self.limit(run)
+
+
+def _finite(record: Record) -> bool:
+    return isfinite(record.value) and isfinite(record.derivative_norm)
 
 
 def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:

@@ -22,9 +22,7 @@ class Status(Enum):
     """
 
     RUNNING = "The solver has not stopped yet."
-    CONVERGED = (
-        "The dual norm of the derivative, projected where there are bounds, fell below the tolerance."
-    )
+    CONVERGED = "The dual norm of the derivative, projected where there are bounds, fell below the tolerance."
     TARGET = "The target was reached."
     STOPPED = "The callback asked to stop."
     MAX_ITERATIONS = "The iteration limit was reached before the tolerance."

@@ -266,6 +266,38 @@ def test_solve_takes_its_options(call, write, tmp_path):
     assert {key: about[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize("method", ["single", "mgopt"])
+def test_solve_refines_the_grid_until_the_error_asked_for(call, write, tmp_path, method):
+    options = ["--grid-error", 2e-2, "--steps", 8, "--dtype", "float64", "--method", method]
+    result = call("solve", write(CONTROL), *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    saved = Result.load(tmp_path / "out")
+    error, steps = saved.about["discretization_error"], saved.about["steps"]
+    assert saved.history[0].steps <= 8 < steps == saved.control.space.grid.steps
+    assert error <= 2e-2 * saved.value
+    assert f"discretization error: {error:.2e} (estimated, on {steps} steps)" in result.output
+
+
+def test_the_first_grid_is_that_of_the_study(call, write, tmp_path):
+    call("solve", write(CONTROL), "--grid-error", 0.5, "--method", "single", "--out", tmp_path / "out")
+    assert Result.load(tmp_path / "out").history[0].steps == 8
+
+
+def test_without_a_grid_error_none_is_printed(call, write):
+    assert "discretization error" not in call("solve", write(CONTROL)).output
+
+
+@pytest.mark.parametrize("error", [0, -1.0, "nan", "inf"])
+def test_a_grid_error_that_makes_no_sense_is_refused(call, write, error):
+    result = call("solve", write(CONTROL), "--grid-error", error)
+    assert "error: expected a finite number > 0" in complaint(result)
+
+
+def test_a_grid_error_beside_mini_batches_is_refused(call, write):
+    options = ["--grid-error", 0.1, "--smoother", "adam", "--batch-size", 4]
+    assert "steps: expected a number beside mini-batches" in complaint(call("solve", write(LEARNING), *options))
+
+
 def test_solve_stops_at_its_target(call, write, tmp_path):
     call("solve", write(CONTROL), "--target", "value=0.3", "--out", tmp_path / "out")
     saved = Result.load(tmp_path / "out")

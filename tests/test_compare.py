@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ocp import (
+    Adaptive,
     Control,
     ControlProblem,
     ControlSpace,
@@ -19,6 +20,7 @@ from ocp import (
     Study,
     Target,
     TimeGrid,
+    accuracy,
     residual_network,
 )
 from ocp.compare import METHODS, SMOOTHERS, Comparison, Run, compare, solve
@@ -267,3 +269,73 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
     (tmp_path / "compare.json").write_text(text)
     with pytest.raises(ValueError, match="expected"):
         Comparison.load(tmp_path)
+
+
+def test_a_study_is_solved_with_its_own_smoother_and_interpolation():
+    study = replace(CONTROL, smoother="cg", interpolation="linear")
+    result = solve("control", study, Run())
+    assert result.about["smoother"] == "cg"
+    assert "smoother=NonlinearCG(" in result.about["recipe"]
+    assert "interpolation=LINEAR" in result.about["recipe"]
+
+
+def test_a_run_takes_its_smoother_in_place_of_that_of_the_study():
+    study = replace(CONTROL, smoother="cg", interpolation="linear")
+    result = solve("control", study, Run(smoother="gd"))
+    assert result.about["smoother"] == "gd"
+    assert "smoother=GradientDescent(" in result.about["recipe"]
+
+
+def test_the_usual_study_has_lbfgs_and_constant_interpolation():
+    recipe = solve("control", CONTROL, Run()).about["recipe"]
+    assert "smoother=LBFGS(" in recipe
+    assert "interpolation=CONSTANT" in recipe
+
+
+#: Steps and levels of a study, steps of a run, and the grids that are then used.
+LEVELS = {
+    "as suggested": ((8, 3), None, {2, 4, 8}),
+    "finer": ((8, 3), 32, {2, 4, 8, 16, 32}),
+    "coarser": ((8, 3), 4, {2, 4}),
+    "coarser than the coarsest": ((8, 2), 2, {2}),
+    "odd": ((8, 3), 7, {7}),
+    "half odd": ((8, 3), 12, {3, 6, 12}),
+    "one level": ((8, 1), 16, {8, 16}),
+    "more levels than steps": ((8, 9), None, {1, 2, 4, 8}),
+}
+
+
+@pytest.mark.parametrize(("suggested", "steps", "grids"), LEVELS.values(), ids=LEVELS.keys())
+def test_the_levels_fit_the_steps_down_to_the_coarsest_grid_of_the_study(suggested, steps, grids):
+    study = replace(CONTROL, steps=suggested[0], levels=suggested[1])
+    result = solve("control", study, Run(steps=steps))
+    assert {record.steps for record in result.history} == grids
+    assert result.about["levels"] == len(grids)
+
+
+def test_levels_that_are_asked_for_must_exist():
+    with pytest.raises(ValueError, match="levels: 8 steps can be coarsened"):
+        solve("control", CONTROL, Run(levels=5))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_can_choose_its_grid(method):
+    result = solve("control", CONTROL, Run(method, steps=Adaptive(2e-2, first=8)))
+    assert result.status is Status.CONVERGED
+    assert result.about["steps"] > 8
+    assert result.about["discretization_error"] <= 2e-2 * result.value
+    assert result.about["levels"] == (1 if method == "single" else 3)
+
+
+def test_runs_that_choose_their_grids_can_be_compared():
+    runs = [Run(method, steps=Adaptive(2e-2, first=8)) for method in METHODS]
+    comparison = compare("control", lambda seed: CONTROL, runs, seeds=1)
+    assert {results[0].status for results in comparison.runs.values()} == {Status.CONVERGED}
+    assert len({results[0].about["steps"] for results in comparison.runs.values()}) == 1
+
+
+def test_the_test_accuracy_of_a_chosen_grid_is_that_on_it():
+    settings = {"max_iterations": 300, "tolerance": 1e-2}
+    result = solve("learning", learning(0), Run("single", steps=Adaptive(0.5, first=2, limit=8), settings=settings))
+    assert result.about["steps"] > 2
+    assert result.test_accuracy == accuracy(learning(0).test, result.control)

@@ -422,10 +422,10 @@ def boxed(A, b, path):
     return Quadratic(A, b, Box(torch.cat((path[0], -BEYOND)), torch.cat((path[1], BEYOND))))
 
 
-@pytest.fixture(params=range(2))
-def matrices(request):
+@pytest.fixture
+def matrices():
     """A and b of a strictly convex function of twelve steps and two parameters."""
-    generator = torch.Generator().manual_seed(request.param)
+    generator = torch.Generator().manual_seed(0)
     root = torch.randn(14, 14, generator=generator, dtype=torch.float64)
     weight = torch.cat((torch.full((12,), 0.1), torch.ones(2))).double()
     A = weight.sqrt() * (0.2 * root @ root.T + torch.eye(14)) * weight.sqrt().unsqueeze(1)
@@ -451,7 +451,7 @@ def best(A, b, box):
 def test_every_method_finds_the_optimum_within_the_bounds(method, path, matrices):
     objective = boxed(*matrices, path)
     start = objective.box.project(torch.ones(14).double())
-    found = run(method, objective, start, 600 if isinstance(method, TorchOptimizer) else 150).control
+    found = run(method, objective, start, 500 if isinstance(method, TorchOptimizer) else 100).control
     torch.testing.assert_close(found, best(*matrices, objective.box), rtol=0, atol=1e-6)
     assert optimality(objective, found) <= 1e-6
 

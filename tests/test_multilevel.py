@@ -35,6 +35,7 @@ from ocp import (
     NonlinearCG,
     QuadraticRunning,
     Scheduled,
+    SciPy,
     ShiftedObjective,
     Status,
     Tikhonov,
@@ -46,6 +47,7 @@ from ocp import (
     residual_network,
 )
 from ocp import sweep as sweeps
+from ocp.bounds import as_bounds
 from ocp.layers import Dense
 from ocp.multilevel import Progress
 
@@ -692,3 +694,281 @@ def test_a_start_on_a_coarser_grid_is_restricted_to_the_coarsest():
     objective = discretize(replace(LQR, start=start), 16)
     state = Nested(4).init(objective, objective.discretization.start().flat)
     assert torch.equal(state.control, torch.tensor([0.5, 2.5], dtype=torch.float64))
+
+
+def bounded(bounds):
+    """The linear problem, whose optimal control goes from -1.6 to 1, with bounds."""
+    return replace(LQR, bounds=as_bounds(bounds))
+
+
+LIMITS = {
+    "active": (-0.9, 0.9),
+    "on one side": (-0.7, None),
+    "varying in time": (lambda t: -1.2 + 0.4 * t, lambda t: 0.3 + 0.3 * t),
+    "stepping in time": (lambda t: -1.0 if t < 0.2 else -0.4, lambda t: 0.5 if t < 1.1 else 9.0),
+    "equal for a while": (lambda t: -0.5 if t < 0.5 else -0.8, lambda t: -0.5 if t < 0.5 else 0.8),
+}
+every_limit = pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS.keys())
+BOUNDED = {
+    "V-cycles": Cycle(3, visits=Always()),
+    "W-cycles": Cycle(3, shape="W", visits=Always()),
+    "F-cycles": Cycle(3, shape="F", visits=Always()),
+    "V-cycles, linear": Cycle(3, interpolation=LINEAR, visits=Always()),
+    "W-cycles, linear": MGOPT(3, shape="W", interpolation=LINEAR, visits=Always()),
+    "F-cycles, linear": MGOPT(3, shape="F", interpolation=LINEAR, visits=Always()),
+    "earned cycles": Cycle(3, visits=Earned(patience=1)),
+    "earned cycles, linear": Cycle(3, interpolation=LINEAR, visits=Earned(patience=1)),
+    "MG/OPT": MGOPT(3),
+    "MG/OPT, linear": MGOPT(3, interpolation=LINEAR),
+    "nested": Nested(3),
+    "nested, linear": Nested(3, interpolation=LINEAR),
+    "forgetful nested": Nested(3, Forgetful(LBFGS())),
+    "gradient descent": MGOPT(3, GradientDescent(), visits=Always()),
+    "conjugate gradients": MGOPT(3, NonlinearCG(), visits=Always()),
+    "post-smoothing": Cycle(2, pre=0, post=2, visits=Always()),
+}
+every_bounded = pytest.mark.parametrize("method", BOUNDED.values(), ids=BOUNDED.keys())
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The bounded optima by L-BFGS on the finest grid alone, each computed once."""
+    known = {}
+
+    def optimum(bounds):
+        if bounds not in known:
+            known[bounds] = minimize(bounded(bounds), 8, LBFGS(), tolerance=1e-9)
+        return known[bounds]
+
+    return optimum
+
+
+@every_limit
+@every_bounded
+def test_a_bounded_optimum_is_that_of_one_grid_alone(method, bounds, alone):
+    found = minimize(bounded(bounds), 8, method, tolerance=1e-6)
+    assert found.status is Status.CONVERGED
+    assert found.value == pytest.approx(alone(bounds).value, rel=1e-8)
+    torch.testing.assert_close(found.control.flat, alone(bounds).control.flat, rtol=0, atol=1e-4)
+
+
+@every_limit
+def test_the_bounds_of_these_problems_are_met(bounds, alone):
+    box, u = discretize(bounded(bounds), 8).box, alone(bounds).control.flat
+    assert int(((u == box.lower) | (u == box.upper)).sum()) >= 2
+    assert int(((u > box.lower) & (u < box.upper)).sum()) >= 2
+
+
+@every_limit
+@pytest.mark.parametrize("name", ["V-cycles", "W-cycles, linear", "MG/OPT, linear", "nested", "gradient descent"])
+def test_every_iterate_lies_within_the_bounds_of_its_grid(name, bounds):
+    objective, start = started(bounded(bounds))
+    states = run(BOUNDED[name], objective, start, 8)
+    boxes = [objective.on(len(state.control)).box for state in states]
+    assert all(torch.equal(box.project(state.control), state.control) for box, state in zip(boxes, states, strict=True))
+
+
+@every_limit
+def test_the_callback_sees_controls_within_the_bounds_of_the_finest_grid(bounds):
+    seen = []
+    minimize(bounded(bounds), 16, MGOPT(4), callback=lambda record, control: seen.append((record.steps, control.flat)))
+    box = discretize(bounded(bounds), 16).box
+    assert {steps for steps, _ in seen} == {2, 4, 8, 16}
+    assert all(torch.equal(box.project(u), u) for _, u in seen)
+
+
+SMOOTHING = {
+    "L-BFGS": LBFGS(),
+    "gradient descent": GradientDescent(),
+    "conjugate gradients": NonlinearCG(),
+    "Adam": TorchOptimizer(torch.optim.Adam, {"lr": 0.03}),
+}
+
+
+@every_limit
+@pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
+@pytest.mark.parametrize("smoother", SMOOTHING.values(), ids=SMOOTHING.keys())
+def test_corrections_within_bounds_happen_and_need_no_projection(smoother, interpolation, bounds):
+    """From a start near the bounds; the line search gets controls that the coarse bounds keep feasible."""
+    search = Watched()
+    objective, start = started(bounded(bounds), move=-0.5)
+    start = objective.box.project(start)
+    cycle = Cycle(3, OnShifted(smoother), interpolation=interpolation, visits=Always(), visit_ratio=0.0, search=search)
+    counts = run(cycle, objective, start, 3)[-1].counts
+    fine = [(o.box, u + d) for o, u, d, trial in search.log if o is objective and trial is not None]
+    assert counts["corrections"] >= 1
+    assert all(((v >= box.lower - 1e-12) & (v <= box.upper + 1e-12)).all() for box, v in fine)
+    assert len(fine) >= 1
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+@pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
+@pytest.mark.parametrize("shape", ["V", "W", "F"])
+def test_a_bounded_optimum_is_a_fixed_point_of_the_cycle(shape, interpolation, levels, alone):
+    bounds = LIMITS["active"]
+    cycle = Cycle(levels, shape=shape, interpolation=interpolation, visits=Always(), visit_ratio=0.0)
+    objective, _ = started(bounded(bounds), steps=8)
+    optimum = alone(bounds).control.flat
+    after = run(cycle, objective, optimum, 2)[-1].control
+    assert objective.space.norm(after - optimum) <= 1e-6 * objective.space.norm(optimum)
+    assert torch.equal(after == objective.box.lower, optimum == objective.box.lower)
+
+
+def test_the_model_of_a_bounded_problem_agrees_with_it_to_first_order_in_what_is_free(models):
+    objective, start = started(bounded(LIMITS["active"]), move=9.0)
+    start = objective.box.project(start)
+    run(Cycle(2, OnShifted(), visits=Always(), visit_ratio=0.0), objective, start, 1)
+    derivative = objective.derivative(start)
+    free = derivative * objective.box.free(start, derivative)
+    expected = Transfer(objective.space, models[0].space).restrict_dual(free)
+    torch.testing.assert_close(models[0].derivative(models[0].origin), expected)
+    assert not torch.equal(free, derivative)
+
+
+def test_adam_smooths_a_bounded_problem_within_its_bounds():
+    bounds = LIMITS["active"]
+    method = MGOPT(3, SMOOTHING["Adam"], visits=Always(), refine=Scheduled(10))
+    result = minimize(bounded(bounds), 16, method, tolerance=1e-3, max_iterations=150)
+    assert result.value == pytest.approx(minimize(bounded(bounds), 16, LBFGS()).value, rel=1e-4)
+    assert result.counts["corrections"] >= 5
+
+
+def sinking(stiffness=20.0, x0=1.0):
+    """Sink as far as a stiff spring allows, whose optimum is near -0.07.
+
+    Explicit Euler is unstable on coarse grids, where the state runs off to either infinity: from the same start it
+    has a value of 1e25 on 4 steps, none on 8, and the one of fine grids from 16 steps on.
+    """
+    return ControlProblem(
+        lambda t, x, u: u - stiffness * x**3,
+        torch.full((1, 1), x0, dtype=torch.float64),
+        lambda x: x.sum(),
+        running_cost=lambda t, x, u: 0.5 * u.square().sum(),
+        control_size=1,
+    )
+
+
+ASTRAY = {
+    "nested": Nested(5),
+    "forgetful nested": Nested(5, Forgetful(LBFGS())),
+    "scheduled nested": Nested(5, refine=Scheduled(4)),
+    "linear interpolation": Nested(5, interpolation=LINEAR),
+    "MG/OPT": MGOPT(5),
+    "textbook MG/OPT": MGOPT(5, visits=Always()),
+    "gradient descent": Nested(5, GradientDescent()),
+    "conjugate gradients": Nested(5, NonlinearCG()),
+    "SciPy": Nested(5, SciPy()),
+}
+every_astray = pytest.mark.parametrize("method", ASTRAY.values(), ids=ASTRAY.keys())
+STIFF = {"stiffness 20": (20.0, 1.0), "from 2": (10.0, 2.0)}
+
+
+@pytest.mark.parametrize("settings", STIFF.values(), ids=STIFF.keys())
+@every_astray
+def test_the_fine_optimum_is_found_where_coarse_grids_have_none(method, settings):
+    problem = sinking(*settings)
+    alone, many = (minimize(problem, 64, m, tolerance=1e-7, max_iterations=200) for m in (LBFGS(), method))
+    assert many.status is Status.CONVERGED
+    assert many.value == pytest.approx(alone.value, rel=1e-6)
+    assert many.counts["refused_grids"] >= 1
+    assert f"{many.counts['refused_grids']} refused_grids" in str(many)
+
+
+@dataclass(frozen=True)
+class Thrown:
+    """On a coarse grid of two steps it takes one that Euler's instability makes a great success, and remembers that."""
+
+    smoother: Any = field(default_factory=LBFGS)
+
+    def init(self, objective, control):
+        return self.smoother.init(objective, control)
+
+    def step(self, objective, state):
+        if objective.space.grid.steps > 2:
+            return self.smoother.step(objective, state)
+        return replace(state, control=state.control + 100.0, memory="of the coarse grid")
+
+    def transport(self, memory, transfer):
+        return memory
+
+
+def test_what_a_grid_found_is_refused_where_the_finer_one_finds_it_worse():
+    objective, start = started(sinking(x0=0.0), steps=64)
+    states = run(Nested([64, 2], Thrown(), refine=Scheduled(1)), objective, start, 1)
+    found = start[:2] + 100
+    assert objective.on(2).value(found) < -1e5
+    assert objective.value(Transfer(objective.space, objective.on(2).space).prolong(found)) > 1e3
+    assert states[-1].counts["refused_grids"] == 1
+    assert torch.equal(states[-1].control, start)
+
+
+@pytest.mark.parametrize("smoother", [LBFGS(), NonlinearCG(), GradientDescent(first=1e3)])
+def test_a_refused_grid_leaves_no_memory_behind(smoother):
+    objective, start = started(sinking(x0=0.0), steps=64)
+    states = run(Nested([64, 2], Thrown(smoother), refine=Scheduled(1)), objective, start, 1)
+    assert states[-1].memory.memory == smoother.init(objective, start).memory
+
+
+def test_a_run_goes_on_from_where_a_refused_grid_began():
+    problem = sinking(x0=0.0)
+    alone, many = (minimize(problem, 64, m, tolerance=1e-7) for m in (LBFGS(), Nested([64, 2], Thrown())))
+    assert many.value == pytest.approx(alone.value, rel=1e-8)
+    assert "1 refused_grids" in str(many)
+
+
+def test_what_a_grid_found_is_kept_where_the_finer_one_finds_it_better():
+    objective, start = started(CLASSIFICATION)
+    states = run(Nested(2, refine=Scheduled(3)), objective, start, 3)
+    assert states[-1].counts["refused_grids"] == 0
+    assert objective.value(states[-1].control) < objective.value(start)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A method whose control is lost on coarse grids, after some steps."""
+
+    method: Any
+    value: float
+    finest: int
+
+    def init(self, objective, control):
+        return self.method.init(objective, control)
+
+    def step(self, objective, state):
+        after = self.method.step(objective, state)
+        if objective.space.grid.steps == self.finest or objective.value(after.control) > 2.2:
+            return after
+        return replace(after, control=after.control * self.value)
+
+    def transport(self, memory, transfer):
+        return self.method.transport(memory, transfer)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("refine", [Measured(), Scheduled(30)], ids=["measured", "scheduled"])
+def test_coarse_grids_whose_values_stop_being_finite_midway_are_refused(value, refine):
+    alone = minimize(LQR, 16, LBFGS(), tolerance=1e-7)
+    many = minimize(LQR, 16, Nested(3, Lost(LBFGS(), value, 16), refine=refine), tolerance=1e-7)
+    lost = [record.level for record in many.history if not math.isfinite(record.value)]
+    assert many.status is Status.CONVERGED
+    assert many.value == pytest.approx(alone.value, rel=1e-8)
+    assert lost == [2, 1]
+    assert many.counts["refused_grids"] == 2
+
+
+def test_a_finest_grid_whose_values_stop_being_finite_ends_the_run_with_the_best_control():
+    wild = TorchOptimizer(torch.optim.SGD, {"lr": 1e200})
+    result = minimize(LQR, 16, Nested(2, wild, refine=Scheduled(1)), max_iterations=50)
+    assert result.status is Status.NOT_FINITE
+    assert math.isfinite(result.value)
+
+
+def test_a_grid_between_others_without_a_finite_value_is_passed_over():
+    result = minimize(sinking(), 64, Nested(5), tolerance=1e-7)
+    assert [math.isfinite(discretize(sinking(), n).value(torch.zeros(n).double())) for n in (4, 8, 16)] == [
+        True,
+        False,
+        True,
+    ]
+    assert {record.steps for record in result.history} == {4, 16, 32, 64}
+    assert result.success

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from ocp import (
     LBFGS,
     MGOPT,
+    Adaptive,
+    Always,
+    Armijo,
     Batches,
     Control,
     ControlProblem,
@@ -23,6 +26,7 @@ from ocp import (
     Nested,
     NonlinearCG,
     QuadraticRunning,
+    Result,
     Scheduled,
     State,
     Status,
@@ -38,7 +42,10 @@ from ocp import (
     residual_network,
     sweep,
 )
+from ocp.bounds import as_bounds
 from ocp.layers import Dense
+from ocp.objective import optimality
+from problems import lqr, van_der_pol
 
 X0 = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
 
@@ -506,6 +513,21 @@ MISUSES = {
     "batches": ({"batches": 32}, TypeError, "batches: expected"),
     "target without validation": ({"target": Target("accuracy", 0.9)}, ValueError, "target: expected.*validation"),
     "validation": ({"validation": PROBLEM}, ValueError, "validation: expected a problem whose terminal cost"),
+    "adaptive steps with batches": (
+        {"steps": Adaptive(1e-2), "batches": Batches(1)},
+        ValueError,
+        "steps: expected a number beside mini-batches",
+    ),
+    "adaptive steps with the grids of a method": (
+        {"steps": Adaptive(1e-2, first=8), "method": Cycle([8, 4])},
+        ValueError,
+        "levels: expected numbers of steps that begin with 16",
+    ),
+    "adaptive steps too few for the levels": (
+        {"steps": Adaptive(1e-2, first=6), "method": MGOPT(4)},
+        ValueError,
+        "levels: 6 steps can be coarsened",
+    ),
     "levels": ({"steps": 6, "method": MGOPT(4)}, ValueError, "levels: 6 steps can be coarsened"),
     "start on a finer grid": (
         {"start": Control(ControlSpace(TimeGrid(1.0, 3), 1), torch.zeros(3).double())},
@@ -557,3 +579,287 @@ def test_accuracy_needs_a_cost_that_knows_one():
         accuracy(PROBLEM, control)
     with pytest.raises(ValueError, match="problem: expected a terminal cost with an accuracy"):
         accuracy(cubic(terminal_cost=LeastSquares(X0)), control)
+
+
+# Blow-ups
+
+
+@pytest.fixture
+def blowups(monkeypatch):
+    """The values that were not finite, as they come."""
+    forward, seen = sweep.forward, []
+
+    def watched(*arguments):
+        value = forward(*arguments)
+        if not math.isfinite(float(value)):
+            seen.append(float(value))
+        return value
+
+    monkeypatch.setattr(sweep, "forward", watched)
+    return seen
+
+
+def explosive():
+    """A pendulum with a torque that grows exponentially with the control."""
+    return ControlProblem(
+        lambda t, x, u: torch.stack((x[:, 1], torch.exp(400 * u[0]) - 1 - torch.sin(x[:, 0])), dim=1),
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+        lambda x: x.square().sum(),
+        running_cost=lambda t, x, u: 0.5 * (400 * u).square().sum(),
+        control_size=1,
+    )
+
+
+def reaction(power):
+    """A concentration that is used up at a rate of its power; explicit Euler can make it negative."""
+    return ControlProblem(
+        lambda t, x, u: -40 * u * x**power,
+        torch.ones(1, 1, dtype=torch.float64),
+        lambda x: 10 * (x - 0.2).square().sum(),
+        running_cost=lambda t, x, u: 0.05 * (40 * u).square().sum(),
+        control_size=1,
+    )
+
+
+EXPLOSIONS = {"torque": explosive(), "square root": reaction(0.5), "power 1.5": reaction(1.5)}
+SAFE = {
+    "L-BFGS": LBFGS(),
+    "L-BFGS, Armijo": LBFGS(search=Armijo()),
+    "gradient descent": GradientDescent(),
+    "conjugate gradients": NonlinearCG(),
+    "MG/OPT": MGOPT(3),
+    "textbook cycles": Cycle(3, visits=Always()),
+    "nested": Nested(3, Forgetful(LBFGS())),
+}
+every_safe = pytest.mark.parametrize("method", SAFE.values(), ids=SAFE.keys())
+every_explosion = pytest.mark.parametrize("problem", EXPLOSIONS.values(), ids=EXPLOSIONS.keys())
+
+
+@every_explosion
+@every_safe
+def test_a_trial_that_blows_up_is_backed_off_and_the_optimum_is_reached(method, problem, blowups):
+    result = minimize(problem, 8, method, tolerance=1e-4, max_iterations=300)
+    objective = discretize(problem, 8)
+    assert len(blowups) >= 1
+    assert result.status is Status.CONVERGED
+    assert result.value < 0.7 * objective.value(objective.discretization.start())
+    assert result.control.flat.isfinite().all()
+    assert all(math.isfinite(record.value) for record in result.history)
+
+
+@every_explosion
+def test_methods_agree_on_the_optimum_of_a_problem_that_blows_up(problem):
+    values = [minimize(problem, 8, method, tolerance=1e-5).value for method in (LBFGS(), NonlinearCG(), MGOPT(3))]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+def lonely(number):
+    """No control but a constant has a value."""
+    return ControlProblem(
+        lambda t, x, u: torch.where(u == number, 0.0, math.nan) + u + 0 * x,
+        torch.ones(1, 1, dtype=torch.float64),
+        lambda x: (x - 3).square().sum(),
+        control_size=1,
+        start=Control(ControlSpace(TimeGrid(1.0, 1), 1), torch.tensor([number], dtype=torch.float64)),
+    )
+
+
+@every_safe
+@pytest.mark.parametrize("number", [0.0, 1.0])
+def test_where_no_step_has_a_value_the_start_comes_back_without_success(method, number, blowups):
+    """Shorter and shorter steps from 1 end at 1 itself, where rounding must not pass for a decrease."""
+    result = minimize(lonely(number), 8, method, max_iterations=20)
+    assert result.status is Status.NO_DECREASE
+    assert not result.success
+    assert torch.equal(result.control.flat, torch.full((8,), number, dtype=torch.float64))
+    assert result.value == (number - 2) ** 2
+    assert len(blowups) >= 1
+
+
+# Adaptive steps
+
+
+METHODS_REFINED = {
+    "default": None,
+    "L-BFGS": LBFGS(),
+    "MG/OPT": MGOPT(3),
+    "cycles": Cycle(2, visits=Always()),
+    "nested": Nested(3),
+    "forgetful nested": Nested(2, Forgetful(LBFGS())),
+    "gradient descent": GradientDescent(),
+}
+every_refined = pytest.mark.parametrize("method", METHODS_REFINED.values(), ids=METHODS_REFINED.keys())
+KNOWN = {
+    "lqr, euler": (lqr.problem(), "euler", 2e-2),
+    "lqr, rk4": (lqr.problem(), "rk4", 1e-4),
+    "van der pol, euler": (van_der_pol.problem(), "euler", 3e-2),
+    "van der pol, rk4": (van_der_pol.problem(), "rk4", 5e-4),
+}
+
+
+@pytest.mark.parametrize(("study", "integrator", "error"), KNOWN.values(), ids=KNOWN.keys())
+@every_refined
+def test_the_grid_is_refined_until_its_error_is_small_which_it_then_is(method, study, integrator, error):
+    result = minimize(study.problem, Adaptive(error, first=8), method, integrator=integrator)
+    estimate, true = result.about["discretization_error"], abs(result.value - study.optimum)
+    assert result.status is Status.CONVERGED
+    assert estimate <= error * abs(result.value)
+    assert true / 3 <= estimate <= 3 * true
+    assert result.about["steps"] == result.control.space.grid.steps > 8
+    assert f"The grid was refined to {result.about['steps']} steps; the estimated relative" in result.message
+
+
+def refined(method=None, error=1e-2, first=8, limit=4096, **settings):
+    return minimize(lqr.problem().problem, Adaptive(error, first, limit), method, **settings)
+
+
+@every_refined
+def test_the_history_of_a_refined_run_refers_to_the_last_grid(method):
+    result = refined(method)
+    steps = [record.steps for record in result.history]
+    work = [record.work_units for record in result.history]
+    assert {record.steps * 2**record.level for record in result.history} == {result.about["steps"]}
+    assert work == sorted(work)
+    assert work[-1] == result.work_units
+    assert [record.iteration for record in result.history] == sorted(record.iteration for record in result.history)
+    assert steps[-1] == result.about["steps"]
+
+
+@pytest.mark.parametrize("method", [LBFGS(), GradientDescent()])
+def test_the_work_of_a_refined_run_is_counted_in_gradients_on_the_last_grid(method, monkeypatch):
+    sweeps = []
+
+    def counted(call, share):
+        def counting(discretization, *rest):
+            sweeps.append(share * discretization.grid.steps)
+            return call(discretization, *rest)
+
+        return counting
+
+    monkeypatch.setattr(sweep, "forward", counted(sweep.forward, 1 / 3))
+    monkeypatch.setattr(sweep, "adjoint", counted(sweep.adjoint, 2 / 3))
+    result = refined(method)
+    assert result.work_units == pytest.approx(sum(sweeps) / result.about["steps"])
+
+
+@every_refined
+def test_the_numbers_of_a_refined_run_are_those_of_a_fresh_evaluation(method):
+    result = refined(method)
+    fresh = discretize(lqr.problem().problem, result.about["steps"])
+    assert result.value == fresh.value(result.control)
+    assert result.derivative_norm == optimality(fresh, result.control.flat)
+
+
+@every_refined
+def test_a_refined_run_begins_where_the_coarser_grid_ended(method):
+    """The tolerance is met on three grids; the value after a refinement is not far from the one before."""
+    values = {}
+    for record in refined(method).history:
+        values.setdefault(record.steps, []).append(record.value)
+    grids = sorted(values)[-2:]
+    assert values[grids[1]][0] - values[grids[1]][-1] < 1e-2 * abs(values[grids[0]][-1])
+
+
+@pytest.mark.parametrize(("first", "limit", "last"), [(8, 16, 16), (8, 31, 16), (8, 8, 8)])
+def test_the_grid_is_not_refined_beyond_the_limit_and_that_is_no_success(first, limit, last):
+    result = refined(error=1e-6, first=first, limit=limit)
+    assert result.status is Status.MAX_STEPS
+    assert not result.success
+    assert result.about["steps"] == last
+    assert Status.MAX_STEPS.value in result.message
+    assert "estimated relative discretization error" in result.message
+
+
+@pytest.mark.parametrize("bounds", [(-0.4, None), (lambda t: -0.5 - 0.2 * t, lambda t: -0.1 * t)])
+@pytest.mark.parametrize("method", [LBFGS(), MGOPT(3)])
+def test_a_bounded_problem_can_choose_its_grid(method, bounds):
+    seen, problem = [], replace(lqr.problem().problem, bounds=as_bounds(bounds))
+    adaptive = Adaptive(1e-2, first=8)
+    result = minimize(problem, adaptive, method, callback=lambda record, control: seen.append(control))
+    finer = minimize(problem, 4 * result.about["steps"], LBFGS())
+    boxes = {control.space: discretize(problem, control.space.grid.steps).box for control in seen}
+    assert result.status is Status.CONVERGED
+    assert result.value == pytest.approx(finer.value, rel=2e-2)
+    assert all(torch.equal(boxes[control.space].project(control.flat), control.flat) for control in seen)
+
+
+def test_a_refined_run_is_validated_on_its_grids():
+    result = minimize(TRAINING, Adaptive(0.1, first=2), LBFGS(), validation=VALIDATION, tolerance=1e-2)
+    assert result.status is Status.CONVERGED
+    assert result.about["steps"] > 2
+    assert result.validation_accuracy == accuracy(VALIDATION, result.control)
+    assert all(record.validation_accuracy is not None for record in result.history)
+
+
+def test_the_callback_sees_every_record_of_a_refined_run_as_it_was_then():
+    seen = []
+    result = refined(LBFGS(), callback=lambda record, control: seen.append((record, control.space.grid.steps)))
+    assert [record.value for record, _ in seen] == [record.value for record in result.history]
+    assert [steps for _, steps in seen] == [record.steps for record in result.history]
+    assert {record.level for record, _ in seen} == {0}
+
+
+def after_refinement(action):
+    """A callback that acts on the second grid."""
+
+    def callback(record, control):
+        return action() if record.steps > 8 else False
+
+    return callback
+
+
+def stop():
+    return True
+
+
+def interrupt_now():
+    raise KeyboardInterrupt
+
+
+ENDINGS_REFINED = {
+    "stop": (Status.STOPPED, {"callback": after_refinement(stop)}),
+    "interrupt": (Status.INTERRUPTED, {"callback": after_refinement(interrupt_now)}),
+    "iterations": (Status.MAX_ITERATIONS, {"max_iterations": 6}),
+    "work": (Status.MAX_WORK, {"max_work": 5.5}),
+    "target": (Status.TARGET, {"target": Target("value", 0.388)}),
+}
+
+
+@pytest.mark.parametrize(("status", "settings"), ENDINGS_REFINED.values(), ids=ENDINGS_REFINED.keys())
+def test_a_refined_run_can_end_early_with_its_result(status, settings):
+    result = refined(LBFGS(), error=1e-5, limit=64, **settings)
+    assert result.status is status
+    assert result.about["steps"] in (16, 32)
+    assert math.isfinite(result.value)
+    assert result.value == discretize(lqr.problem().problem, result.about["steps"]).value(result.control)
+
+
+def test_a_callback_that_stops_where_the_tolerance_is_met_is_heard_although_the_grid_is_too_coarse():
+    result = refined(LBFGS(), error=1e-5, callback=lambda record, control: record.derivative_norm < 1e-6)
+    assert result.status is Status.STOPPED
+    assert result.about["steps"] == 8
+
+
+def test_an_exception_after_a_refinement_carries_what_was_reached():
+    def fail():
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine") as caught:
+        refined(LBFGS(), callback=after_refinement(fail))
+    assert caught.value.result.history[-1].steps == 16
+    assert math.isfinite(caught.value.result.value)
+
+
+def test_a_number_of_steps_leaves_no_word_of_a_chosen_grid():
+    result = minimize(PROBLEM, 8, LBFGS())
+    assert "discretization_error" not in result.about
+    assert "refined" not in result.message
+
+
+@pytest.mark.parametrize("limit", [8, 16])
+def test_the_result_of_a_refined_run_can_be_saved(limit, tmp_path):
+    """With one grid only the error is unknown."""
+    result = refined(error=1e-6, first=8, limit=limit)
+    saved = Result.load(result.save(tmp_path))
+    assert saved.about["discretization_error"] == (None if limit == 8 else result.about["discretization_error"])
+    assert saved.status is Status.MAX_STEPS
