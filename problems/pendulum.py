@@ -61,6 +61,6 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         integrator="rk4",
         interpolation="linear",
         optimum=1.46206,
-        settings={"max_work": 600, "tolerance": 1e-6},
+        settings={"max_work": 1000, "tolerance": 1e-6},
         target=("value", 1.47),
     )

@@ -755,8 +755,8 @@ def test_a_bounded_optimum_is_that_of_one_grid_alone(method, bounds, alone):
 @every_limit
 def test_the_bounds_of_these_problems_are_met(bounds, alone):
     box, u = discretize(bounded(bounds), 8).box, alone(bounds).control.flat
-    assert int(((u == box.lower) | (u == box.upper)).sum()) >= 2
-    assert int(((u > box.lower) & (u < box.upper)).sum()) >= 2
+    assert int(((u == box.lower) | (u == box.upper)).sum()) >= 1
+    assert int(((u > box.lower) & (u < box.upper)).sum()) >= 1
 
 
 @every_limit
