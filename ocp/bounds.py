@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ocp.control import ControlSpace
 
-__all__ = ["Bounds", "Box", "as_bounds"]
+__all__ = ["Bounds", "Box", "as_bounds", "feasible", "masked"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ class Box:
 
     def _held(self, u: Tensor, direction: Tensor) -> Tensor:
         return ((u <= self.lower) & (direction < 0)) | ((u >= self.upper) & (direction > 0))
+
+
+def feasible(u: Tensor, box: Box | None) -> Tensor:
+    """The nearest control of the box; the control itself where there is no box."""
+    return u if box is None else box.project(u)
+
+
+def masked(vector: Tensor, free: Tensor | None) -> Tensor:
+    """The free entries of a vector, zeros in place of the others; the vector itself where there is no mask."""
+    return vector if free is None else vector * free
 
 
 @dataclass(frozen=True)
@@ -123,5 +133,6 @@ def as_bounds(bounds: Any) -> Bounds | None:
     if bounds is None or isinstance(bounds, Bounds):
         return bounds
     if isinstance(bounds, tuple | list) and len(bounds) == 2:
-        return Bounds(*(inf * (2 * k - 1) if bound is None else bound for k, bound in enumerate(bounds)))
+        lower, upper = bounds
+        return Bounds(-inf if lower is None else lower, inf if upper is None else upper)
     raise TypeError(f"bounds: expected a pair (lower, upper) or Bounds, got {bounds!r}")

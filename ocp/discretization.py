@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.bounds import Box
+from ocp.bounds import Box, feasible
 from ocp.control import Control, ControlSpace
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator
@@ -112,15 +112,12 @@ class Discretization:
         space, start = self.space, self.problem.start
         if start is None:
             x, _ = self.example()
-            return Control(space, self._feasible(x.new_zeros(space.dimension)))
+            return Control(space, feasible(x.new_zeros(space.dimension), self.box))
         coarse = start.space.grid.steps
         if self.grid.steps % coarse:
             raise ValueError(f"start: expected a control on a divisor of {self.grid.steps} steps, got {coarse} steps")
         path = start.path.repeat_interleave(self.grid.steps // coarse, dim=0)
-        return Control(space, self._feasible(space.join(path, start.parameters)))
-
-    def _feasible(self, flat: Tensor) -> Tensor:
-        return flat if self.box is None else self.box.project(flat)
+        return Control(space, feasible(space.join(path, start.parameters), self.box))
 
 
 def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ocp.bounds import feasible
 from ocp.objective import Objective
 
 __all__ = ["Armijo", "LineSearch", "StrongWolfe", "Trial"]
@@ -37,8 +38,7 @@ class _Path:
     derivative: Tensor
 
     def at(self, step: float) -> Tensor:
-        candidate, box = torch.add(self.control, self.direction, alpha=step), self.objective.box
-        return candidate if box is None else box.project(candidate)
+        return feasible(torch.add(self.control, self.direction, alpha=step), self.objective.box)
 
     def slope(self, candidate: Tensor, derivative: Tensor) -> float:
         """Slope of the objective along the path, at one of its points."""

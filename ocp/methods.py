@@ -13,8 +13,9 @@ import scipy.optimize
 import torch
 from torch import Tensor, nn
 
+from ocp.bounds import feasible, masked
 from ocp.linesearch import Armijo, LineSearch, StrongWolfe
-from ocp.objective import Objective, optimality
+from ocp.objective import Objective, free_part, optimality
 from ocp.status import Status
 from ocp.transfer import Transfer
 from ocp.trustregion import TrustRegion, steihaug
@@ -59,17 +60,6 @@ class Method(Protocol):
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         """The memory on the finer grid of a transfer."""
-
-
-def _free_part(objective: Objective, u: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The derivative in the subspace of the entries that no bound holds back, and their mask, None without bounds."""
-    d = objective.derivative(u)
-    free = None if objective.box is None else objective.box.free(u, d)
-    return _masked(d, free), free
-
-
-def _masked(vector: Tensor, free: Tensor | None) -> Tensor:
-    return vector if free is None else vector * free
 
 
 @dataclass(frozen=True)
@@ -117,13 +107,13 @@ class NonlinearCG:
 
     def step(self, objective: Objective, state: State) -> State:
         u, space = state.control, objective.space
-        d, free = _free_part(objective, u)
+        d, free = free_part(objective, u)
         gradient = space.gradient(d)
         direction, first = -gradient, 1 / max(space.dual_norm(d), 1.0)
         if state.memory is not None:
             old, old_direction, decrease = state.memory
             beta = float(torch.dot(d - old, gradient) / torch.dot(old, space.gradient(old)))
-            conjugate = torch.add(direction, _masked(old_direction, free), alpha=max(beta, 0.0))
+            conjugate = torch.add(direction, masked(old_direction, free), alpha=max(beta, 0.0))
             if torch.dot(d, conjugate) < 0:
                 # The first-order change of the last step is expected again (Nocedal & Wright, equation 3.60).
                 direction, first = conjugate, decrease / float(torch.dot(d, conjugate))
@@ -170,12 +160,12 @@ class LBFGS:
 
     def step(self, objective: Objective, state: State) -> State:
         u, pairs, before = state.control, state.memory, objective.derivative(state.control)
-        d, free = _free_part(objective, u)
+        d, free = free_part(objective, u)
         direction = -self._solve(objective, self._on(objective.space, pairs, free), d)
         if free is not None and objective.box is not None:
             # An entry at its bound that the model would push out of the box is held, and the others know it.
             free = free & (objective.box.inward(u, direction) == direction)
-            direction = -self._solve(objective, self._on(objective.space, pairs, free), _masked(d, free))
+            direction = -self._solve(objective, self._on(objective.space, pairs, free), masked(d, free))
         # Without pairs the scale is unknown: a first step of unit length, or the gradient where that is shorter.
         first = 1.0 if pairs else 1 / max(objective.space.dual_norm(d), 1.0)
         trial = self.search(objective, u, direction, first)
@@ -193,7 +183,7 @@ class LBFGS:
         """The pairs in the subspace of the free entries."""
         if free is None or bool(free.all()):
             return pairs
-        parts = ((_masked(s, free), _masked(y, free)) for s, y in pairs)
+        parts = ((masked(s, free), masked(y, free)) for s, y in pairs)
         return tuple(pair for pair in parts if self._curved(space, *pair))
 
     def _curved(self, space: Any, s: Tensor, y: Tensor) -> bool:
@@ -260,7 +250,7 @@ class NewtonCG:
 
     def step(self, objective: Objective, state: State) -> State:
         u, space = state.control, objective.space
-        d, free = _free_part(objective, u)
+        d, free = free_part(objective, u)
         norm = optimality(objective, u)
         if not (0 < norm < inf and space.dual_norm(d) > 0):
             return replace(state, status=Status.NO_DECREASE)
@@ -268,7 +258,7 @@ class NewtonCG:
         tolerance = min(self.forcing, (norm / start) ** self.exponent)
 
         def product(s: Tensor) -> Tensor:
-            return _masked(objective.hessian_product(u, s), free)
+            return masked(objective.hessian_product(u, s), free)
 
         path = steihaug(product, d, space, radius, tolerance, self.iterations)
         accepted = self.region(objective, u, path, radius)
@@ -321,7 +311,7 @@ class TorchOptimizer:
             return objective.value(u)
 
         optimizer.step(closure)
-        control = parameter.detach() if objective.box is None else objective.box.project(parameter.detach())
+        control = feasible(parameter.detach(), objective.box)
         return replace(state, control=control, memory=optimizer.state_dict(), status=Status.RUNNING)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
@@ -383,7 +373,7 @@ class SciPy:
 
         def control(z: np.ndarray) -> Tensor:
             v = torch.tensor(z, dtype=u.dtype, device=u.device) / scale
-            return v if box is None else box.project(v)
+            return feasible(v, box)
 
         def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
             v = control(z)

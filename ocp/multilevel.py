@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ocp.bounds import feasible, masked
 from ocp.linesearch import Armijo, LineSearch
 from ocp.methods import LBFGS, Method, State
-from ocp.objective import Objective, ReducedObjective, ShiftedObjective
+from ocp.objective import Objective, ReducedObjective, ShiftedObjective, free_part
 from ocp.status import Status
 from ocp.transfer import CONSTANT, Interpolation, Transfer, coarse_grids
 
@@ -231,9 +232,7 @@ class Cycle:
         before, spent = objective.value(u), objective.work.units
         coarse, box = objective.on(coarser[0]), objective.box
         transfer = Transfer(objective.space, coarse.space, self.interpolation)
-        derivative = objective.derivative(u)
-        free = None if box is None else box.free(u, derivative)
-        derivative = derivative if free is None else derivative * free
+        derivative, free = free_part(objective, u)
         restricted = transfer.restrict_dual(derivative)
         if not coarse.space.dual_norm(restricted) >= self.visit_ratio * objective.space.dual_norm(derivative):
             scratch.counts["skipped"] += 1
@@ -242,8 +241,7 @@ class Cycle:
         room = None if box is None or free is None else transfer.restrict_box(box, u, free, origin)
         model = ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted, level.radius, room)
         v, _ = self._cycle(model, origin, tuple(coarser), shape, scratch, self.visits.floor(rate))
-        correction = transfer.prolong(v - origin)
-        correction = correction if free is None else correction * free
+        correction = masked(transfer.prolong(v - origin), free)
         length = objective.space.norm(correction)
         trial = self.search(objective, u, correction, 1.0) if isfinite(length) and length > 0 else None
         scratch.counts["refused" if trial is None else "corrections"] += 1
@@ -287,11 +285,6 @@ class Cycle:
             memory = self.smoother.init(objective, u).memory
             scratch.levels[n] = _Level(memory, max(1.0, objective.space.norm(u)), *self.visits.first())
         return scratch.levels[n]
-
-
-def _feasible(objective: Objective, u: Tensor) -> Tensor:
-    """The control itself, or the nearest one within the bounds, which need not be the same on another grid."""
-    return u if objective.box is None else objective.box.project(u)
 
 
 def _rate(objective: Objective, before: float, spent: float, u: Tensor) -> float:
@@ -494,7 +487,7 @@ class Nested:
         while True:
             coarse = objective.on(grids[-1])
             start = Transfer(objective.space, coarse.space).restrict(control) if len(grids) > 1 else control
-            start = _feasible(coarse, start)
+            start = feasible(start, coarse.box)
             value = coarse.value(start) if len(grids) > 1 else nan
             if len(grids) == 1 or isfinite(value):
                 break
@@ -516,7 +509,7 @@ class Nested:
             return replace(inner, memory=stay)
         fine = objective.on(coarse_grids(objective.space.grid.steps, self.levels, self.factor)[state.level - 1])
         transfer = Transfer(fine.space, here.space, self.interpolation)
-        prolonged = _feasible(fine, transfer.prolong(inner.control))
+        prolonged = feasible(transfer.prolong(inner.control), fine.box)
         values = (lambda: here.value(inner.control), lambda: fine.value(prolonged))
         progress, refine = self.refine.observe(stay.progress, *values)
         if not refine and inner.status is Status.RUNNING:
@@ -531,13 +524,13 @@ class Nested:
         memory, counts = self.method.transport(stay.memory, transfer), Counter(inner.counts)
         coarse, value = inner.control, fine.value(prolonged)
         if not (isfinite(value) and value <= stay.value):
-            start = _feasible(fine, transfer.prolong(stay.start))
+            start = feasible(transfer.prolong(stay.start), fine.box)
             if inner.level > 1 and not (isfinite(value) or isfinite(fine.value(start))):
                 counts["refused_grids"] += 1
                 finer = fine.on(coarse_grids(fine.work.steps, self.levels, self.factor)[inner.level - 2])
                 transfer = Transfer(finer.space, transfer.coarse, self.interpolation)
                 inner = replace(inner, level=inner.level - 1, counts=counts)
-                return self._refined(finer, transfer, inner, stay, _feasible(finer, transfer.prolong(coarse)))
+                return self._refined(finer, transfer, inner, stay, feasible(transfer.prolong(coarse), finer.box))
             if not isfinite(value) or fine.value(start) < value:
                 memory, coarse, prolonged = self.method.init(fine, start).memory, stay.start, start
                 counts["refused_grids"] += 1

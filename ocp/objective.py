@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocp import sweep
-from ocp.bounds import Box
+from ocp.bounds import Box, masked
 from ocp.control import Control, ControlSpace
 from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
@@ -18,7 +18,7 @@ from ocp.integrators import Integrator, as_integrator
 from ocp.problem import ControlProblem
 from ocp.trajectory import Trajectory
 
-__all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Work", "discretize", "optimality"]
+__all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Work", "discretize", "free_part", "optimality"]
 
 #: Share of a forward sweep in one work unit; the adjoint sweep has the rest. A convention: a step costs one product
 #: with its weights forward and two backward (by state and by control), Griewank & Walther (2008), "Evaluating
@@ -351,6 +351,13 @@ def optimality(objective: Objective, control: Tensor) -> float:
     if objective.box is None:
         return space.dual_norm(derivative)
     return space.norm(objective.box.project(control - space.gradient(derivative)) - control)
+
+
+def free_part(objective: Objective, control: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The derivative in the subspace of the entries that no bound holds back, and their mask, None without bounds."""
+    derivative = objective.derivative(control)
+    free = None if objective.box is None else objective.box.free(control, derivative)
+    return masked(derivative, free), free
 
 
 def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str = "euler") -> ReducedObjective:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ocp.adaptive import Adaptive
 from ocp.batches import Batches
+from ocp.bounds import feasible
 from ocp.control import Control
 from ocp.integrators import Integrator, as_integrator
 from ocp.methods import Method, State
@@ -272,8 +273,7 @@ class _Run:
         coarse, work = self.objective, self.objective.work
         fine = coarse.on(2 * coarse.space.grid.steps)
         transfer = Transfer(fine.space, coarse.space, LINEAR)
-        control = transfer.prolong(self.state.control)
-        control = control if fine.box is None else fine.box.project(control)
+        control = feasible(transfer.prolong(self.state.control), fine.box)
         memory = method.transport(self.state.memory, transfer)
         self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING)
         self.objective, self.look = fine, self.look.on(fine.space.grid.steps)
@@ -302,8 +302,7 @@ class _Run:
         space, flat = self.objective.space, self.state.control if flat is None else flat
         coarse = self.objective.on(space.steps_of(flat)).space
         if coarse != space:
-            flat, box = Transfer(space, coarse).prolong(flat), self.objective.box
-            flat = flat if box is None else box.project(flat)
+            flat = feasible(Transfer(space, coarse).prolong(flat), self.objective.box)
         return Control(space, flat)
 
     def _choice(self) -> str:

@@ -15,6 +15,7 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
+from ocp.bounds import feasible
 from ocp.control import ControlSpace
 from ocp.objective import Objective, optimality
 
@@ -202,9 +203,9 @@ class TrustRegion:
 
 def _allowed(objective: Objective, control: Tensor, derivative: Tensor, step: Step) -> tuple[Tensor, float]:
     """Where a step leads within the room of the objective and its bounds, with the change that is predicted there."""
-    room, box = objective.room(control, step.displacement), objective.box
+    room = objective.room(control, step.displacement)
     straight = torch.add(control, step.displacement, alpha=min(1.0, room))
-    candidate = straight if box is None else box.project(straight)
+    candidate = feasible(straight, objective.box)
     if room >= 1 and candidate is straight:
         return candidate, step.change
     return candidate, float(torch.dot(derivative, candidate - control)) / 2

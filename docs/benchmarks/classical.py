@@ -32,11 +32,11 @@ METHODS = ("single", "mgopt")
 KEYS = ("problem", "scheme", "steps", "method")
 
 
-def run(name: str, method: str, steps: int, scheme: str, smoother: str | None = None, **settings: Any) -> Result:
+def run(name: str, method: str, steps: int, scheme: str, **settings: Any) -> Result:
     """One solve as `ocp solve` would do it."""
     settings = {"progress": False, "max_iterations": 10**6, **settings}
     study = catalog.load(name)
-    return solve(name, study, Run(method, smoother, steps=steps, integrator=scheme, settings=settings))
+    return solve(name, study, Run(method, steps=steps, integrator=scheme, settings=settings))
 
 
 def row(name: str, scheme: str, steps: int, method: str, result: Result) -> dict[str, Any]:
@@ -123,15 +123,11 @@ NOTES = """## Why not everywhere
 """
 
 
-def _pair(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {r["method"]: r for r in rows}
-
-
 def _groups(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], dict[str, dict[str, Any]]]]:
     """The rows of the two methods side by side, by problem, scheme and steps."""
     keys = list(dict.fromkeys((r["problem"], r["scheme"], r["steps"]) for r in rows))
     for key in keys:
-        pair = _pair([r for r in rows if (r["problem"], r["scheme"], r["steps"]) == key])
+        pair = {r["method"]: r for r in rows if (r["problem"], r["scheme"], r["steps"]) == key}
         if len(pair) == len(METHODS):
             yield key, pair
 
