@@ -164,8 +164,10 @@ class LBFGS:
         direction = -self._solve(objective, self._on(objective.space, pairs, free), d)
         if free is not None and objective.box is not None:
             # An entry at its bound that the model would push out of the box is held, and the others know it.
-            free = free & (objective.box.inward(u, direction) == direction)
-            direction = -self._solve(objective, self._on(objective.space, pairs, free), masked(d, free))
+            held = objective.box.inward(u, direction) != direction
+            if bool(held.any()):
+                free = free & ~held
+                direction = -self._solve(objective, self._on(objective.space, pairs, free), masked(d, free))
         # Without pairs the scale is unknown: a first step of unit length, or the gradient where that is shorter.
         first = 1.0 if pairs else 1 / max(objective.space.dual_norm(d), 1.0)
         trial = self.search(objective, u, direction, first)
