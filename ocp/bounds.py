@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.control import ControlSpace
+from ocp.control import ControlSpace, Path, sample
 
 __all__ = ["Bounds", "Box", "as_bounds", "feasible", "masked"]
 
@@ -80,8 +79,8 @@ class Bounds:
     tensor([1.2500, 1.7500])
     """
 
-    lower: float | Tensor | Callable[[float], Any] = -inf
-    upper: float | Tensor | Callable[[float], Any] = inf
+    lower: Path = -inf
+    upper: Path = inf
 
     def on(self, space: ControlSpace, like: Tensor) -> Box:
         """The box of a control space, of the type and on the device of ``like``.
@@ -93,8 +92,8 @@ class Bounds:
             upper one, one is NaN, or both are infinite on the same side.
         """
         none = like.new_full((space.parameter_size,), inf)
-        lower = space.join(_path("lower", self.lower, space, like), -none)
-        upper = space.join(_path("upper", self.upper, space, like), none)
+        lower = space.join(sample("bounds: expected the lower one", self.lower, space, like), -none)
+        upper = space.join(sample("bounds: expected the upper one", self.upper, space, like), none)
         crossed = torch.nonzero(~((lower <= upper) & (lower < inf) & (upper > -inf))).flatten().tolist()
         if crossed:
             k, (low, high) = crossed[0], (float(bound[crossed[0]]) for bound in (lower, upper))
@@ -103,23 +102,6 @@ class Bounds:
                 f"control on step {k // space.control_size}"
             )
         return Box(lower, upper)
-
-
-def _path(name: str, bound: Any, space: ControlSpace, like: Tensor) -> Tensor:
-    """A bound at the midpoints of all steps, shape (N, m)."""
-    steps, m = space.grid.steps, space.control_size
-    values = [bound(t) for t in space.grid.midpoints] if callable(bound) else [bound]
-    try:
-        rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"bounds: expected the {name} one to be numbers, got {values[0]!r}") from error
-    for row in rows:
-        if row.shape not in ((), (m,)):
-            raise ValueError(
-                f"bounds: expected the {name} one to be a number, a tensor of shape ({m},), or a function of t that "
-                f"gives one of these, got shape {tuple(row.shape)}"
-            )
-    return torch.stack([row.expand(m) for row in rows]).expand(steps, m)
 
 
 def as_bounds(bounds: Any) -> Bounds | None:

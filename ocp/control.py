@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocp.grid import TimeGrid
 
-__all__ = ["Control", "ControlSpace"]
+__all__ = ["Control", "ControlSpace", "Path", "sample"]
+
+#: What stands for a path u(t): a number, a tensor of shape (m,), or a function of the time that gives one of these.
+Path = float | Tensor | Callable[[float], Any]
 
 
 @dataclass(frozen=True)
@@ -142,3 +147,40 @@ class Control:
     def parameters(self) -> Tensor:
         """View of shape (s,)."""
         return self.space.parameters(self.flat)
+
+
+def sample(expected: str, path: Path, space: ControlSpace, like: Tensor) -> Tensor:
+    """A path on a grid, shape (N, m): its values at the midpoints of the steps.
+
+    Parameters
+    ----------
+    expected : str
+        How an error begins.
+    path : Path
+    space : ControlSpace
+    like : Tensor
+        Of the wanted type, on the wanted device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is no number or has the wrong shape.
+
+    Examples
+    --------
+    >>> sample("start: expected it", lambda t: 2 * t, ControlSpace(TimeGrid(1.0, 2), control_size=1), torch.empty(0)).tolist()
+    [[0.5], [1.5]]
+    """
+    steps, m = space.grid.steps, space.control_size
+    values = [path(t) for t in space.grid.midpoints] if callable(path) else [path]
+    try:
+        rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{expected} to be numbers, got {values[0]!r}") from error
+    for row in rows:
+        if row.shape not in ((), (m,)):
+            raise ValueError(
+                f"{expected} to be a number, a tensor of shape ({m},), or a function of t that gives one of these, "
+                f"got shape {tuple(row.shape)}"
+            )
+    return torch.stack([row.expand(m) for row in rows]).expand(steps, m)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ocp.bounds import Box, feasible
-from ocp.control import Control, ControlSpace
+from ocp.control import Control, ControlSpace, sample
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator
 from ocp.problem import ControlProblem
@@ -55,9 +55,9 @@ class Discretization:
 
     def example(self) -> tuple[Tensor, Tensor]:
         """An initial state and the control of one step, both at the start of the problem."""
-        problem = self.problem
-        if problem.start is not None:
-            return problem.initial_state(problem.start.parameters), problem.start.path[0]
+        problem, start = self.problem, self.problem.start
+        if isinstance(start, Control):
+            return problem.initial_state(start.parameters), start.path[0]
         # An opening computes in the type of its inputs; for a function of the parameters, the default has to do.
         like = getattr(problem.initial_state, "inputs", torch.empty(0))
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
@@ -74,7 +74,7 @@ class Discretization:
         """
         problem, (x, u) = self.problem, self.example()
         self.box  # noqa: B018  raises where the bounds do not fit
-        q = x.new_zeros(problem.parameter_size) if problem.start is None else problem.start.parameters
+        q = problem.start.parameters if isinstance(problem.start, Control) else x.new_zeros(problem.parameter_size)
         shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
         if x.dtype != u.dtype:
             raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
@@ -106,18 +106,26 @@ class Discretization:
 
         Raises
         ------
-        ValueError
-            If the steps of the start do not divide the steps of this grid.
+        TypeError, ValueError
+            If the steps of the start do not divide the steps of this grid, or if a function of the time gives what is
+            no control of a step, or is not finite.
         """
         space, start = self.space, self.problem.start
-        if start is None:
-            x, _ = self.example()
-            return Control(space, feasible(x.new_zeros(space.dimension), self.box))
-        coarse = start.space.grid.steps
-        if self.grid.steps % coarse:
-            raise ValueError(f"start: expected a control on a divisor of {self.grid.steps} steps, got {coarse} steps")
-        path = start.path.repeat_interleave(self.grid.steps // coarse, dim=0)
-        return Control(space, feasible(space.join(path, start.parameters), self.box))
+        x, _ = self.example()
+        parameters = start.parameters if isinstance(start, Control) else x.new_zeros(space.parameter_size)
+        path = start.path if isinstance(start, Control) else start
+        if isinstance(path, Tensor) and path.ndim == 2:
+            if self.grid.steps % len(path):
+                raise ValueError(
+                    f"start: expected a control on a divisor of {self.grid.steps} steps, got {len(path)} steps"
+                )
+            path = path.to(parameters).repeat_interleave(self.grid.steps // len(path), dim=0)
+        else:
+            path = sample("start: expected it", 0.0 if path is None else path, space, x)
+        flat = space.join(path, parameters)
+        if not bool(torch.isfinite(flat).all()):
+            raise ValueError("start: expected finite numbers, got a function of the time that gives NaN or infinity")
+        return Control(space, feasible(flat, self.box))
 
 
 def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:

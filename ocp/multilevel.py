@@ -31,6 +31,7 @@ __all__ = [
     "Progress",
     "Refinement",
     "Scheduled",
+    "Settled",
     "Visits",
 ]
 
@@ -346,6 +347,7 @@ class Progress:
     ratios: tuple[float, ...] = (inf, inf)
     looked: tuple[float, float] | None = None
     gap: float = 0.0
+    left: float | None = None
 
     def after(self, value: float) -> Progress:
         """The progress after one more step."""
@@ -419,6 +421,41 @@ class Measured:
         two = len(values) > 2 and values[-3] - values[-1] <= little
         fast = len(values) > 1 and max(progress.ratios) <= self.fast
         return two or (fast and self.fast * (values[-2] - values[-1]) <= little)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Refine when the objective has settled on this grid, without a look at the next one.
+
+    For problems with a stiff terminal cost: there a prolonged control misses the end, the objective of the finer grid
+    jumps, and `Measured` takes the jump for the discretization error and refines far too early; a step of the smoother
+    mends it. Here the discretization error is estimated by what the two grids have settled at. The objective has
+    settled when the later half of the steps, two at least, decreased it by little against its difference from the
+    coarser grid, of which a half or less is expected for the next, as for a scheme of first order or more.
+
+    Parameters
+    ----------
+    little : float
+        A decrease is little below this share of the difference.
+    first : float
+        On the first grid, of which no difference is known, below this share of the objective. Both were tuned on the
+        pendulum with N = 1024.
+    """
+
+    little: float = 0.1
+    first: float = 1e-2
+
+    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+        return Progress(values=(fine(),), left=coarse())
+
+    def observe(
+        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
+    ) -> tuple[Progress, bool]:
+        value = here()
+        progress = replace(progress, steps=progress.steps + 1, values=(*progress.values, value))
+        later = progress.values[len(progress.values) // 2]
+        scale = self.first * abs(value) if progress.left is None else 0.5 * self.little * abs(value - progress.left)
+        return progress, progress.steps >= 4 and later - value <= scale
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isclose, isfinite
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ocp.bounds import Bounds, as_bounds
-from ocp.control import Control, ControlSpace
+from ocp.control import Control, ControlSpace, Path
 from ocp.costs import (
     ControlCost,
     RunningCost,
@@ -136,8 +136,10 @@ class ControlProblem:
         m; needed beside a plain function only.
     parameter_size : int
         s, the length of q.
-    start : Control, optional
-        Where to begin; it may live on a coarse grid, one step included. Zero where it is left out.
+    start : Control, Path or Tensor of shape (n, m), optional
+        Where to begin. A `Control` may live on a coarse grid, one step included; else a number, a tensor of shape (m,),
+        a function of the time that gives one of these, or a tensor with a row for each of n steps. Then the parameters
+        begin at zero, and so does everything where it is left out.
     bounds : pair or Bounds, optional
         Lower and upper bound of the control: numbers, tensors of shape (m,), or functions of the time; None in the
         pair for no bound on that side. A start that violates them is projected.
@@ -167,7 +169,7 @@ class ControlProblem:
     horizon: float = 1.0
     control_size: int | None = None
     parameter_size: int = 0
-    start: Control | None = None
+    start: Control | Path | None = None
     bounds: Bounds | None = None
 
     def __init__(
@@ -180,7 +182,7 @@ class ControlProblem:
         horizon: float = 1.0,
         control_size: int | None = None,
         parameter_size: int = 0,
-        start: Control | None = None,
+        start: Control | Path | None = None,
         bounds: Any = None,
     ):
         dynamics = as_dynamics(dynamics, control_size)
@@ -204,21 +206,7 @@ class ControlProblem:
             object.__setattr__(self, name, value)
         if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
             raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
-        if start is not None and not isinstance(start, Control):
-            raise TypeError(f"start: expected a Control, got {type(start).__name__}")
-        bad = 0 if start is None else int((~torch.isfinite(start.flat)).sum())
-        if start is not None and bad:
-            raise ValueError(
-                f"start: expected finite numbers, got {bad} of {start.flat.numel()} that are NaN or infinite"
-            )
-        if start is not None and (start.space.control_size, start.space.parameter_size) != (
-            dynamics.control_size,
-            parameter_size,
-        ):
-            raise ValueError(
-                f"start: expected a control with {dynamics.control_size} numbers per step and {parameter_size} "
-                f"parameters, got {start.space.control_size} and {start.space.parameter_size}"
-            )
+        _check_start(start, self.horizon, dynamics.control_size, parameter_size)
 
     def space(self, grid: TimeGrid) -> ControlSpace:
         """The controls of this problem on one grid."""
@@ -245,6 +233,32 @@ class ControlProblem:
                 )
             parts[name] = part.take(indices)
         return replace(self, **parts)
+
+
+def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> None:
+    """Refuse a start that is none, or one for another problem."""
+    if start is None or callable(start):
+        return
+    if not isinstance(start, Control | Tensor | int | float):
+        raise TypeError(
+            f"start: expected a Control, a number, a tensor or a function of the time, got {type(start).__name__}"
+        )
+    numbers = start.flat if isinstance(start, Control) else torch.as_tensor(start)
+    bad = int((~torch.isfinite(numbers)).sum())
+    if bad:
+        raise ValueError(f"start: expected finite numbers, got {bad} of {numbers.numel()} that are NaN or infinite")
+    if not isinstance(start, Control):
+        if numbers.ndim > 2 or numbers.shape[-1:] not in ((), (m,)) or not numbers.numel():
+            raise ValueError(f"start: expected a number or shape ({m},) or (n, {m}), got shape {tuple(numbers.shape)}")
+        return
+    space = start.space
+    if (space.control_size, space.parameter_size) != (m, parameter_size):
+        raise ValueError(
+            f"start: expected a control with {m} numbers per step and {parameter_size} parameters, "
+            f"got {space.control_size} and {space.parameter_size}"
+        )
+    if not isclose(space.grid.horizon, horizon):
+        raise ValueError(f"start: expected a control on the horizon {horizon:g}, got {space.grid.horizon:g}")
 
 
 def _as_initial_state(x: Any) -> InitialState:

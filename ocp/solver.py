@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ocp.adaptive import Adaptive
 from ocp.batches import Batches
 from ocp.bounds import feasible
-from ocp.control import Control
+from ocp.control import Control, Path
 from ocp.integrators import Integrator, as_integrator
 from ocp.methods import Method, State
 from ocp.multilevel import MGOPT
@@ -40,7 +40,7 @@ def minimize(
     method: Method | None = None,
     *,
     integrator: Integrator | str = "euler",
-    start: Control | None = None,
+    start: Control | Path | None = None,
     batches: Batches | None = None,
     validation: ControlProblem | None = None,
     watch_finest: bool = False,
@@ -66,8 +66,9 @@ def minimize(
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
         L-BFGS on the grids that there are by halving the steps, down to 16 or to an eighth.
     integrator : str or Integrator
-    start : Control, optional
-        In place of the problem's own; it may live on a grid whose steps divide ``steps``.
+    start : Control, Path or Tensor, optional
+        In place of the problem's own, with the same choices (`ControlProblem`); the steps of a coarser control must
+        divide ``steps``.
     batches : Batches, optional
         Draw a mini-batch for each iteration; it is held fixed through a cycle on all levels. Give `Nested` and `MGOPT`
         the rule ``refine=Scheduled(...)`` then.

@@ -16,8 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.control import Control, ControlSpace
-from ocp.grid import TimeGrid
 from ocp.problem import ControlProblem, Study
 
 __all__ = ["problem"]
@@ -49,7 +47,7 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
             initial_state=torch.tensor([[1.0, 0.0]], dtype=dtype, device=device),
             terminal_cost=loss,
             control_size=1,
-            start=Control(ControlSpace(TimeGrid(1.0, 1), 1), torch.ones(1, dtype=dtype, device=device)),
+            start=1.0,
             bounds=(0.0, 1.0),
         ),
         steps=128,

@@ -16,9 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.control import Control, ControlSpace
 from ocp.costs import QuadraticRunning
-from ocp.grid import TimeGrid
 from ocp.problem import ControlProblem, Study
 
 __all__ = ["problem"]
@@ -53,7 +51,7 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
             running_cost=QuadraticRunning(state_weight=0.0, control_weight=0.1),
             horizon=HORIZON,
             control_size=1,
-            start=Control(ControlSpace(TimeGrid(HORIZON, 1), 1), torch.tensor([0.5], dtype=dtype, device=device)),
+            start=0.5,
             bounds=(-5.0, 5.0),
         ),
         steps=128,

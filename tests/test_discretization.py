@@ -63,6 +63,37 @@ def test_a_coarser_start_is_repeated(steps):
     assert torch.equal(start.path, given.path.repeat_interleave(6 // steps, dim=0))
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (0.5, [[0.5, 0.5]] * 4),
+        (torch.tensor([1.0, 2.0]), [[1.0, 2.0]] * 4),
+        (torch.tensor([[1, 2], [3, 4]]), [[1.0, 2.0]] * 2 + [[3.0, 4.0]] * 2),
+        (lambda t: 8 * t, [[k, k] for k in (1.0, 3.0, 5.0, 7.0)]),
+        (lambda t: torch.tensor([8 * t, 0.0]), [[k, 0.0] for k in (1.0, 3.0, 5.0, 7.0)]),
+    ],
+    ids=["number", "(m,)", "(n, m)", "function", "function of vectors"],
+)
+def test_a_start_may_be_written_in_short(given, expected):
+    start = discretization(4, start=given, horizon=1.0, parameter_size=1, terminal_cost=lambda x, q: x.sum()).start()
+    assert start.path.tolist() == expected
+    assert (start.parameters.tolist(), start.flat.dtype) == ([0.0], torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda t: torch.zeros(3), r"start: expected it to be a number, a tensor of shape \(2,\), .* got shape \(3,\)"),
+        (lambda t: float("nan"), "start: expected finite numbers, got a function of the time that gives NaN"),
+        (torch.zeros(3, 2), "start: expected a control on a divisor of 4 steps, got 3 steps"),
+    ],
+    ids=["shape", "NaN", "steps"],
+)
+def test_a_start_that_does_not_fit_the_grid_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        discretization(4, start=given).start()
+
+
 def test_parameters_of_the_start_pass_unchanged():
     given = start_on(2, s=3)
     start = discretization(start=given, parameter_size=3, terminal_cost=lambda x, q: x.sum()).start()

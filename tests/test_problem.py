@@ -197,6 +197,27 @@ def test_a_start_of_other_sizes_is_refused(sizes):
         build(start=start_on(2, *sizes))
 
 
+def test_a_start_on_another_horizon_is_refused():
+    with pytest.raises(ValueError, match="start: expected a control on the horizon 2, got 1"):
+        build(start=start_on(2, 2, 0), horizon=2.0)
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "message"),
+    [
+        ("zero", TypeError, "start: expected a Control, a number, a tensor or a function of the time, got str"),
+        (float("nan"), ValueError, "start: expected finite numbers, got 1 of 1 that are NaN"),
+        (torch.zeros(3), ValueError, r"start: expected a number or shape \(2,\) or \(n, 2\), got shape \(3,\)"),
+        (torch.zeros(1, 2, 2), ValueError, r"start: expected a number .* got shape \(1, 2, 2\)"),
+        (torch.zeros(0, 2), ValueError, r"start: expected a number .* got shape \(0, 2\)"),
+    ],
+    ids=["text", "NaN", "(3,)", "three axes", "no steps"],
+)
+def test_what_is_no_start_is_refused(start, error, message):
+    with pytest.raises(error, match=message):
+        build(start=start)
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_start_may_live_on_any_grid(steps):
     assert build(start=start_on(steps, 2, 0)).start.space.grid.steps == steps
