@@ -168,7 +168,8 @@ def sample(expected: str, path: Path, space: ControlSpace, like: Tensor) -> Tens
 
     Examples
     --------
-    >>> sample("start: expected it", lambda t: 2 * t, ControlSpace(TimeGrid(1.0, 2), control_size=1), torch.empty(0)).tolist()
+    >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=2), control_size=1)
+    >>> sample("start: expected it", lambda t: 2 * t, space, torch.empty(0)).tolist()
     [[0.5], [1.5]]
     """
     steps, m = space.grid.steps, space.control_size

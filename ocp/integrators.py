@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ocp.problem import ControlProblem
 from ocp.rungekutta import RungeKutta
-from ocp.tableaus import BACKWARD_EULER, CRANK_NICOLSON, DOPRI5, EULER, HEUN, IMPLICIT_MIDPOINT, MIDPOINT, RK4
+from ocp.tableaus import BACKWARD_EULER, CRANK_NICOLSON, DOPRI5, EULER, HEUN, IMPLICIT_MIDPOINT, MIDPOINT, RK4, SDIRK2
 from ocp.verlet import Verlet
 
 __all__ = ["INTEGRATORS", "Integrator", "as_integrator"]
@@ -41,7 +41,7 @@ class Integrator(Protocol):
         """Directional derivative of the next state and of the running cost."""
 
 
-_TABLEAUS = (EULER, MIDPOINT, HEUN, RK4, DOPRI5, BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON)
+_TABLEAUS = (EULER, MIDPOINT, HEUN, RK4, DOPRI5, BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON, SDIRK2)
 
 #: The integrators that have a name.
 INTEGRATORS: dict[str, Integrator] = {

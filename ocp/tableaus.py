@@ -14,6 +14,7 @@ __all__ = [
     "IMPLICIT_MIDPOINT",
     "MIDPOINT",
     "RK4",
+    "SDIRK2",
     "Tableau",
 ]
 
@@ -122,3 +123,6 @@ DOPRI5 = Tableau(
 BACKWARD_EULER = Tableau("backward_euler", ((1.0,),), (1.0,), order=1)
 IMPLICIT_MIDPOINT = Tableau("implicit_midpoint", ((0.5,),), (1.0,), order=2)
 CRANK_NICOLSON = Tableau("crank_nicolson", ((), (0.5, 0.5)), (0.5, 0.5), order=2)
+_GAMMA = 1 - 0.5**0.5
+#: Second order and L-stable: Alexander (1977), "Diagonally implicit Runge-Kutta methods for stiff O.D.E.'s", theorem 5.
+SDIRK2 = Tableau("sdirk2", ((_GAMMA,), (1 - _GAMMA, _GAMMA)), (1 - _GAMMA, _GAMMA), order=2)

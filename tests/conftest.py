@@ -178,6 +178,14 @@ def crank_nicolson(F, t, h, x):
     return end, h / 2 * (l + F(t + h, end)[1])
 
 
+def sdirk2(F, t, h, x):
+    g = 1 - 0.5**0.5
+    inner = root(lambda y: y - x - g * h * F(t + g * h, y)[0], x)
+    k, l = F(t + g * h, inner)
+    end = root(lambda y: y - x - (1 - g) * h * k - g * h * F(t + h, y)[0], x)
+    return end, h * ((1 - g) * l + g * F(t + h, end)[1])
+
+
 def verlet(F, t, h, x):
     n = x.shape[1] // 2
     q, p = x[:, :n], x[:, n:]
@@ -197,10 +205,11 @@ STEPS = {
     "backward_euler": backward_euler,
     "implicit_midpoint": implicit_midpoint,
     "crank_nicolson": crank_nicolson,
+    "sdirk2": sdirk2,
     "verlet": verlet,
 }
 EXPLICIT = ["euler", "midpoint", "heun", "rk4", "dopri5"]
-IMPLICIT = ["backward_euler", "implicit_midpoint", "crank_nicolson"]
+IMPLICIT = ["backward_euler", "implicit_midpoint", "crank_nicolson", "sdirk2"]
 
 
 @pytest.fixture

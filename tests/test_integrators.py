@@ -274,6 +274,16 @@ def test_explicit_steps_are_unstable_there(explicit_scheme):
     assert not float(states[-1].abs().max()) < 1e6
 
 
+@pytest.mark.parametrize(
+    ("name", "left"), [("backward_euler", 0.0), ("sdirk2", 0.0), ("implicit_midpoint", 1.0), ("crank_nicolson", 1.0)]
+)
+def test_what_is_left_of_a_component_that_is_too_fast_for_the_grid(name, left):
+    problem = ControlProblem(
+        lambda t, x, u: u - 1e9 * x, torch.ones(1, 1).double(), lambda x: x.sum(), control_size=1, horizon=1.0
+    )
+    assert abs(discretize(problem, 1, name).value(torch.zeros(1).double())) == pytest.approx(left, abs=1e-6)
+
+
 @pytest.mark.parametrize("tableau", [BACKWARD_EULER, CRANK_NICOLSON], ids=lambda tableau: tableau.name)
 def test_a_constant_jacobian_takes_the_same_steps_as_a_dense_one(tableau, rand):
     def linear(t, x, u):

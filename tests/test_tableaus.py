@@ -15,11 +15,12 @@ from ocp.tableaus import (
     IMPLICIT_MIDPOINT,
     MIDPOINT,
     RK4,
+    SDIRK2,
     Tableau,
 )
 
 EXPLICIT = [EULER, MIDPOINT, HEUN, RK4, DOPRI5]
-IMPLICIT = [BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON]
+IMPLICIT = [BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON, SDIRK2]
 each = pytest.mark.parametrize("tableau", [*EXPLICIT, *IMPLICIT], ids=lambda tableau: tableau.name)
 
 RALSTON = ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9)
@@ -43,7 +44,10 @@ def test_other_schemes_of_the_literature_are_taken(coefficients, order):
 
 @pytest.mark.parametrize(
     ("tableau", "order"),
-    [(EULER, 2), (MIDPOINT, 3), (HEUN, 4), (RK4, 5), (BACKWARD_EULER, 2), (IMPLICIT_MIDPOINT, 3), (CRANK_NICOLSON, 3)],
+    [
+        *((EULER, 2), (MIDPOINT, 3), (HEUN, 4), (RK4, 5)),
+        *((BACKWARD_EULER, 2), (IMPLICIT_MIDPOINT, 3), (CRANK_NICOLSON, 3), (SDIRK2, 3)),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_scheme_that_claims_a_higher_order_than_it_has_is_refused(tableau, order):
