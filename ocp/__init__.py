@@ -11,7 +11,7 @@ from ocp.grid import TimeGrid
 from ocp.linearsolve import ConstantJacobian, DenseLU
 from ocp.linesearch import Armijo, StrongWolfe
 from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, State, TorchOptimizer
-from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Measured, Nested, Scheduled
+from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Measured, Nested, Scheduled, Settled
 from ocp.network import residual_network
 from ocp.objective import ReducedObjective, ShiftedObjective, discretize
 from ocp.problem import ControlProblem, Study
@@ -66,6 +66,7 @@ __all__ = [
     "RungeKutta",
     "Scheduled",
     "SciPy",
+    "Settled",
     "ShiftedObjective",
     "SolveError",
     "State",

@@ -212,6 +212,9 @@ def solve_(
 
     For a problem with a single sample, as those of classical control, also write the states, control and costates as
     trajectory.png and trajectory.csv.
+
+    Exit codes: 0 if the run ended by a test or by a limit, which the printed status tells; 1 if its result is not
+    finite or not resolved, if it was interrupted, or if an argument does not fit; 2 if an option is unknown.
     """
     goal = None if target is None else Target.parse(target)
     study = _load(name, seed, options["device"], options["dtype"], options["sets"])
@@ -236,7 +239,7 @@ def solve_(
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
     written = ["result.json", "control.pt", "convergence.png", *_trajectory(result, study.problem, folder)]
     click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
-    if result.status in (Status.NOT_FINITE, Status.INTERRUPTED):
+    if result.status in (Status.NOT_FINITE, Status.UNRESOLVED, Status.INTERRUPTED):
         raise SystemExit(1)
 
 

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from ocp.adaptive import Adaptive
 from ocp.batches import Batches
 from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, TorchOptimizer
-from ocp.multilevel import MGOPT, Forgetful, Measured, Nested, Refinement, Scheduled
+from ocp.multilevel import MGOPT, Forgetful, Measured, Nested, Refinement, Scheduled, Settled
 from ocp.objective import discretize
 from ocp.problem import Study
 from ocp.result import Record, Result, Target
@@ -43,6 +43,9 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "nested": lambda smoother, **grids: Nested(method=Forgetful(smoother), **grids),
     "mgopt": lambda smoother, **grids: MGOPT(smoother=smoother, **grids),
 }
+
+#: Rules for when to refine, by the name by which a study suggests one.
+REFINEMENTS: Mapping[str, Refinement] = {"measured": Measured(), "settled": Settled()}
 
 #: With mini-batches each coarse grid gets so many epochs.
 EPOCHS = 5
@@ -108,7 +111,7 @@ def solve(name: str, study: Study, run: Run) -> Result:
     finest = steps.first if isinstance(steps, Adaptive) else steps
     levels = run.levels or depth(finest, max(study.steps >> (study.levels - 1), 1))
     batches: Batches | None = None
-    refine: Refinement = Measured()
+    refine = REFINEMENTS[study.refine]
     if run.batch_size is not None:
         batches = Batches(run.batch_size, run.seed)
         samples = discretize(study.problem, 1).work.samples

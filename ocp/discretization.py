@@ -96,8 +96,30 @@ class Discretization:
                 raise ValueError(
                     f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch"
                 )
+        self._check_derivatives(x, u, q, f)
         if hasattr(self.integrator, "check"):
             self.integrator.check(problem, x, u)
+
+    def _check_derivatives(self, x: Tensor, u: Tensor, q: Tensor, f: Tensor) -> None:
+        """Evaluate the derivatives that a gradient is made of once, and compare shapes."""
+        problem = self.problem
+        pieces: list[tuple[str, Any, tuple[Any, ...], dict[str, Tensor]]] = [
+            ("dynamics: expected vjp(t, x, u, p)", problem.dynamics.vjp, (0.0, x, u, f), {"x": x, "u": u}),
+            ("initial_state: expected vjp(q, p)", problem.initial_state.vjp, (q, x), {"q": q}),
+        ]
+        if problem.running_cost is not None:
+            L = problem.running_cost.derivative
+            pieces.append(("running_cost: expected derivative(t, x, u)", L, (0.0, x, u), {"x": x, "u": u}))
+        if problem.terminal_cost is not None:
+            Phi = problem.terminal_cost.derivative
+            pieces.append(("terminal_cost: expected derivative(x, q)", Phi, (x, q), {"x": x, "q": q}))
+        for name, piece, arguments, like in pieces:
+            found = piece(*arguments)
+            found = (found,) if len(like) == 1 else found
+            shapes = [tuple(entry.shape) for entry in like.values()]
+            if [tuple(getattr(entry, "shape", ("none",))) for entry in found] != shapes:
+                got = ", ".join(_describe(entry) for entry in found)
+                raise ValueError(f"{name} to return what has the shapes of {', '.join(like)}, {shapes}, got {got}")
 
     def start(self) -> Control:
         """The start of the problem on this grid: each step of a coarser start is repeated; zero where none is given.

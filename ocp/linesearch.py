@@ -107,7 +107,10 @@ class Armijo:
             candidate = path.at(step)
             trial, change = objective.value(candidate), path.change(slope, step, candidate)
             if isfinite(trial) and trial - value <= self.c1 * change < 0:
-                return Trial(step, candidate)
+                # Whoever goes on from there needs the derivative anyway.
+                if isfinite(path.slope(candidate, objective.derivative(candidate))):
+                    return Trial(step, candidate)
+                trial = inf
             step = _interpolate(step, change / step, trial - value)
         return None
 

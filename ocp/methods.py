@@ -347,7 +347,8 @@ class SciPy:
     name : str
         A gradient method of SciPy, such as ``"L-BFGS-B"``, ``"CG"`` or ``"BFGS"``.
     iterations : int
-        For TNC, which has no such limit, evaluations.
+        For TNC, which has no such limit, evaluations. The barrier of ``"trust-constr"`` begins anew at each call: with
+        bounds give it as many as the whole solve may take, such as 200.
 
     Raises
     ------

@@ -340,6 +340,8 @@ class Progress:
         The objectives of this grid and of the next finer one at the last look.
     gap : float
         Estimated difference between these two.
+    left : float or None
+        The last objective of the coarser grid, where it was noted.
     """
 
     steps: int = 0
@@ -429,21 +431,23 @@ class Settled:
 
     For problems with a stiff terminal cost: there a prolonged control misses the end, the objective of the finer grid
     jumps, and `Measured` takes the jump for the discretization error and refines far too early; a step of the smoother
-    mends it. Here the discretization error is estimated by what the two grids have settled at. The objective has
-    settled when the later half of the steps, two at least, decreased it by little against its difference from the
-    coarser grid, of which a half or less is expected for the next, as for a scheme of first order or more.
+    mends it. Here the discretization error is estimated by the difference from what the coarser grid settled at, of
+    which half is expected for the next, as for a scheme of first order. The objective has settled when the second half
+    of the steps decreased it by little: the longer a descent has lasted, the longer it has to pause.
 
     Parameters
     ----------
     little : float
-        A decrease is little below this share of the difference.
+        A decrease is little below this share of the expected difference.
     first : float
-        On the first grid, of which no difference is known, below this share of the objective. Both were tuned on the
-        pendulum with N = 1024.
+        On the first grid, where no difference is known, below this share of the objective.
+    least : int
+        Steps on each grid, at least. The three were tuned on the pendulum with N = 1024.
     """
 
     little: float = 0.1
     first: float = 1e-2
+    least: int = 4
 
     def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
         return Progress(values=(fine(),), left=coarse())
@@ -451,11 +455,10 @@ class Settled:
     def observe(
         self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
     ) -> tuple[Progress, bool]:
-        value = here()
-        progress = replace(progress, steps=progress.steps + 1, values=(*progress.values, value))
-        later = progress.values[len(progress.values) // 2]
-        scale = self.first * abs(value) if progress.left is None else 0.5 * self.little * abs(value - progress.left)
-        return progress, progress.steps >= 4 and later - value <= scale
+        values, left = (*progress.values, here()), progress.left
+        progress = replace(progress, steps=progress.steps + 1, values=values)
+        little = self.first * abs(values[-1]) if left is None else 0.5 * self.little * abs(values[-1] - left)
+        return progress, progress.steps >= self.least and values[len(values) // 2] - values[-1] <= little
 
 
 @dataclass(frozen=True)

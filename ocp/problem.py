@@ -293,8 +293,8 @@ class Study:
         Suggested number of steps on the finest grid, and of grids.
     integrator : str or Integrator
         Suggested scheme.
-    smoother, interpolation : str
-        Suggested method on each grid, and prolongation: names that `ocp.compare` knows.
+    smoother, interpolation, refine : str
+        Suggested method on each grid, prolongation, and rule for when to refine: names that `ocp.compare` knows.
     validation, test : ControlProblem, optional
         The same problem on samples that occur nowhere else; they are for measuring accuracy.
     optimum : float, optional
@@ -311,6 +311,7 @@ class Study:
     integrator: Any = "euler"
     smoother: str = "lbfgs"
     interpolation: str = "constant"
+    refine: str = "measured"
     validation: ControlProblem | None = None
     test: ControlProblem | None = None
     optimum: float | None = None

@@ -112,7 +112,8 @@ class Result:
     counts : mapping
         Coarse corrections taken, refused and skipped; grids refused.
     about : mapping
-        What was run: steps, integrator, recipe (of the method), tolerance, target, dtype, device; the derivative's norm
+        What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
+        device; the derivative's norm
         at the start, by which the tolerance is measured; and whatever the caller adds.
     """
 
@@ -176,16 +177,22 @@ class Result:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+        steps, scheme = self.about.get("steps"), self.about.get("integrator")
         lines = {
             "status": f"{self.status.name} (success: {self.success})",
             "message": self.message,
-            **({"target": self.about["target"]} if self.about.get("target") else {}),
+            **({"target": self._target()} if self.about.get("target") else {}),
+            **({"grid": f"{steps} steps of {scheme}"} if steps and scheme else {}),
             "value": f"{self.value:.10g}",
             "derivative norm": f"{self.derivative_norm:.3e}{self._relative()}",
             "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
             "events": counts or "none",
         }
         return "\n".join(f"{name:>20}: {text}" for name, text in lines.items())
+
+    def _target(self) -> str:
+        reached = "" if self.about.get("target_reached", True) else ", not reached"
+        return f"{self.about['target']}{reached}"
 
     def _relative(self) -> str:
         """The derivative's norm by that at the start, beside the tolerance, where these are known."""

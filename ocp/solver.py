@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ocp.adaptive import Adaptive
+from ocp.adaptive import Adaptive, resolved
 from ocp.batches import Batches
 from ocp.bounds import feasible
 from ocp.control import Control, Path
@@ -84,7 +84,8 @@ def minimize(
         Stop when it is reached.
     max_iterations : int
     max_work, max_seconds : float
-        Limits; the iteration that exceeds one is finished. Looking is in none of them.
+        Limits; the iteration that exceeds one is finished. Looking is in none of them. With `Adaptive`, each finest
+        grid in turn may take ``max_work`` gradients of its own.
     record_every : int, optional
         Iterations between two records; 1 by default, with mini-batches one epoch, since each record then evaluates the
         objective on all samples.
@@ -164,13 +165,17 @@ def minimize(
                     with run.clock.running():
                         state = method.step(on, state)
                     run.state, run.iteration = state, run.iteration + 1
+            if status.success and not run.resolved():
+                status = Status.UNRESOLVED
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         except Exception as error:
             if run.history:
                 error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
             raise
-    return run.result(status, method).describe(tolerance=tolerance, target=None if target is None else str(target))
+    met = None if target is None else target.first(tuple(run.history)) is not None
+    about = {"tolerance": tolerance, "target": None if target is None else str(target), "target_reached": met}
+    return run.result(status, method).describe(**about)
 
 
 def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, record_every: int | None) -> None:
@@ -254,6 +259,8 @@ class _Run:
     reference: float = 0.0
     optima: list[float] = field(default_factory=list)
     error: float | None = None
+    stationary: bool = False
+    before: float = 0.0  # work done before the present finest grid
 
     def __post_init__(self) -> None:
         self.look = self.objective.uncounted()
@@ -269,6 +276,14 @@ class _Run:
             return Status.CONVERGED
         return Status.RUNNING if 2 * self.objective.space.grid.steps <= adaptive.limit else Status.MAX_STEPS
 
+    def resolved(self) -> bool:
+        """Whether the grid resolves the states at all; looking is not counted."""
+        units, flat = self.objective.work.units, self.state.control
+        try:
+            return resolved(self.objective, flat if self.state.level == 0 else self.control().flat)
+        finally:
+            self.objective.work.units = units
+
     def refine(self, method: Method) -> State:
         """Go on from here with a finest grid of twice the steps, to which all that was recorded now refers."""
         coarse, work = self.objective, self.objective.work
@@ -281,6 +296,7 @@ class _Run:
         if self.validation is not None:
             self.look_validation = self.look_validation.on(fine.space.grid.steps)
         work.steps, work.units = 2 * work.steps, work.units / 2
+        self.before = work.units
         self.history = [replace(r, level=r.level + 1, work_units=r.work_units / 2) for r in self.history]
         if self.best is not None:
             self.best = replace(self.best, rank=(self.best.rank[0] + 1, self.best.rank[1]))
@@ -297,6 +313,7 @@ class _Run:
             start = state.control if state.level == 0 else self.look.discretization.start().flat
             _, norm = _evaluate(objective, start)
         self.reference = norm if isfinite(norm) else 0.0  # by infinity everything would be small
+        self.stationary = norm == 0
 
     def control(self, flat: Tensor | None = None) -> Control:
         """A control, by default the current one, on the finest grid."""
@@ -306,12 +323,15 @@ class _Run:
             flat = feasible(Transfer(space, coarse).prolong(flat), self.objective.box)
         return Control(space, flat)
 
-    def _choice(self) -> str:
-        """What was found out about the grid, where it was to be chosen."""
-        if self.error is None:
-            return ""
-        steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
-        return f" The grid was refined to {steps} steps; the estimated relative discretization error is {error:.1e}."
+    def _notes(self) -> Iterator[str]:
+        """What there is to say besides why the run ended."""
+        if self.state.level > 0:
+            yield f"It was still on level {self.state.level}; its control was prolonged."
+        if self.stationary:
+            yield "The derivative is zero at the start, which need not be a minimum; another start may do better."
+        if self.error is not None:
+            steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
+            yield f"The grid was refined to {steps} steps; the estimated relative discretization error is {error:.1e}."
 
     def record(self) -> Record:
         """Evaluate where the run is and note it; on a full batch the method needs that next, so it is charged."""
@@ -353,13 +373,13 @@ class _Run:
             accuracy = self._accuracy(control)
             if point is None or point.rank[0] > 0:
                 value, norm = _evaluate(self.look, control.flat)
-        note = "" if self.state.level == 0 else f" It was still on level {self.state.level}; its control was prolonged."
+        why = " ".join([status.value, *self._notes()])
         return Result(
             control,
             value,
             norm,
             status,
-            f"{status.value}{note}{self._choice()} After {self.iteration} iterations and {objective.work.units:.2f} "
+            f"{why} After {self.iteration} iterations and {objective.work.units:.2f} "
             f"work units the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
             self.iteration,
             objective.work.units,
@@ -409,7 +429,7 @@ class _Stopping:
         limits = (
             (run.state.status is not Status.RUNNING, run.state.status),
             (run.iteration >= self.max_iterations, Status.MAX_ITERATIONS),
-            (run.objective.work.units >= self.max_work, Status.MAX_WORK),
+            (run.objective.work.units - run.before >= self.max_work, Status.MAX_WORK),
             (run.clock.seconds >= self.max_seconds, Status.MAX_SECONDS),
         )
         return next((status for reached, status in limits if reached), Status.RUNNING)

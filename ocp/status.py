@@ -29,6 +29,10 @@ class Status(Enum):
     MAX_WORK = "The work limit was reached before the tolerance."
     MAX_SECONDS = "The time limit was reached before the tolerance."
     MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than wanted."
+    UNRESOLVED = (
+        "With half the step the same control ends in states of another size: the grid is too coarse, or the scheme "
+        "unstable on it. Take more steps or an implicit scheme."
+    )
     NO_DECREASE = (
         "No step along the search direction decreased the objective: "
         "the limit of the precision is reached, or the derivative is wrong."

@@ -43,7 +43,9 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor) -> 
         value += problem.terminal_cost(x[-1], q)
     for cost in problem.control_cost:
         value += cost(space, control)
-    return value
+    # A state that is not finite makes the objective so, also where no cost sees it.
+    seen = torch.isfinite(x[-1]).all() | ~torch.isfinite(value)
+    return torch.where(seen, value, torch.inf)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from math import isfinite, log
+from math import isfinite, isnan, log
 from typing import Any
 
 import torch
@@ -94,7 +94,9 @@ class Report:
         return all(check.passed for check in self.checks)
 
     def __str__(self) -> str:
-        rows = [(c.name, f"{c.measured:.3g}", c.expected, "pass" if c.passed else "FAIL") for c in self.checks]
+        # No order can be seen where a remainder is zero up to rounding.
+        seen = ["none" if c.passed and isnan(c.measured) else f"{c.measured:.3g}" for c in self.checks]
+        rows = [(c.name, s, c.expected, "pass" if c.passed else "FAIL") for c, s in zip(self.checks, seen, strict=True)]
         table = tabulate(rows, headers=("check", "measured", "expected", ""), disable_numparse=True)
         failed = sum(not check.passed for check in self.checks)
         verdict = "All checks passed." if self.passed else f"{failed} of {len(self.checks)} checks FAILED."

@@ -58,6 +58,7 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         levels=4,
         integrator="rk4",
         interpolation="linear",
+        refine="settled",
         optimum=1.46206,
         settings={"max_work": 1000, "tolerance": 1e-6},
         target=("value", 1.47),

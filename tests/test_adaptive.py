@@ -3,8 +3,10 @@
 from math import inf, nan
 
 import pytest
+import torch
 
-from ocp import Adaptive
+from ocp import Adaptive, ControlProblem, discretize
+from ocp.adaptive import resolved
 
 
 def optima(rate, grids, exact=1.0, first=0.1):
@@ -64,6 +66,17 @@ def test_an_error_is_compared_with_the_size_of_the_optimum(error, optimum, enoug
     assert Adaptive(0.1).enough(error, optimum) is enough
 
 
+@pytest.mark.parametrize(("error", "enough"), [(1e-7, True), (1e-5, False)])
+def test_where_the_optimum_is_zero_an_absolute_error_counts(error, enough):
+    assert Adaptive(0.1, absolute=1e-6).enough(error, 0.0) is enough
+
+
+@pytest.mark.parametrize("absolute", [-1e-3, nan, inf])
+def test_an_absolute_error_that_makes_no_sense_is_refused(absolute):
+    with pytest.raises(ValueError, match=f"absolute: expected a finite number >= 0, got {absolute!r}"):
+        Adaptive(0.1, absolute=absolute)
+
+
 @pytest.mark.parametrize("error", [0.0, -1e-3, nan, inf])
 def test_a_wanted_error_that_makes_no_sense_is_refused(error):
     with pytest.raises(ValueError, match=f"error: expected a finite number > 0, got {error!r}"):
@@ -74,3 +87,31 @@ def test_a_wanted_error_that_makes_no_sense_is_refused(error):
 def test_grids_that_make_no_sense_are_refused(first, limit):
     with pytest.raises(ValueError, match=f"expected 1 <= first <= limit, got {first} and {limit}"):
         Adaptive(1e-3, first, limit)
+
+
+def decay(rate, x0=1.0):
+    x = torch.full((1, 1), x0, dtype=torch.float64)
+    return ControlProblem(lambda t, x, u: u - rate * x, x, lambda x: x.sum(), control_size=1)
+
+
+@pytest.mark.parametrize(
+    ("rate", "scheme", "expected"),
+    [
+        (1.0, "euler", True),
+        (-9.0, "rk4", True),
+        (1e3, "euler", False),
+        (1e3, "rk4", False),
+        (1e3, "backward_euler", True),
+        (1e3, "sdirk2", True),
+        (1e16, "euler", False),
+    ],
+)
+def test_states_that_explode_by_the_scheme_are_told_from_those_that_grow(rate, scheme, expected):
+    # The growth exp(9) = 8e3 is real; explicit steps of size 1/32 with the rate 1e3 multiply the state by 30 or more.
+    assert resolved(discretize(decay(rate), 32, scheme), torch.zeros(32).double()) is expected
+
+
+def test_costates_that_explode_are_seen_where_the_state_stands_still():
+    objective = discretize(decay(1e3, x0=1e-3), 32, "rk4")
+    assert float(objective.final_state(torch.ones(32).double())) == pytest.approx(1e-3)
+    assert not resolved(objective, torch.ones(32).double())

@@ -1,6 +1,7 @@
 """A problem on a grid: where it starts, and what is checked at the boundary."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -166,5 +167,52 @@ def test_pieces_that_fit_pass_the_check(changes):
     ids=["shape", "type", "terminal shape", "terminal number", "running shape", "product", "running number"],
 )
 def test_a_piece_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        discretization(**changes).check()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A dynamics or a cost, whose derivatives are whatever is given."""
+
+    value: Callable
+    given: Callable
+    control_size: int = 2
+
+    def __call__(self, *arguments):
+        return self.value(*arguments)
+
+    def vjp(self, *arguments):
+        return self.given(*arguments)
+
+    derivative = vjp
+
+    def jvp(self, t, x, u, dx, du):
+        return du - dx
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"dynamics": Piece(lambda t, x, u: u - x, lambda t, x, u, p: (-p, p)), "control_size": None},
+            r"dynamics: expected vjp\(t, x, u, p\) to return what has the shapes of x, u, .*, got shape \(4, 2\)",
+        ),
+        (
+            {"running_cost": Piece(lambda t, x, u: u.square().sum(), lambda t, x, u: (0 * x, 2 * u.sum()))},
+            r"running_cost: expected derivative\(t, x, u\) to return .*, got .*, shape \(\)",
+        ),
+        (
+            {"terminal_cost": Piece(lambda x, q: x.sum(), lambda x, q: (x[0], q))},
+            r"terminal_cost: expected derivative\(x, q\) to return .*, got shape \(2,\)",
+        ),
+        (
+            {"terminal_cost": Piece(lambda x, q: x.sum(), lambda x, q: x)},
+            r"terminal_cost: expected derivative\(x, q\) to return .*, got shape \(2,\)",
+        ),
+    ],
+    ids=["vjp", "running cost", "terminal cost", "one tensor for two"],
+)
+def test_a_derivative_of_the_wrong_shape_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         discretization(**changes).check()

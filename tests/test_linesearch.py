@@ -323,3 +323,11 @@ def test_a_region_beyond_a_bound_is_never_evaluated(search, first):
     trial = search(objective, u, -100 * objective.derivative(u), first)
     assert objective.value(trial.control) < objective.value(u)
     assert all(torch.isfinite(objective.function(v)) for v in objective.asked)
+
+
+def test_a_finite_value_with_an_infinite_slope_is_a_failed_trial():
+    # sqrt(u) is smallest at 0, where it has no derivative; the first trial would go there exactly.
+    function = Function(lambda u: torch.sqrt(u[0].clamp_min(0)) + 0 * u[1])
+    start = torch.tensor([4.0, 0.0], dtype=torch.float64)
+    trial = Armijo()(function, start, torch.tensor([-4.0, 0.0], dtype=torch.float64), 1.0)
+    assert 0 < trial.step < 1

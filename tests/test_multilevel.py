@@ -36,6 +36,7 @@ from ocp import (
     QuadraticRunning,
     Scheduled,
     SciPy,
+    Settled,
     ShiftedObjective,
     Status,
     Tikhonov,
@@ -529,6 +530,33 @@ def test_measured_refinement_stays_while_the_finer_grid_follows():
     assert decisions == [False] * 8
 
 
+def refines(rule, values, left=None):
+    """What a rule decides after each of these values, which no look at the finer grid tells."""
+    progress = Progress(values=values[:1])
+    if left is not None:
+        progress = rule.arrive(Progress(), lambda: left, lambda: values[0])
+    decisions = []
+    for value in values[1:]:
+        progress, refine = rule.observe(progress, lambda value=value: value, lambda: pytest.fail("nobody looks"))
+        decisions.append(refine)
+    return decisions
+
+
+@pytest.mark.parametrize("steps", [8, 20, 40])
+def test_a_descent_that_lasted_has_to_pause_as_long_before_it_has_settled(steps):
+    values = (*(float(steps - k) for k in range(steps)), *[1.0] * (2 * steps))
+    assert refines(Settled(), values).index(True) == 2 * steps - 4
+
+
+@pytest.mark.parametrize(("left", "expected"), [(2.0, False), (20.0, True)])
+def test_what_is_little_is_measured_by_the_difference_from_the_coarser_grid(left, expected):
+    assert any(refines(Settled(), tuple(2.0 - 0.1 * k for k in range(8)), left)) is expected
+
+
+def test_a_jump_by_prolongation_that_the_first_step_mends_does_not_count():
+    assert refines(Settled(), (500.0, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0), left=1.2) == [False] * 6
+
+
 def test_a_refined_control_is_the_prolonged_one():
     objective, start = started(CLASSIFICATION)
     states = run(Nested(2, refine=Scheduled(3)), objective, start, 3)
@@ -945,7 +973,7 @@ class Lost:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("refine", [Measured(), Scheduled(30)], ids=["measured", "scheduled"])
+@pytest.mark.parametrize("refine", [Measured(), Scheduled(30), Settled()], ids=["measured", "scheduled", "settled"])
 def test_coarse_grids_whose_values_stop_being_finite_midway_are_refused(value, refine):
     alone = minimize(LQR, 16, LBFGS(), tolerance=1e-7)
     many = minimize(LQR, 16, Nested(3, Lost(LBFGS(), value, 16), refine=refine), tolerance=1e-7)

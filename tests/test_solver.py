@@ -218,6 +218,47 @@ def test_a_stationary_point_that_is_worse_than_another_point_is_what_converged()
     assert result.derivative_norm == 0
 
 
+@pytest.mark.parametrize("method", [LBFGS(), MGOPT(3)])
+@pytest.mark.parametrize(("scheme", "status"), [("euler", Status.UNRESOLVED), ("backward_euler", Status.CONVERGED)])
+def test_an_optimum_made_by_an_unstable_scheme_is_no_success(method, scheme, status):
+    problem = cubic(
+        dynamics=lambda t, x, u: -1e3 * (x - u), terminal_cost=lambda x: x.sum(), running_cost=None, bounds=(-1.0, 1.0)
+    )
+    assert minimize(problem, 16, method, integrator=scheme).status is status
+
+
+@pytest.mark.parametrize("method", [LBFGS(), MGOPT(2)])
+@pytest.mark.parametrize(("start", "said"), [(0.0, True), (0.5, False)])
+def test_a_start_that_is_stationary_is_told(method, start, said):
+    problem = cubic(
+        dynamics=lambda t, x, u: u + 0 * x,
+        initial_state=torch.zeros(1, 1).double(),
+        terminal_cost=lambda x: torch.cos(x).sum(),
+        running_cost=None,
+        start=start,
+    )
+    assert ("zero at the start" in minimize(problem, 4, method).message) is said
+
+
+def test_a_state_that_is_not_finite_is_no_success_where_no_cost_sees_it():
+    problem = cubic(
+        dynamics=lambda t, x, u: torch.stack((u[0] - x[:, 0], torch.sqrt(u[0] - 1).expand(len(x))), dim=1),
+        initial_state=torch.ones(1, 2).double(),
+        terminal_cost=lambda x: x[:, 0].square().sum(),
+        running_cost=None,
+    )
+    assert minimize(problem, 4, LBFGS()).status is Status.NOT_FINITE
+
+
+@pytest.mark.parametrize(("threshold", "said"), [(0.9, "value <= 0.9\n"), (0.0, "value <= 0, not reached\n")])
+def test_what_is_printed_tells_whether_the_target_was_reached(threshold, said):
+    assert said in str(minimize(PROBLEM, 8, LBFGS(), target=Target("value", threshold)))
+
+
+def test_what_is_printed_names_steps_and_scheme():
+    assert "8 steps of heun" in str(minimize(PROBLEM, 8, LBFGS(), integrator="heun"))
+
+
 def test_the_control_returned_has_reached_the_target_of_accuracy():
     """A classifier that is mostly right and very sure of itself has a large value where it is wrong."""
     objective = discretize(TRAINING, 4)
@@ -820,7 +861,6 @@ ENDINGS_REFINED = {
     "stop": (Status.STOPPED, {"callback": after_refinement(stop)}),
     "interrupt": (Status.INTERRUPTED, {"callback": after_refinement(interrupt_now)}),
     "iterations": (Status.MAX_ITERATIONS, {"max_iterations": 6}),
-    "work": (Status.MAX_WORK, {"max_work": 5.5}),
     "target": (Status.TARGET, {"target": Target("value", 0.388)}),
 }
 
@@ -832,6 +872,14 @@ def test_a_refined_run_can_end_early_with_its_result(status, settings):
     assert result.about["steps"] in (16, 32)
     assert math.isfinite(result.value)
     assert result.value == discretize(lqr.problem().problem, result.about["steps"]).value(result.control)
+
+
+@pytest.mark.parametrize(("max_work", "status"), [(2.0, Status.MAX_WORK), (8.0, Status.MAX_STEPS)])
+def test_the_limit_of_work_holds_for_each_grid_of_a_refined_run(max_work, status):
+    result = refined(LBFGS(), error=1e-9, limit=64, max_work=max_work)
+    in_first_gradients = result.work_units * result.about["steps"] / 8
+    assert result.status is status
+    assert (in_first_gradients > 8.0) is (status is Status.MAX_STEPS)
 
 
 def test_a_callback_that_stops_where_the_tolerance_is_met_is_heard_although_the_grid_is_too_coarse():

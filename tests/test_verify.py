@@ -508,3 +508,12 @@ def test_an_order_is_the_slope_of_the_finest_remainders_above_the_noise():
 def test_an_order_that_cannot_be_seen_is_nan(remainders):
     taylor = Taylor(tuple(2.0**-k for k in range(len(remainders))), (), (), noise=0.0)
     assert str(taylor.order(remainders)) == "nan"
+
+
+def test_an_order_that_cannot_be_seen_is_not_printed_as_a_number():
+    problem = ControlProblem(
+        lambda t, x, u: u - x, torch.zeros(1, 1).double(), lambda x: x.square().sum(), control_size=1
+    )
+    report = verify(discretize(problem, 8))
+    assert report.passed
+    assert "nan" not in str(report)

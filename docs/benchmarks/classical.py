@@ -1,6 +1,7 @@
-"""Solve the classical problems with one grid and with MG/OPT, and write what it took into the documentation.
+r"""Solve the classical problems with one grid and with MG/OPT, and write what it took into the documentation.
 
-    python docs/benchmarks/classical.py [--quick] [--redraw] [--part reference|efficiency|flatness] [--problem NAME]
+    python docs/benchmarks/classical.py [--quick] [--redraw] [--part reference|efficiency|flatness] [--problem NAME] \
+        [--method single|mgopt]
 
 Three parts: the discrete optima of an independent solver on N = 50, 100, 200; the work to the discretization error on
 N = 1024; the iterations to a fixed tolerance from N = 64 to 4096. Results go to docs/results/classical/PART.json and,
@@ -55,18 +56,18 @@ def row(name: str, scheme: str, steps: int, method: str, result: Result) -> dict
     }
 
 
-def reference(names: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
+def reference(names: tuple[str, ...], methods: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
     """Every reference optimum, from the documented start, with the settings that the problem suggests."""
     for name in names:
         for scheme, optima in OPTIMA[name]["optima"].items():
             for steps, optimum in optima.items():
-                for method in METHODS if int(steps) <= (50 if quick else 200) else ():
+                for method in methods if int(steps) <= (50 if quick else 200) else ():
                     result = run(name, method, int(steps), scheme)
                     distance = (result.value - optimum) / abs(optimum)
                     yield {**row(name, scheme, int(steps), method, result), "distance": distance}
 
 
-def efficiency(names: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
+def efficiency(names: tuple[str, ...], methods: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
     """Work until the distance to the discrete optimum is the discretization error."""
     steps = 128 if quick else 1024
     for name in names:
@@ -76,16 +77,16 @@ def efficiency(names: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
             error = (optima[scheme]["200"] - limit) * (200 / steps) ** order
             size = max(abs(error), 1e-9 * abs(limit))  # Hull's problem has no discretization error
             target = Target("value", limit + error + size)
-            for method in METHODS:
+            for method in methods:
                 result = run(name, method, steps, scheme, target=target, tolerance=0.0, max_work=400)
                 yield {**row(name, scheme, steps, method, result), "error": size}
 
 
-def flatness(names: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
+def flatness(names: tuple[str, ...], methods: tuple[str, ...], quick: bool) -> Iterator[dict[str, Any]]:
     """Iterations until the derivative has 1e-6 of its norm at the start."""
     for name in (name for name in names if name in REGULARIZED):
         for steps in (64, 256) if quick else (64, 256, 1024, 4096):
-            for method in METHODS:
+            for method in methods:
                 result = run(name, method, steps, "rk4", tolerance=1e-6, max_work=200)
                 yield row(name, "rk4", steps, method, result)
 
@@ -199,10 +200,11 @@ def _save(part: str, rows: list[dict[str, Any]]) -> None:
 @click.option("--redraw", is_flag=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="All of them by default.")
 @click.option("--problem", "names", multiple=True, type=click.Choice(list(OPTIMA)), help="All of them by default.")
-def main(quick: bool, redraw: bool, parts: tuple[str, ...], names: tuple[str, ...]) -> None:
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Both by default.")
+def main(quick: bool, redraw: bool, parts: tuple[str, ...], names: tuple[str, ...], methods: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     for part in () if redraw else parts or PARTS:
-        for line in PARTS[part](names or tuple(OPTIMA), quick):
+        for line in PARTS[part](names or tuple(OPTIMA), methods or METHODS, quick):
             click.echo(" ".join(f"{key}={value}" for key, value in line.items()))
             if not quick:
                 _save(part, [line])
