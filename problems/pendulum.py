@@ -8,7 +8,8 @@ A textbook problem of robotics, as in Tedrake (2023), "Underactuated robotics". 
 hold the pendulum out sideways, so that it has to swing back before it swings up. There are several local optima; the
 search begins at u = 1/2, since at u = 0 the pendulum does not move and the derivative vanishes. The optimum
 1.46206 is that of discrete optima for RK4, extrapolated to the step 0. Coarse explicit Euler grids have optima that are
-not there on fine ones: 0.57 on 50 steps.
+not there on fine ones: 0.57 on 50 steps; so the coarsest grid suggested has 64. The derivative at the start is small,
+0.43: it grows twentyfold before it falls, which is why the tolerance is no smaller.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
             bounds=(-5.0, 5.0),
         ),
         steps=128,
-        levels=4,
+        levels=2,
         integrator="rk4",
         interpolation="linear",
         refine="settled",
         optimum=1.46206,
-        settings={"max_work": 1000, "tolerance": 1e-6},
+        settings={"max_work": 1000, "tolerance": 1e-5},
         target=("value", 1.47),
     )

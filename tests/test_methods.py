@@ -387,6 +387,13 @@ def test_scipy_goes_on_until_the_solver_is_satisfied(name):
     assert minimize(LQR, 16, SciPy(name), tolerance=1e-8).status is Status.CONVERGED
 
 
+def test_the_barrier_of_trust_constr_gets_to_its_end_within_one_long_call():
+    problem = replace(LQR, bounds=as_bounds((-0.3, 0.3)))
+    result = minimize(problem, 8, SciPy("trust-constr", iterations=200), tolerance=1e-5)
+    assert result.status is Status.CONVERGED
+    assert result.value == pytest.approx(minimize(problem, 8, LBFGS(), tolerance=1e-8).value, rel=1e-8)
+
+
 BOUNDED = {
     "gradient descent": GradientDescent(),
     "gradient descent, strong Wolfe": GradientDescent(StrongWolfe()),
