@@ -123,7 +123,7 @@ NOTES = """## Why not everywhere
   swings gain nothing. A prolonged control misses the end and jumps out of the valley; one step mends that. So a coarse
   grid helps where it has been solved to the end: hence the rule `Settled`. From 16 steps on it took 126 units with RK4
   to the discretization error on 1024 steps, and nested iteration without cycles 50. Where coarse Euler grids are
-  refused they give nothing. The table has the rule `Measured` on the grids down to 16.
+  refused they give nothing. The second table has the rule `Measured` on the grids down to 16.
 - **parallel_reactions, RK4.** The bound is active near the end only; after each refinement L-BFGS needs several
   iterations to find again where, and the grid of 512 steps costs half a unit for each. With `Measured(little=0.2)` it
   took 4.93, without cycles 5.79, with grids by a factor of four 5.39: each near the goal of 5, none clearly below.
