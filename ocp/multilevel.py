@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ocp.bounds import feasible, masked
+from ocp.bounds import Box, feasible, masked
 from ocp.linesearch import Armijo, LineSearch
 from ocp.methods import LBFGS, Method, State
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective, free_part
@@ -23,6 +23,7 @@ __all__ = [
     "MGOPT",
     "SHAPES",
     "Always",
+    "CoarseModel",
     "Cycle",
     "Earned",
     "Forgetful",
@@ -33,6 +34,7 @@ __all__ = [
     "Scheduled",
     "Settled",
     "Visits",
+    "coherent",
 ]
 
 #: The shape of a cycle: what its visits to the next coarser grid look like, in turn.
@@ -98,6 +100,18 @@ class Earned:
         return rate
 
 
+#: From the derivative of a fine objective, the next coarser objective, the transfer between them, the restricted
+#: control, a radius and a box, the model that is minimized for a correction.
+CoarseModel = Callable[[Tensor, Objective, Transfer, Tensor, float, Box | None], ShiftedObjective]
+
+
+def coherent(
+    derivative: Tensor, coarse: Objective, transfer: Transfer, origin: Tensor, radius: float, box: Box | None
+) -> ShiftedObjective:
+    """The model of Nash (2000): shifted so that its derivative at the origin is the restricted fine one."""
+    return ShiftedObjective(coarse, origin, coarse.derivative(origin) - transfer.restrict_dual(derivative), radius, box)
+
+
 @dataclass(frozen=True)
 class _Level:
     """What one level remembers between cycles."""
@@ -150,6 +164,8 @@ class Cycle:
     interpolation : callable
     search : LineSearch
         For the length of the correction.
+    model : CoarseModel
+        What is minimized for a correction: `coherent`, or another one, to see what coherence is worth.
     """
 
     levels: int | Sequence[int] = 4
@@ -163,6 +179,7 @@ class Cycle:
     visit_ratio: float = 0.5
     interpolation: Interpolation = CONSTANT
     search: LineSearch = Armijo(trials=5)
+    model: CoarseModel = coherent
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -234,13 +251,13 @@ class Cycle:
         coarse, box = objective.on(coarser[0]), objective.box
         transfer = Transfer(objective.space, coarse.space, self.interpolation)
         derivative, free = free_part(objective, u)
-        restricted = transfer.restrict_dual(derivative)
-        if not coarse.space.dual_norm(restricted) >= self.visit_ratio * objective.space.dual_norm(derivative):
+        share = self.visit_ratio * objective.space.dual_norm(derivative)
+        if not coarse.space.dual_norm(transfer.restrict_dual(derivative)) >= share:
             scratch.counts["skipped"] += 1
             return None
         origin = transfer.restrict(u)
         room = None if box is None or free is None else transfer.restrict_box(box, u, free, origin)
-        model = ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted, level.radius, room)
+        model = self.model(derivative, coarse, transfer, origin, level.radius, room)
         v, _ = self._cycle(model, origin, tuple(coarser), shape, scratch, self.visits.floor(rate))
         correction = masked(transfer.prolong(v - origin), free)
         length = objective.space.norm(correction)

@@ -29,10 +29,6 @@ from ocp.transfer import LINEAR, Transfer, depth
 
 __all__ = ["accuracy", "minimize"]
 
-#: The default method begins on so many steps, or on an eighth of those asked for where that is less. Tuned on the
-#: digits, the spiral and the Van der Pol oscillator.
-COARSEST = 16
-
 
 def minimize(
     problem: ControlProblem,
@@ -64,7 +60,7 @@ def minimize(
         grid.
     method : Method, optional
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
-        L-BFGS on the grids that there are by halving the steps, down to 16 or to an eighth.
+        L-BFGS on all grids that there are by halving the steps.
     integrator : str or Integrator
     start : Control, Path or Tensor, optional
         In place of the problem's own, with the same choices (`ControlProblem`); the steps of a coarser control must
@@ -123,7 +119,7 @@ def minimize(
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
     objective = discretize(problem, steps, as_integrator(integrator))
-    method = MGOPT(levels=depth(steps, min(COARSEST, max(steps // 8, 1)))) if method is None else method
+    method = MGOPT(levels=depth(steps, 1)) if method is None else method
     stopping = _Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every)
     if adaptive is not None and batches is not None:

@@ -52,7 +52,7 @@ def problem(
         seed=seed,
         device=device,
         steps=128,
-        levels=5,
+        levels=8,
         settings={"max_work": 50, "tolerance": 1e-4},
         target=("accuracy", 0.95),
     )

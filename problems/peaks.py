@@ -99,7 +99,7 @@ def problem(
         seed=seed,
         device=device,
         steps=128,
-        levels=4,
+        levels=8,
         settings={"max_work": 100, "tolerance": 1e-3},
         target=("accuracy", 0.95),
     )
