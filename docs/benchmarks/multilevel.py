@@ -1,0 +1,355 @@
+"""What many grids are worth: MG/OPT and nested iteration against tuned training on one grid.
+
+    python docs/benchmarks/multilevel.py [--quick] [--redraw] [--part runs|ablation]
+
+Results go to docs/results/multilevel/, a file for each problem and number of steps, written after every run; what is
+there already is not run again. The tables go to docs/results/multilevel.md, the figures to docs/figures/. The cases
+are worked on by as many processes as there are cores, each with one thread; within a case the methods take turns.
+
+Learning rates are tuned on the seeds 100 and 101 with N = 128, for a single grid and for nested iteration apart, MG/OPT
+takes that of nested iteration. The targets come from these seeds, too. The seeds that are reported are 0 to 4.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from math import inf, isfinite
+from pathlib import Path
+from statistics import median
+
+import click
+import torch
+from tabulate import tabulate
+
+import ocp
+from ocp import catalog, strictjson
+from ocp.compare import Run, solve
+from ocp.multilevel import coherent
+
+DOCS = Path(__file__).parents[1]
+PROBLEMS = ("spiral", "peaks", "digits", "mnist")
+STEPS = (128, 512)
+SEEDS, TUNING = (0, 1, 2, 3, 4), (100, 101)
+#: Learning rates for gradients in the time-weighted inner product, where a rate means the same on every grid.
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+#: Smoothers, each with its batch size; None is the full batch, where a line search needs no rate.
+SMOOTHERS = {"gd": None, "sgd": 64, "adam": 64, "lbfgs": None}
+METHODS = ("single", "nested", "mgopt")
+#: Work units that a run may take.
+BUDGET = {"single": 60.0, "nested": 30.0, "mgopt": 30.0}
+
+
+def main_run(problem: str, steps: int, smoother: str, method: str, seed: int, rate: float, budget: float) -> dict:
+    """One run, as a curve of its improvements."""
+    settings = {"watch_finest": True, "max_work": budget, "max_iterations": 10**6, "tolerance": 1e-6}
+    run = Run(
+        method, smoother, rate, steps=steps, batch_size=SMOOTHERS[smoother], seed=seed, settings=settings, label=method
+    )
+    result = solve(problem, catalog.load(problem, seed=seed), run)
+    return {"smoother": smoother, "method": method, "seed": seed, "rate": rate, **curve(result)}
+
+
+def curve(result: ocp.Result) -> dict:
+    """The records at which the best value fell by a percent, or the best accuracy rose, and how the run ended."""
+    points, value, accuracy = [], inf, -inf
+    for r in result.history:
+        seen, right = r.finest_value, r.validation_accuracy
+        if (seen is not None and isfinite(seen) and seen < 0.99 * value) or (right is not None and right > accuracy):
+            value = min(value, seen) if seen is not None and isfinite(seen) else value
+            accuracy = max(accuracy, right or 0.0)
+            points.append([r.work_units, r.seconds, r.steps, value, accuracy])
+    ended = {"status": result.status.name, "counts": dict(result.counts)}
+    return {"points": points, **ended, "work": result.work_units, "test": result.test_accuracy}
+
+
+def reached(run: dict, target: tuple[str, float], column: int = 0) -> float:
+    """Work (column 0) or seconds (1) to a target; infinite where it was missed."""
+    quantity, threshold = target
+    for point in run["points"]:
+        if point[4] >= threshold if quantity == "accuracy" else point[3] <= threshold:
+            return point[column]
+    return inf
+
+
+def middle(runs: Sequence[dict], target: tuple[str, float], column: int = 0) -> float:
+    """Median over the runs; one that missed counts as infinite."""
+    return median([reached(run, target, column) for run in runs]) if runs else inf
+
+
+def tune(problem: str, budget: dict) -> dict:
+    """The rates, and the targets that follow from the tuning runs."""
+    goal = catalog.load(problem, seed=TUNING[0]).target
+    assert goal is not None
+    tuned: dict = {"tried": []}
+    for smoother in SMOOTHERS:
+        ends = {}
+        for method in ("single", "nested"):
+            trials = {}
+            for rate in RATES if SMOOTHERS[smoother] else (0.0,):
+                runs = [main_run(problem, 128, smoother, method, s, rate, budget[method]) for s in TUNING]
+                trials[rate] = runs
+                tuned["tried"].append([smoother, method, rate, middle(runs, goal), *end(runs)])
+            # First comes the work to the target, then the accuracy reached, then the value.
+            best = min(trials, key=lambda r: (middle(trials[r], goal), -end(trials[r])[0], end(trials[r])[1]))
+            tuned[f"{smoother}/{method}"], ends[method] = best, end(trials[best])
+        accuracy = min(goal[1], ends["single"][0] - 0.005)
+        tuned[f"{smoother}/targets"] = {
+            "accuracy": ["accuracy", accuracy],
+            "value": ["value", 1.05 * ends["single"][1]],
+            "deep value": ["value", 1.05 * ends["nested"][1]],
+        }
+    return tuned
+
+
+def end(runs: Sequence[dict]) -> tuple[float, float]:
+    """Median of the best accuracy and of the best value."""
+    return median([r["points"][-1][4] for r in runs]), median([r["points"][-1][3] for r in runs])
+
+
+def tuning(problem: str, folder: Path, budget: dict) -> dict:
+    """The rates and targets of a problem, found once."""
+    path = folder / f"{problem}-tuning.json"
+    if not path.exists():
+        strictjson.write(path, tune(problem, budget))
+    return strictjson.read(path)
+
+
+def case(problem: str, steps: int, folder: Path, seeds: Sequence[int], smoothers: Sequence[str], budget: dict) -> None:
+    """All runs of one problem and number of steps; seeds are the outer loop, so that methods take turns."""
+    torch.set_num_threads(1)
+    tuned, path = tuning(problem, folder, budget), folder / f"{problem}-{steps}.json"
+    runs: list[dict] = strictjson.read(path)["runs"] if path.exists() else []
+    there = {(r["smoother"], r["method"], r["seed"]) for r in runs}
+    for seed in seeds:
+        for smoother in smoothers:
+            for method in METHODS:
+                if (smoother, method, seed) in there:
+                    continue
+                rate = tuned[f"{smoother}/{'single' if method == 'single' else 'nested'}"]
+                runs.append(main_run(problem, steps, smoother, method, seed, rate, budget[method]))
+                strictjson.write(path, {"problem": problem, "steps": steps, "runs": runs})
+
+
+# ---------------------------------------------------------------------------------------------------------- ablation
+
+
+def incoherent(derivative, coarse, transfer, origin, radius, box):
+    """Without tau: the coarse objective as it is."""
+    return ocp.ShiftedObjective(coarse, origin, torch.zeros_like(origin), radius, box)
+
+
+def injected(derivative, coarse, transfer, origin, radius, box):
+    """With a derivative restricted by injection, in place of the transposed prolongation."""
+    ratio = transfer.fine.grid.steps // transfer.coarse.grid.steps
+    path = ratio * transfer.fine.path(derivative)[::ratio]
+    restricted = transfer.coarse.join(path, transfer.fine.parameters(derivative))
+    return ocp.ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted, radius, box)
+
+
+def unlimited(derivative, coarse, transfer, origin, radius, box):
+    """Without a radius."""
+    return coherent(derivative, coarse, transfer, origin, inf, box)
+
+
+def variants(levels: int) -> dict[str, ocp.Method]:
+    """What is compared in the ablation; each differs from `always` or from the line above it by one thing."""
+    always = {"levels": levels, "visits": ocp.Always()}
+    return {
+        "single": ocp.LBFGS(),
+        "nested, memory dropped": ocp.Nested(levels, ocp.Forgetful(ocp.LBFGS())),
+        "nested, memory carried": ocp.Nested(levels, ocp.LBFGS()),
+        "nested, carried, linear prolongation": ocp.Nested(levels, ocp.LBFGS(), interpolation=ocp.LINEAR),
+        "mgopt (default)": ocp.MGOPT(levels),
+        "mgopt, W": ocp.MGOPT(levels, shape="W"),
+        "mgopt, F": ocp.MGOPT(levels, shape="F"),
+        "mgopt, visit_ratio 0": ocp.MGOPT(levels, visit_ratio=0.0),
+        "mgopt, without tau": ocp.MGOPT(levels, model=incoherent),
+        "mgopt, injection": ocp.MGOPT(levels, model=injected),
+        "mgopt, no radius": ocp.MGOPT(levels, model=unlimited),
+        "always visiting": ocp.MGOPT(**always),
+        "always, without tau": ocp.MGOPT(**always, model=incoherent),
+        "always, injection": ocp.MGOPT(**always, model=injected),
+        "always, no radius": ocp.MGOPT(**always, model=unlimited),
+        "always, visit_ratio 0": ocp.MGOPT(**always, visit_ratio=0.0),
+        "cycles alone, from the finest grid": ocp.Cycle(**always),
+    }
+
+
+def ablation(problem: str, folder: Path, seeds: Sequence[int], budget: float) -> None:
+    """The variants on one problem, N = 128, L-BFGS."""
+    torch.set_num_threads(1)
+    path = folder / f"{problem}-ablation.json"
+    runs: list[dict] = strictjson.read(path)["runs"] if path.exists() else []
+    there = {(r["variant"], r["seed"]) for r in runs}
+    for seed in seeds:
+        study = catalog.load(problem, seed=seed)
+        for name, method in variants(study.levels).items():
+            if (name, seed) in there:
+                continue
+            result = ocp.minimize(
+                study.problem,
+                128,
+                method,
+                integrator=study.integrator,
+                validation=study.validation,
+                watch_finest=True,
+                max_work=budget,
+                tolerance=1e-6,
+            )
+            runs.append({"variant": name, "seed": seed, **curve(result)})
+            strictjson.write(path, {"problem": problem, "runs": runs})
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def number(x: float, form: str = ".2f") -> str:
+    return format(x, form) if isfinite(x) else "missed"
+
+
+def ratio(a: float, b: float) -> str:
+    """a / b, where it can be told; a lower bound cannot be told from a run that was cut."""
+    return f"{a / b:.1f}x" if isfinite(a) and isfinite(b) and b > 0 else "-"
+
+
+def load(folder: Path) -> Iterator[tuple[str, int, dict, list[dict]]]:
+    for problem in PROBLEMS:
+        for steps in STEPS:
+            path = folder / f"{problem}-{steps}.json"
+            if path.exists():
+                tuned = strictjson.read(folder / f"{problem}-tuning.json")
+                yield problem, steps, tuned, strictjson.read(path)["runs"]
+
+
+def report(folder: Path) -> str:
+    parts = [HEAD, "## Same smoother, one grid against many\n", SAME]
+    for kind in ("accuracy", "value", "deep value"):
+        rows = []
+        for problem, steps, tuned, runs in load(folder):
+            for smoother in SMOOTHERS:
+                rows += same(problem, steps, smoother, tuple(tuned[f"{smoother}/targets"][kind]), runs)
+        headers = ("problem", "N", "smoother", "target", *METHODS, "s", "s", "s", "gain", "in s", "on nested", "failed")
+        parts.append(f"To {kind}:\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}\n")
+    parts += ["## Against the best on one grid\n", BEST, best(folder)]
+    parts += ["## Rates\n", rates(folder), "## Ablation\n", ABLATION, ablated(folder)]
+    return "\n".join(parts)
+
+
+def same(problem: str, steps: int, smoother: str, target: tuple[str, float], runs: list[dict]) -> list[list[str]]:
+    by_method = {m: [r for r in runs if (r["smoother"], r["method"]) == (smoother, m)] for m in METHODS}
+    if not all(by_method.values()):
+        return []
+    work = [middle(by_method[m], target) for m in METHODS]
+    seconds = [middle(by_method[m], target, 1) for m in METHODS]
+    missed = [sum(not isfinite(reached(r, target)) for r in by_method[m]) for m in METHODS]
+    gains = [ratio(work[0], work[2]), ratio(seconds[0], seconds[2]), ratio(work[1], work[2])]
+    threshold = f"{target[1]:.3g}"
+    cells = [*(number(w) for w in work), *(number(s) for s in seconds), *gains]
+    return [[problem, str(steps), smoother, threshold, *cells, "/".join(map(str, missed))]]
+
+
+def best(folder: Path) -> str:
+    rows = []
+    for problem, steps, _, runs in load(folder):
+        target = catalog.load(problem).target
+        assert target is not None
+        found = {}
+        for smoother in SMOOTHERS:
+            for method in METHODS:
+                group = [r for r in runs if (r["smoother"], r["method"]) == (smoother, method)]
+                if group:
+                    found[smoother, method] = (middle(group, target), middle(group, target, 1))
+        row = [problem, str(steps), f"{target[1]:g}"]
+        chosen = []
+        for methods in (("single",), ("mgopt",)):
+            candidates = {k: v for k, v in found.items() if k[1] in methods}
+            for column in (0, 1):
+                name = min(candidates, key=lambda k, c=column, f=candidates: f[k][c])
+                chosen.append(candidates[name][column])
+                row.append(f"{number(candidates[name][column])} ({name[0]})")
+        rows.append([*row, ratio(chosen[0], chosen[2]), ratio(chosen[1], chosen[3])])
+    headers = ("problem", "N", "accuracy", "single, work", "single, s", "mgopt, work", "mgopt, s", "gain", "in s")
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def rates(folder: Path) -> str:
+    rows = []
+    for problem in PROBLEMS:
+        path = folder / f"{problem}-tuning.json"
+        if path.exists():
+            tuned = strictjson.read(path)
+            rows.append([problem, *(f"{tuned[f'{s}/{m}']:g}" for s in ("sgd", "adam") for m in ("single", "nested"))])
+    headers = ("problem", "sgd, single", "sgd, many grids", "adam, single", "adam, many grids")
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def ablated(folder: Path) -> str:
+    paths = {p: folder / f"{p}-ablation.json" for p in PROBLEMS}
+    found = {p: strictjson.read(path)["runs"] for p, path in paths.items() if path.exists()}
+    targets = {}
+    for problem in found:
+        tuned = strictjson.read(folder / f"{problem}-tuning.json")["lbfgs/targets"]
+        targets[problem] = [tuple(tuned[kind]) for kind in ("accuracy", "deep value")]
+    rows = []
+    for name in variants(1):
+        row = [name]
+        for problem, runs in found.items():
+            row += [number(middle([r for r in runs if r["variant"] == name], t)) for t in targets[problem]]
+        rows.append(row)
+    headers = ["variant", *(f"{p}, {q} {v:.3g}" for p, ts in targets.items() for q, v in ts)]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+HEAD = f"""# Many grids: results
+
+Written by `docs/benchmarks/multilevel.py`. Medians over {len(SEEDS)} seeds; a seed that misses the target counts as
+infinite. Work is counted in gradients on the finest grid and all samples. `single` has {BUDGET["single"]:g} units, the
+others have {BUDGET["nested"]:g}. Rates were tuned on other seeds, with N = 128, among
+{", ".join(f"{rate:g}" for rate in RATES)}, apart for `single` and for `nested`; `mgopt` takes those of `nested`.
+Gradient descent and L-BFGS choose their steps by line searches. SGD (momentum 0.9) and Adam take batches of 64.
+"""
+SAME = """`gain` and `in s` are work and seconds of `single` by those of `mgopt`, `on nested` is the work of `nested` by
+that of `mgopt`; `failed` counts the seeds of the three methods that missed. Accuracy: the problem's own target, or what
+the smoother reaches on one grid, less 0.005, where that is lower. Value: what it ends at on one grid; deep value: what
+nested iteration ends at; both on the tuning seeds, with 5 % added.
+"""
+BEST = """The method of any kind that is best on one grid, by work and by seconds, against the best of MG/OPT.
+"""
+ABLATION = """L-BFGS, N = 128: work to the accuracy and to the deep value of the tables above.
+"""
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True, help="One seed, L-BFGS, N = 128, two problems; into another folder.")
+@click.option("--redraw", is_flag=True, help="Tables from what is there, without running anything.")
+@click.option("--part", type=click.Choice(["runs", "ablation"]), multiple=True, default=("runs", "ablation"))
+@click.option("--problem", "chosen", type=click.Choice(PROBLEMS), multiple=True, default=PROBLEMS)
+@click.option("--steps", type=click.Choice([str(n) for n in STEPS]), multiple=True, default=[str(n) for n in STEPS])
+@click.option("--smoother", type=click.Choice(list(SMOOTHERS)), multiple=True, default=list(SMOOTHERS))
+@click.option("--workers", type=int, default=2, help="Processes.")
+def main(quick, redraw, part, chosen, steps, smoother, workers) -> None:
+    folder = DOCS / "results" / "multilevel"
+    seeds, budget = SEEDS, BUDGET
+    if quick:
+        folder, seeds, budget = Path("ocp-out/multilevel"), (0,), dict.fromkeys(BUDGET, 15.0)
+        chosen, steps, smoother = ("spiral", "digits"), ("128",), ("lbfgs",)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not redraw:
+        with ProcessPoolExecutor(workers) as pool:
+            if "runs" in part:
+                for done in [pool.submit(tuning, problem, folder, budget) for problem in chosen]:
+                    done.result()
+            waiting = []
+            if "runs" in part:
+                pairs = [(problem, int(n)) for n in steps for problem in chosen]
+                waiting += [pool.submit(case, *pair, folder, seeds, smoother, budget) for pair in pairs]
+            if "ablation" in part:
+                waiting += [pool.submit(ablation, problem, folder, seeds, budget["nested"]) for problem in chosen]
+            for done in waiting:
+                done.result()
+    text = report(folder)
+    (folder / "README.md" if quick else folder.with_suffix(".md")).write_text(text)
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
