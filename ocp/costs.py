@@ -51,6 +51,10 @@ class RunningCost(Protocol):
 
     Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, dx, du)``, the Hessian by (x, u)
     applied to (dx, du), a pair of the shapes of x and u.
+
+    Two methods more make sweeps fast: ``along(t, x, u)``, the values at n points, shape (n,), and
+    ``derivative_along(t, x, u)``, the derivatives there, of the shapes of x and u. Times have the shape (n,), states
+    (n, batch, *state), controls (n, control_size).
     """
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
@@ -138,6 +142,13 @@ class QuadraticRunning:
 
     def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         return dx * (self.state_weight / len(x)), self.control_weight * du
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        miss = (x - self.target).square().flatten(1).sum(1) / x.shape[1]
+        return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum(1))
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.target) * (self.state_weight / x.shape[1]), self.control_weight * u
 
     def take(self, indices: Tensor) -> QuadraticRunning:
         """The same cost on some of the samples."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ocp.modules import FlatModule, hvp, pullback
 
-__all__ = ["Dynamics", "FunctionDynamics", "ModuleDynamics", "as_dynamics"]
+__all__ = ["Dynamics", "Evaluations", "FunctionDynamics", "ModuleDynamics", "Stages", "as_dynamics", "offers"]
 
 
 @runtime_checkable
@@ -21,6 +22,9 @@ class Dynamics(Protocol):
 
     Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, p, dx, du)``, the Hessian of
     <p, f(t, x, u)> by (x, u) applied to (dx, du), a pair of the shapes of x and u.
+
+    A method more, ``over(path, stages)``, makes explicit sweeps fast: it gives the `Evaluations` of f at the stages of
+    consecutive steps with the controls ``path``, shape (S, m); None where it has nothing to offer for such states.
     """
 
     @property
@@ -35,6 +39,65 @@ class Dynamics(Protocol):
 
     def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
         """Directional derivative df/dx dx + df/du du."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Storage for the stages of S consecutive steps, r of them to a step: what their transposes need.
+
+    Attributes
+    ----------
+    t : Tensor
+        Shape (S, r): the times of the stages.
+    x, values, cotangents : Tensor
+        Shape (S, r, batch, *state): stage states, values of f there, and room for as many numbers on the way back.
+    state, value, cotangent : sequences of Tensor
+        The same for each of the S r stages, in the order of time.
+    """
+
+    t: Tensor
+    x: Tensor
+    values: Tensor
+    cotangents: Tensor
+    state: Sequence[Tensor]
+    value: Sequence[Tensor]
+    cotangent: Sequence[Tensor]
+
+    @property
+    def number(self) -> int:
+        """r, the number of stages of a step."""
+        return self.x.shape[1]
+
+
+class Evaluations(Protocol):
+    """f at the stages of consecutive steps: its values one by one, and their transposes one by one backward.
+
+    The derivative by the control is left for the end, so that it can be taken for all of the steps at once. Nothing
+    needs to be allocated on the way.
+    """
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        """Write f at stage j, time t and state x, to ``out``, which is ``stages.value[j]``."""
+
+    def linearize(self) -> None:
+        """Get ready for the transposes; all values and stage states are in place."""
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        """Add alpha f_x^T p at stage j to ``out``, which may be p itself."""
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        """Write alpha f_u^T p, summed over the stages of each step, to ``out`` of shape (S, m)."""
+
+
+def offers(piece: Any, method: str, derivative: str) -> bool:
+    """Whether a piece has an optional method that fits its derivative.
+
+    A subclass that overrides the derivative alone has made the method of its parent into that of another function.
+    """
+    kinds = type(piece).__mro__
+    first = (next((kind for kind in kinds if name in vars(kind)), None) for name in (method, derivative))
+    fast, plain = first
+    return fast is not None and plain is not None and issubclass(fast, plain)
 
 
 class FunctionDynamics:

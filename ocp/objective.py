@@ -16,6 +16,7 @@ from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
 from ocp.problem import ControlProblem
+from ocp.recording import Record
 from ocp.trajectory import Trajectory
 
 __all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Work", "discretize", "free_part", "optimality"]
@@ -86,10 +87,14 @@ class _Evaluation:
 
 @dataclass
 class _Buffer:
-    """A trajectory's storage, and which evaluation it holds."""
+    """The storage of a trajectory, and which evaluation it holds."""
 
-    states: Tensor
+    record: Record
     holds: _Evaluation | None = None
+
+    @property
+    def states(self) -> Tensor:
+        return self.record.states
 
 
 @dataclass
@@ -117,7 +122,7 @@ class ReducedObjective:
 
     discretization: Discretization
     work: Work = None  # type: ignore[assignment]
-    _buffers: dict[tuple[Any, ...], _Buffer] = field(default_factory=dict, repr=False)
+    _buffers: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
     _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
 
@@ -127,6 +132,7 @@ class ReducedObjective:
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
+        self._spare: list[Tensor] = []
 
     @property
     def box(self) -> Box | None:
@@ -162,9 +168,14 @@ class ReducedObjective:
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
-            evaluation.derivative = sweep.adjoint(self.discretization, u, self._forward(u).states)
+            buffer = self._forward(u)
+            held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
+            spare = [d for d in self._spare if d.dtype == u.dtype and d.device == u.device]
+            evaluation.derivative = sweep.adjoint(self.discretization, u, buffer.record, None, *spare[:1])
+            self._spare = []
+            buffer.holds = held
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
-        return evaluation.derivative.clone()
+        return evaluation.derivative._lazy_clone()  # a copy for whoever writes to it, and for no one else
 
     def directional(self, control: Tensor | Control, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
@@ -190,8 +201,8 @@ class ReducedObjective:
         states = self._forward(u).states
         key = ("tangents", u.dtype, u.device, self._steps, *self._shape)
         if key not in self._buffers:
-            self._buffers[key] = _Buffer(torch.empty_like(states))
-        product = sweep.second_adjoint(self.discretization, u, v, states, self._buffers[key].states)
+            self._buffers[key] = torch.empty_like(states)
+        product = sweep.second_adjoint(self.discretization, u, v, states, self._buffers[key])
         self.work.charge(2.0, self._steps, self._shape[0])
         return product
 
@@ -201,7 +212,7 @@ class ReducedObjective:
 
     def final_state(self, control: Tensor | Control) -> Tensor:
         """x_N, shape (batch, *state)."""
-        return self._forward(self._flat(control)).states[-1].clone()
+        return self._forward(self._flat(control)).record.end.clone()
 
     def trajectory(self, control: Tensor | Control) -> Trajectory:
         """States and costates of a control, with its gradient and bounds; a forward and an adjoint sweep."""
@@ -229,8 +240,8 @@ class ReducedObjective:
     def _buffer(self, control: Tensor) -> _Buffer:
         key = (control.dtype, control.device, self._steps, *self._shape)
         if key not in self._buffers:
-            states = torch.empty((self._steps + 1, *self._shape), dtype=control.dtype, device=control.device)
-            self._buffers[key] = _Buffer(states)
+            x = torch.empty(self._shape, dtype=control.dtype, device=control.device)
+            self._buffers[key] = _Buffer(sweep.record(self.discretization, self._steps, x))
         return self._buffers[key]
 
     def _evaluate(self, control: Tensor) -> _Evaluation:
@@ -248,11 +259,13 @@ class ReducedObjective:
         if known is not None and buffer.holds is known:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
-        value = float(sweep.forward(self.discretization, control, buffer.states))
+        value = float(sweep.forward(self.discretization, control, buffer.record))
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
             known = _Evaluation(control, control._version, value)
-            self._recent = [known, *self._recent[:2]]
+            self._recent, forgotten = [known, *self._recent[:2]], self._recent[2:]
+            # Fresh pages cost as much as a pass over them. Whoever still holds a copy gets one of its own on writing.
+            self._spare = [e.derivative for e in forgotten if e.derivative is not None] or self._spare
         buffer.holds = known
         return buffer
 

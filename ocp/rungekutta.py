@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ocp.dynamics import Dynamics
+from ocp.grid import TimeGrid
 from ocp.linearsolve import DenseLU, Factorization, LinearSolver
 from ocp.problem import ControlProblem
+from ocp.recording import Record, staged, taped
 from ocp.tableaus import Tableau
 
 __all__ = ["RungeKutta"]
@@ -152,15 +154,31 @@ class RungeKutta:
         return _combine(kappa, h, [A[j][i] for j in reversed(range(i + 1, len(b)))], later, kappa)
 
     def step(self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor) -> Tensor | None:
+        return self._advance(problem, t, h, x, u, out)[1]
+
+    def advance(
+        self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next state and the running cost over the step, by operations that autograd can follow if f is explicit."""
+        return self._advance(problem, t, h, x, u, None)
+
+    def _advance(
+        self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         states, slopes = self._stages(problem, t, h, x, u, last=True)
-        _combine(x, h, self.tableau.b, slopes, out)
-        if problem.running_cost is None:
+        end, cost = _combine(x, h, self.tableau.b, slopes, out), None
+        if problem.running_cost is not None:
+            for b, c, state in zip(self.tableau.b, self.tableau.c, states, strict=True):
+                if b:
+                    part = h * b * problem.running_cost(t + c * h, state, u)
+                    cost = part if cost is None else cost + part
+        return end, cost
+
+    def record(self, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor) -> Record | None:
+        """Room for steps that are remembered for their transposes; None where implicit stages have to be solved."""
+        if any(self.tableau.diagonal):
             return None
-        cost = x.new_zeros(())
-        for b, c, state in zip(self.tableau.b, self.tableau.c, states, strict=True):
-            if b:
-                cost += h * b * problem.running_cost(t + c * h, state, u)
-        return cost
+        return staged(self.tableau, problem, grid, steps, x) or taped(self, problem, grid, steps, x)
 
     def pullback(
         self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, p: Tensor

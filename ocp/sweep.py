@@ -9,12 +9,29 @@ from torch import Tensor
 
 from ocp.costs import Readout
 from ocp.discretization import Discretization
+from ocp.recording import Record, Stepwise
 
-__all__ = ["adjoint", "forward", "second_adjoint", "tangent", "without_hvp"]
+__all__ = ["adjoint", "forward", "record", "second_adjoint", "tangent", "without_hvp"]
+
+
+def record(discretization: Discretization, steps: int, x: Tensor) -> Record:
+    """Room for consecutive steps to be remembered, as integrator and problem allow.
+
+    Parameters
+    ----------
+    discretization : Discretization
+    steps : int
+        For so many at most.
+    x : Tensor
+        A state, for its shape, type and device.
+    """
+    problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
+    own = getattr(integrator, "record", None)
+    return (own and own(problem, grid, steps, x)) or Stepwise(integrator, grid, x.new_empty(steps + 1, *x.shape))
 
 
 @torch.no_grad()
-def forward(discretization: Discretization, control: Tensor, states: Tensor) -> Tensor:
+def forward(discretization: Discretization, control: Tensor, states: Tensor | Record) -> Tensor:
     """State sweep x_{k+1} = Psi_h(t_k, x_k, u_k).
 
     Parameters
@@ -22,25 +39,23 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor) -> 
     discretization : Discretization
     control : Tensor
         Flat, shape (N m + s,).
-    states : Tensor
-        Shape (N + 1, batch, *state); overwritten with the trajectory.
+    states : Tensor or Record
+        Shape (N + 1, batch, *state); overwritten with the trajectory. A record, which `record` makes, remembers in its
+        place what the adjoint sweep needs.
 
     Returns
     -------
     Tensor
         The objective, shape ().
     """
-    problem, grid, space = discretization.problem, discretization.grid, discretization.space
-    step, h, t = discretization.integrator.step, grid.h, grid.nodes
-    x, u, q = states.unbind(0), space.path(control).unbind(0), space.parameters(control)
-    x[0].copy_(problem.initial_state(q))
-    value = torch.zeros((), dtype=states.dtype, device=states.device)
-    for k in range(grid.steps):
-        running = step(problem, t[k], h, x[k], u[k], out=x[k + 1])
-        if running is not None:
-            value += running
+    problem, space = discretization.problem, discretization.space
+    steps = Stepwise(discretization.integrator, discretization.grid, states) if isinstance(states, Tensor) else states
+    q, value = space.parameters(control), control.new_zeros(())
+    running = steps.forward(problem, 0, problem.initial_state(q), space.path(control))
+    if running is not None:
+        value += running
     if problem.terminal_cost is not None:
-        value += problem.terminal_cost(x[-1], q)
+        value += problem.terminal_cost(steps.end, q)
     for cost in problem.control_cost:
         value += cost(space, control)
     # A state that is not finite makes the objective so, also where no cost sees it.
@@ -49,7 +64,13 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor) -> 
 
 
 @torch.no_grad()
-def adjoint(discretization: Discretization, control: Tensor, states: Tensor, costates: Tensor | None = None) -> Tensor:
+def adjoint(
+    discretization: Discretization,
+    control: Tensor,
+    states: Tensor | Record,
+    costates: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Costate sweep p_k = dPsi/dx^T p_{k+1} + dL/dx, which yields the exact derivative of the discrete objective.
 
     Parameters
@@ -57,32 +78,32 @@ def adjoint(discretization: Discretization, control: Tensor, states: Tensor, cos
     discretization : Discretization
     control : Tensor
         Flat, shape (N m + s,).
-    states : Tensor
-        The trajectory that `forward` wrote for this control.
+    states : Tensor or Record
+        What `forward` wrote for this control. A record serves one adjoint sweep.
     costates : Tensor, optional
-        Of the shape of ``states``; overwritten with p_0, ..., p_N where they are wanted.
+        Of the shape of the states; overwritten with p_0, ..., p_N where they are wanted.
+    out : Tensor, optional
+        Storage for the derivative, of the shape of ``control``.
 
     Returns
     -------
     Tensor
         The derivative, a dual vector of the shape of ``control``.
     """
-    problem, grid, space = discretization.problem, discretization.grid, discretization.space
-    pullback, h, t = discretization.integrator.pullback, grid.h, grid.nodes
-    x, u, q = states.unbind(0), space.path(control).unbind(0), space.parameters(control)
-    derivative = torch.zeros_like(control)
-    by_step, by_parameters = space.path(derivative).unbind(0), space.parameters(derivative)
-    p = torch.zeros_like(x[-1])
+    problem, space = discretization.problem, discretization.space
+    q, end = space.parameters(control), states[-1] if isinstance(states, Tensor) else states.end
+    derivative = torch.empty_like(control) if out is None else out
+    by_path, by_parameters = space.path(derivative), space.parameters(derivative).zero_()
+    p = torch.zeros_like(end)
     if problem.terminal_cost is not None:
-        p, pq = problem.terminal_cost.derivative(x[-1], q)
+        p, pq = problem.terminal_cost.derivative(end, q)
         by_parameters += pq
-    for k in reversed(range(grid.steps)):
-        if costates is not None:
-            costates[k + 1].copy_(p)
-        p, pu = pullback(problem, t[k], h, x[k], u[k], p)
-        by_step[k].copy_(pu)
-    if costates is not None:
-        costates[0].copy_(p)
+    if isinstance(states, Tensor) or costates is not None:
+        x = states if isinstance(states, Tensor) else states.states
+        steps = Stepwise(discretization.integrator, discretization.grid, x)
+        p = steps.resume(problem, 0, space.path(control)).backward(p, by_path, costates)
+    else:
+        p = states.backward(p, by_path)
     by_parameters += problem.initial_state.vjp(q, p)
     for cost in problem.control_cost:
         derivative += cost.derivative(space, control)

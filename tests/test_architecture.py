@@ -22,6 +22,7 @@ ORDER = [
     "problem",
     "tableaus",
     "linearsolve",
+    "recording",
     "rungekutta",
     "verlet",
     "integrators",
