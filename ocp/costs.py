@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ocp.control import ControlSpace
-from ocp.modules import FlatModule, hvp, pullback
+from ocp.modules import FlatModule, Mapped, hvp, pullback
 
 __all__ = [
     "ControlCost",
     "CrossEntropy",
     "LeastSquares",
+    "PointByPoint",
     "QuadraticRunning",
     "Readout",
     "RunningCost",
@@ -105,6 +106,10 @@ class RunningFunction:
     """A plain function ``L(t, x, u)`` as running cost."""
 
     function: Callable[[float, Tensor, Tensor], Tensor]
+    _mapped: Mapped = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_mapped", Mapped(self.function))
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
         return self.function(t, x, u)
@@ -116,6 +121,33 @@ class RunningFunction:
     def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))
         return hx, hu
+
+    def suits(self, x: Tensor, u: Tensor) -> bool:
+        """Whether it can be evaluated at many points at once."""
+        shift = torch.linspace(0, 0.2, 3).to(x)
+        return self._mapped.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return self._mapped(t, x, u)
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        px, pu = pullback(lambda x, u: self._mapped(t, x, u).sum(), (x, u))
+        return px, pu
+
+
+@dataclass(frozen=True)
+class PointByPoint:
+    """Any running cost at many points, one after the other."""
+
+    cost: RunningCost
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return torch.stack([self.cost(*point) for point in zip(t.tolist(), x, u, strict=True)])
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        derivatives = [self.cost.derivative(*point) for point in zip(t.tolist(), x, u, strict=True)]
+        px, pu = (torch.stack(parts) for parts in zip(*derivatives, strict=True))
+        return px, pu
 
 
 @dataclass(frozen=True)

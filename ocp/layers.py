@@ -358,7 +358,7 @@ class Convolution:
 
 
 class _ConvolutionLayers:
-    """Convolutional layers of consecutive steps. After the costate has passed, the cotangents are those of K * x + b."""
+    """Convolutions of consecutive steps. After the costate has passed, the cotangents are those of K * x + b."""
 
     def __init__(self, layer: Convolution, path: Tensor, stages: Stages):
         c, k = layer.channels, layer.kernel_size

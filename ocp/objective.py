@@ -240,8 +240,8 @@ class ReducedObjective:
     def _buffer(self, control: Tensor) -> _Buffer:
         key = (control.dtype, control.device, self._steps, *self._shape)
         if key not in self._buffers:
-            x = torch.empty(self._shape, dtype=control.dtype, device=control.device)
-            self._buffers[key] = _Buffer(sweep.record(self.discretization, self._steps, x))
+            x, u = (part.to(control) for part in self.discretization.example())
+            self._buffers[key] = _Buffer(sweep.record(self.discretization, self._steps, x, u))
         return self._buffers[key]
 
     def _evaluate(self, control: Tensor) -> _Evaluation:

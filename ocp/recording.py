@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ocp.costs import QuadraticRunning, RunningCost, RunningFunction
+from ocp.costs import PointByPoint, QuadraticRunning, RunningCost, RunningFunction
 from ocp.dynamics import Dynamics, Evaluations, FunctionDynamics, ModuleDynamics, Stages, offers
 from ocp.grid import TimeGrid
 from ocp.problem import ControlProblem
 from ocp.tableaus import Tableau
 
-__all__ = ["Record", "Staged", "Stepwise", "Taped", "staged", "taped"]
+__all__ = ["Record", "Staged", "Stepwise", "Taped", "explicit"]
 
 
 class Record(Protocol):
@@ -96,12 +96,17 @@ class Stepwise:
 
 
 class _Tape(NamedTuple):
-    """A few steps as autograd has seen them."""
+    """A few steps as autograd has seen them. The leaves: the state where they begin, the controls, parts of them."""
 
-    x: Tensor
-    path: Tensor
-    end: Tensor
-    cost: Tensor | None
+    outputs: list[Tensor]
+    leaves: list[Tensor]
+
+
+class _Pieces(NamedTuple):
+    """What an integrator asks of a problem."""
+
+    dynamics: Any
+    running_cost: Any
 
 
 class Taped:
@@ -119,7 +124,7 @@ class Taped:
     """
 
     #: Steps to a tape. With more the share of a call of autograd in each step does not fall any longer.
-    SPAN = 32
+    SPAN = 64
 
     def __init__(self, integrator: Any, grid: TimeGrid, storage: Tensor):
         self.integrator, self.grid, self._storage, self._steps = integrator, grid, storage, 0
@@ -138,41 +143,40 @@ class Taped:
         self._steps, total = len(path), None
         self._storage[0].copy_(x)
         for begin in range(0, len(path), self.SPAN):
-            tape = self._take(problem, first + begin, self._storage[begin:], path[begin : begin + self.SPAN])
-            self._tapes.append(tape)
-            if tape.cost is not None:
-                total = tape.cost.detach() if total is None else total + tape.cost.detach()
+            cost = self._take(problem, first + begin, self._storage[begin:], path[begin : begin + self.SPAN])
+            if cost is not None:
+                total = cost if total is None else total + cost
         return total
 
-    def _take(self, problem: ControlProblem, first: int, states: Tensor, path: Tensor) -> _Tape:
-        advance, h, t = self.integrator.advance, self.grid.h, self.grid.nodes
+    def _take(self, problem: Any, first: int, states: Tensor, path: Tensor) -> Tensor | None:
+        advance, h, times = self.integrator.advance, self.grid.h, self.grid.nodes
+        f, L = problem.dynamics, problem.running_cost
         with torch.enable_grad():
             x, path = states[0].clone().requires_grad_(), path.detach().requires_grad_()
-            visited, total = [x], None
-            for k, u in enumerate(path.unbind(0)):
-                end, cost = advance(problem, t[first + k], h, visited[-1], u)
+            parts, each = f.bind(path) if hasattr(f, "bind") else ([], [f] * len(path))
+            visited, costs = [x], []
+            for f, t, u in zip(each, times[first:], path.unbind(0), strict=False):
+                end, cost = advance(_Pieces(f, L), t, h, visited[-1], u)
                 visited.append(end)
-                total = cost if total is None else total + cost
+                costs.append(cost)
+            total = None if L is None else torch.stack(costs).sum()
         torch.stack(visited[1:], out=states[1 : len(visited)])
-        return _Tape(x, path, visited[-1], total)
+        outputs = [visited[-1]] if total is None or not total.requires_grad else [visited[-1], total]
+        self._tapes.append(_Tape(outputs, [x, path, *parts]))
+        return None if total is None else total.detach()
 
     def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
         for k in reversed(range(len(self._tapes))):
-            tape = self._tapes.pop()
-            outputs, cotangents = [tape.end], [p]
-            if tape.cost is not None and tape.cost.requires_grad:
-                outputs, cotangents = [*outputs, tape.cost], [*cotangents, torch.ones_like(tape.cost)]
-            p, by_path = torch.autograd.grad(outputs, (tape.x, tape.path), cotangents, allow_unused=True)
-            by_step = derivative[k * self.SPAN : k * self.SPAN + len(tape.path)]
+            outputs, leaves = self._tapes.pop()
+            cotangents = [p, p.new_ones(())][: len(outputs)]
+            p, by_path, *by_part = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+            by_step = derivative[k * self.SPAN : k * self.SPAN + len(leaves[1])]
             by_step.zero_() if by_path is None else by_step.copy_(by_path)
+            sizes = [leaf[0].numel() for leaf in leaves[2:]]
+            for part, grad in zip(by_step.split(sizes, dim=1) if sizes else (), by_part, strict=True):
+                if grad is not None:
+                    part.add_(grad.flatten(1))
         return p
-
-
-def taped(integrator: Any, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor) -> Taped | None:
-    """A record by tapes where autograd is what differentiates the problem anyway, else None."""
-    by_autograd = type(problem.dynamics) in (FunctionDynamics, ModuleDynamics)
-    known = type(problem.running_cost) in (type(None), RunningFunction, QuadraticRunning)
-    return Taped(integrator, grid, x.new_empty(steps + 1, *x.shape)) if by_autograd and known else None
 
 
 #: Bytes of the stage states of a block of steps: with their values and cotangents they fit the cache of a core.
@@ -212,14 +216,15 @@ class Staged:
         self._start, self._value = self._starts.unbind(0), self._values.flatten(0, 1).unbind(0)
         self._stage, self._cotangent = (part.flatten(0, 1).unbind(0) for part in (self._stages, self._cotangents))
         self._clock = grid.nodes[:-1]
-        self._times = torch.tensor(self._clock).to(x)[:, None] + h * torch.tensor(tableau.c).to(x)
+        self._times = x.new_tensor([[t + h * c for c in tableau.c] for t in self._clock])
         rows = [[(j, h * a) for j, a in enumerate(row[:i]) if a] for i, row in enumerate(tableau.A)]
         self._rows = list(zip(rows, [h * c for c in tableau.c], strict=True))
         self._columns = [[(j, tableau.A[j][i]) for j in range(i + 1, r) if tableau.A[j][i]] for i in range(r)]
         self._end = [(i, h * b) for i, b in enumerate(tableau.b) if b]
 
     def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
-        self._problem, self._first, self._path, self._trajectory = problem, first, path, None
+        self._problem, self._first, self._path = problem, first, path
+        self._trajectory: Tensor | None = None
         blocks = [(begin, min(end, len(path))) for begin, end in self._all_blocks if begin < len(path)]
         self._blocks, total = list(enumerate(blocks)), None
         self._start[0].copy_(x)
@@ -238,8 +243,8 @@ class Staged:
     def states(self) -> Tensor:
         """Shape (S + 1, batch, *state), of the steps last taken; put together when asked for, and kept."""
         if self._trajectory is None:
-            self._trajectory = self._values.new_empty(len(self._path) + 1, *self._p.shape)
-            r, x = len(self.tableau.b), self._trajectory.unbind(0)
+            self._trajectory = states = self._values.new_empty(len(self._path) + 1, *self._p.shape)
+            r, x = len(self.tableau.b), states.unbind(0)
             x[0].copy_(self._start[0])
             for k in range(len(self._path)):
                 _combine(x[k], self._end, self._value[k * r : k * r + r], x[k + 1])
@@ -276,8 +281,9 @@ class Staged:
             _combine(x, self._end, slopes, after)
             x = after
 
-    def _cost(self, L: Any, stages: Stages, path: Tensor) -> Tensor:
-        parts = [hb * L.along(stages.t[:, i], stages.x[:, i], path).sum() for i, hb in self._end]
+    def _cost(self, L: RunningCost, stages: Stages, path: Tensor) -> Tensor:
+        along = _along(L).along
+        parts = [hb * along(stages.t[:, i], stages.x[:, i], path).sum() for i, hb in self._end]
         return torch.stack(parts).sum()
 
     def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
@@ -290,7 +296,8 @@ class Staged:
             f, slopes = _evaluations(self._problem.dynamics, path, stages), {}
             f.linearize()
             if L is not None:
-                slopes = {i: (hb, *L.derivative_along(stages.t[:, i], stages.x[:, i], path)) for i, hb in self._end}
+                along = _along(L).derivative_along
+                slopes = {i: (hb, *along(stages.t[:, i], stages.x[:, i], path)) for i, hb in self._end}
             self._retreat(f, p, end - begin, {i: Lx.mul(hb).unbind(0) for i, (hb, Lx, _) in slopes.items()})
             f.by_control(h, out)
             for hb, _, Lu in slopes.values():
@@ -335,6 +342,10 @@ def _evaluations(f: Dynamics, path: Tensor, stages: Stages) -> Evaluations:
     return evaluations
 
 
+def _along(L: RunningCost) -> Any:
+    return L if offers(L, "derivative_along", "derivative") else PointByPoint(L)
+
+
 def _combine(x: Tensor, weights: Sequence[tuple[int, float]], slopes: Sequence[Tensor], out: Tensor) -> None:
     """Write x + sum of weights times slopes."""
     if not weights:
@@ -347,9 +358,35 @@ def _combine(x: Tensor, weights: Sequence[tuple[int, float]], slopes: Sequence[T
         out.add_(slopes[j], alpha=w)
 
 
-def staged(tableau: Tableau, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor) -> Staged | None:
-    """A record of explicit steps where dynamics and running cost offer what it takes, else None."""
+def explicit(
+    integrator: Any, tableau: Tableau | None, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor, u: Tensor
+) -> Record | None:
+    """The fastest record of explicit steps that the problem allows; None where it offers nothing.
+
+    Parameters
+    ----------
+    integrator
+        With a method ``advance``, for `Taped`.
+    tableau : Tableau, optional
+        For `Staged`; None where the scheme is no Runge-Kutta scheme.
+    problem : ControlProblem
+    grid : TimeGrid
+    steps : int
+        At most so many are remembered.
+    x, u : Tensor
+        A state and the control of a step.
+    """
     f, L = problem.dynamics, problem.running_cost
-    if not offers(f, "over", "vjp") or not (L is None or offers(L, "derivative_along", "derivative")):
-        return None
-    return Staged(tableau, grid, steps, x)
+    by_autograd = type(f) in (FunctionDynamics, ModuleDynamics) and type(L) in _BY_AUTOGRAD
+    by_stages = tableau is not None and offers(f, "over", "vjp") and _suits(f, x, u)
+    many = L is None or (offers(L, "derivative_along", "derivative") and _suits(L, x, u))
+    if tableau is not None and by_stages and (many or not by_autograd):
+        return Staged(tableau, grid, steps, x)
+    return Taped(integrator, grid, x.new_empty(steps + 1, *x.shape)) if by_autograd else None
+
+
+_BY_AUTOGRAD = (type(None), RunningFunction, QuadraticRunning)
+
+
+def _suits(piece: Any, x: Tensor, u: Tensor) -> bool:
+    return not hasattr(piece, "suits") or piece.suits(x, u)

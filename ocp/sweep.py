@@ -14,7 +14,7 @@ from ocp.recording import Record, Stepwise
 __all__ = ["adjoint", "forward", "record", "second_adjoint", "tangent", "without_hvp"]
 
 
-def record(discretization: Discretization, steps: int, x: Tensor) -> Record:
+def record(discretization: Discretization, steps: int, x: Tensor, u: Tensor) -> Record:
     """Room for consecutive steps to be remembered, as integrator and problem allow.
 
     Parameters
@@ -22,12 +22,13 @@ def record(discretization: Discretization, steps: int, x: Tensor) -> Record:
     discretization : Discretization
     steps : int
         For so many at most.
-    x : Tensor
-        A state, for its shape, type and device.
+    x, u : Tensor
+        A state and the control of a step: for shape, type and device, and to try what the problem offers.
     """
     problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
     own = getattr(integrator, "record", None)
-    return (own and own(problem, grid, steps, x)) or Stepwise(integrator, grid, x.new_empty(steps + 1, *x.shape))
+    found: Record | None = None if own is None else own(problem, grid, steps, x, u)
+    return Stepwise(integrator, grid, x.new_empty(steps + 1, *x.shape)) if found is None else found
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ocp.dynamics import Dynamics
 from ocp.grid import TimeGrid
 from ocp.problem import ControlProblem
-from ocp.recording import Record, taped
+from ocp.recording import Record, explicit
 
 __all__ = ["Verlet"]
 
@@ -125,16 +125,14 @@ class Verlet:
         out.copy_(end)
         return cost
 
-    def advance(
-        self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def advance(self, problem: Any, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """The next state and the running cost over the step, by operations that autograd can follow."""
         L, end = problem.running_cost, self._states(problem.dynamics, t, h, x, u)[-1]
         return end, None if L is None else 0.5 * h * (L(t, x, u) + L(t + h, end, u))
 
-    def record(self, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor) -> Record | None:
+    def record(self, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor, u: Tensor) -> Record | None:
         """Room for steps that are remembered for their transposes."""
-        return taped(self, problem, grid, steps, x)
+        return explicit(self, None, problem, grid, steps, x, u)
 
     def pullback(
         self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
