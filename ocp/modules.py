@@ -80,10 +80,10 @@ class FlatModule:
         finally:
             self._put(own)
 
-    def _put(self, parts: Sequence[Tensor]) -> None:
+    def _put(self, parts: Sequence[Any]) -> None:
         for places, part in zip(self._places, parts, strict=True):
             for parameters, name in places:
-                parameters[name] = part  # type: ignore[assignment]
+                parameters[name] = part
 
     def with_parameters(self, flat: Tensor) -> nn.Module:
         """A copy of the module that owns the parameters ``flat``."""

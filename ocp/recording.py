@@ -18,21 +18,17 @@ __all__ = ["Record", "Staged", "Stepwise", "Taped", "explicit"]
 
 
 class Record(Protocol):
-    """Up to so many consecutive steps: taken forward, remembered, and gone back through.
-
-    Attributes
-    ----------
-    end : Tensor
-        The state after the last step taken.
-    """
-
-    end: Tensor
+    """Up to so many consecutive steps: taken forward, remembered, and gone back through."""
 
     def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
         """Take steps of a problem from node ``first`` and the state x on with the controls ``path``, shape (S, m).
 
         Returns the running cost over them, None where there is none.
         """
+
+    @property
+    def end(self) -> Tensor:
+        """The state after the last step taken."""
 
     @property
     def states(self) -> Tensor:
