@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ocp import sweep
 from ocp.bounds import Box, masked
+from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, ControlSpace
 from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
@@ -103,12 +104,15 @@ class ReducedObjective:
 
     Evaluations at the last few controls are remembered, and a derivative asked for at the control of the last forward
     sweep reuses its states. Storage is kept between calls and shared with the objectives on other grids and batches.
+    Where only some steps are remembered, Hessian products and trajectories store all states nevertheless.
 
     Parameters
     ----------
     discretization : Discretization
     work : Work, optional
         Where to count; by default a count of its own, in gradients of this objective.
+    memory : Memory
+        Which steps to remember for the derivative; by default all.
 
     Examples
     --------
@@ -122,6 +126,7 @@ class ReducedObjective:
 
     discretization: Discretization
     work: Work = None  # type: ignore[assignment]
+    memory: Memory = StoreAll()
     _buffers: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
     _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
@@ -147,17 +152,17 @@ class ReducedObjective:
     def on(self, steps: int) -> ReducedObjective:
         """The objective of the same problem and samples on another number of steps, with the same work count."""
         if steps not in self._grids:
-            other = ReducedObjective(self.discretization.on(steps), self.work, self._buffers, [], self._grids)
-            self._grids[steps] = other
+            coarse = self.discretization.on(steps)
+            self._grids[steps] = ReducedObjective(coarse, self.work, self.memory, self._buffers, [], self._grids)
         return self._grids[steps]
 
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
-        return ReducedObjective(self.discretization.take(indices), self.work, self._buffers)
+        return ReducedObjective(self.discretization.take(indices), self.work, self.memory, self._buffers)
 
     def uncounted(self) -> ReducedObjective:
         """The same objective with storage and a work count of its own, for looking without being charged."""
-        return ReducedObjective(self.discretization)
+        return ReducedObjective(self.discretization, memory=self.memory)
 
     def value(self, control: Tensor | Control) -> float:
         """J(u); one forward sweep."""
@@ -241,7 +246,7 @@ class ReducedObjective:
         key = (control.dtype, control.device, self._steps, *self._shape)
         if key not in self._buffers:
             x, u = (part.to(control) for part in self.discretization.example())
-            self._buffers[key] = _Buffer(sweep.record(self.discretization, self._steps, x, u))
+            self._buffers[key] = _Buffer(sweep.record(self.discretization, self.memory, x, u))
         return self._buffers[key]
 
     def _evaluate(self, control: Tensor) -> _Evaluation:
@@ -373,7 +378,9 @@ def free_part(objective: Objective, control: Tensor) -> tuple[Tensor, Tensor | N
     return masked(derivative, free), free
 
 
-def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str = "euler") -> ReducedObjective:
+def discretize(
+    problem: ControlProblem, steps: int, integrator: Integrator | str = "euler", memory: Memory = StoreAll()
+) -> ReducedObjective:
     """The reduced objective of a problem on a uniform grid.
 
     Parameters
@@ -382,6 +389,8 @@ def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str
     steps : int
     integrator : str or Integrator
         ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `ocp.integrators.INTEGRATORS`, or one of your own.
+    memory : Memory
+        ``StoreAll()``, or ``Checkpoints(slots)`` for less memory and more steps; the derivative is the same.
 
     Raises
     ------
@@ -392,4 +401,6 @@ def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str
         raise TypeError(f"problem: expected a ControlProblem, got {type(problem).__name__}")
     discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
     discretization.check()
-    return ReducedObjective(discretization)
+    if isinstance(memory, type) or not isinstance(memory, Memory):
+        raise TypeError(f"memory: expected StoreAll() or Checkpoints(slots), got {memory!r}")
+    return ReducedObjective(discretization, memory=memory)

@@ -69,7 +69,7 @@ class Stepwise:
         visited[0].copy_(x)
         for k, u in enumerate(path.unbind(0)):
             cost = step(problem, t[first + k], h, visited[k], u, out=visited[k + 1])
-            total = cost if total is None else total.add_(cost)
+            total = cost if total is None else total + cost
         return total
 
     def backward(self, p: Tensor, derivative: Tensor, costates: Tensor | None = None) -> Tensor:
@@ -236,6 +236,7 @@ class Staged:
         return total
 
     @property
+    @torch.no_grad()
     def states(self) -> Tensor:
         """Shape (S + 1, batch, *state), of the steps last taken; put together when asked for, and kept."""
         if self._trajectory is None:

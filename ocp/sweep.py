@@ -7,28 +7,118 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocp.checkpoints import Action, Advance, Keep, Memory, Restore, Reverse, Take
 from ocp.costs import Readout
 from ocp.discretization import Discretization
+from ocp.problem import ControlProblem
 from ocp.recording import Record, Stepwise
 
-__all__ = ["adjoint", "forward", "record", "second_adjoint", "tangent", "without_hvp"]
+__all__ = ["Planned", "adjoint", "forward", "record", "second_adjoint", "tangent", "without_hvp"]
 
 
-def record(discretization: Discretization, steps: int, x: Tensor, u: Tensor) -> Record:
-    """Room for consecutive steps to be remembered, as integrator and problem allow.
+#: A plan takes the steps that it does not remember so many at a time, in storage of that size.
+CHUNK = 8
+
+
+def record(discretization: Discretization, memory: Memory, x: Tensor, u: Tensor) -> Record:
+    """Room for the steps of a grid, to be remembered as a plan says and as integrator and problem allow.
 
     Parameters
     ----------
     discretization : Discretization
-    steps : int
-        For so many at most.
+    memory : Memory
     x, u : Tensor
         A state and the control of a step: for shape, type and device, and to try what the problem offers.
     """
     problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
-    own = getattr(integrator, "record", None)
-    found: Record | None = None if own is None else own(problem, grid, steps, x, u)
-    return Stepwise(integrator, grid, x.new_empty(steps + 1, *x.shape)) if found is None else found
+    own, steps = getattr(integrator, "record", None), grid.steps
+    room = min(max(memory.span(steps), CHUNK), steps)
+    found: Record | None = None if own is None else own(problem, grid, room, x, u)
+    if found is None:
+        found = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
+    if memory.span(steps) == steps:
+        return found
+    return Planned(memory, found, room, x.new_empty(memory.slots_for(steps) + 3, *x.shape))
+
+
+class Planned:
+    """All steps of a grid, in the storage for a few of them and the slots that a plan wants.
+
+    Parameters
+    ----------
+    memory : Memory
+        The plan.
+    few : Record
+        What steps are taken and gone back through with.
+    room : int
+        How many it can hold.
+    storage : Tensor
+        Shape (slots + 3, batch, *state).
+    """
+
+    def __init__(self, memory: Memory, few: Record, room: int, storage: Tensor):
+        self.memory, self.few, self.room = memory, few, room
+        self._x, self._start, self.end, *self._slots = storage.unbind(0)
+        self._ready = False
+
+    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+        self._problem, self._first, self._path = problem, first, path
+        self._rest, total = self.memory.actions(len(path)), None
+        self._start.copy_(x)
+        self._x.copy_(x)
+        for action in self._rest:
+            cost = self._do(action)
+            if cost is not None:
+                total = cost if total is None else total + cost
+            if isinstance(action, Take):
+                break
+        self.end.copy_(self._x)
+        self._ready = True
+        return total
+
+    def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
+        if not self._ready:
+            self.forward(self._problem, self._first, self._start, self._path)
+        self._ready = False
+        for action in self._rest:
+            if isinstance(action, Reverse):
+                p = self.few.backward(p, derivative[action.first : action.last])
+            else:
+                self._do(action)
+        return p
+
+    def _do(self, action: Action) -> Tensor | None:
+        """One action that is not a step back; the running cost of the steps taken."""
+        match action:
+            case Keep(_, slot):
+                self._slots[slot].copy_(self._x)
+            case Restore(_, slot):
+                self._x.copy_(self._slots[slot])
+            case Advance(first, last) | Take(first, last):
+                return self._take(first, last)
+        return None
+
+    def _take(self, first: int, last: int, visited: Tensor | None = None) -> Tensor | None:
+        total = None
+        for begin in range(first, last, self.room):
+            end = min(begin + self.room, last)
+            cost = self.few.forward(self._problem, self._first + begin, self._x, self._path[begin:end])
+            self._x.copy_(self.few.end)
+            if visited is not None:
+                visited[begin : end + 1].copy_(self.few.states)
+            if cost is not None:
+                total = cost if total is None else total + cost
+        return total
+
+    @property
+    @torch.no_grad()
+    def states(self) -> Tensor:
+        """All states, for which the steps are taken once more, and again before the next way back."""
+        self._ready = False
+        states = self._x.new_empty(len(self._path) + 1, *self._x.shape)
+        self._x.copy_(self._start)
+        self._take(0, len(self._path), states)
+        return states
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ ORDER = [
     "integrators",
     "network",
     "discretization",
+    "checkpoints",
     "sweep",
     "trajectory",
     "objective",
