@@ -50,19 +50,18 @@ class Stages:
     ----------
     t : Tensor
         Shape (S, r): the times of the stages.
-    x, values, cotangents : Tensor
-        Shape (S, r, batch, *state): stage states, values of f there, and room for as many numbers on the way back.
-    state, value, cotangent : sequences of Tensor
+    x, values : Tensor
+        Shape (S, r, batch, *state): stage states, and values of f there. On the way back a value may be overwritten
+        when its transpose is taken, with what the derivative by the control will need.
+    state, value : sequences of Tensor
         The same for each of the S r stages, in the order of time.
     """
 
     t: Tensor
     x: Tensor
     values: Tensor
-    cotangents: Tensor
     state: Sequence[Tensor]
     value: Sequence[Tensor]
-    cotangent: Sequence[Tensor]
 
     @property
     def number(self) -> int:
@@ -176,7 +175,7 @@ class _Jacobians:
         rows = [_gradients(entry, (x, u)) for entry in columns]
         by_state, self._by_control = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
         self._by_state = by_state.flatten(2).mT.unbind(0)
-        self._costates = [c.view(-1) for c in stages.cotangent]
+        self._costates = [c.view(-1) for c in stages.value]
 
     def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
         kappa = self._costates[j]
@@ -184,7 +183,7 @@ class _Jacobians:
         out.view(-1).addmv_(self._by_state[j], kappa, alpha=alpha)
 
     def by_control(self, alpha: float, out: Tensor) -> None:
-        kappa = self.stages.cotangents.flatten(2).unsqueeze(2)  # (S, r, 1, n)
+        kappa = self.stages.values.flatten(2).unsqueeze(2)  # (S, r, 1, n)
         by_stage = kappa @ self._by_control.unflatten(0, (-1, self._number))
         torch.mul(by_stage.sum(1).squeeze(1), alpha, out=out)
 

@@ -37,7 +37,7 @@ class Activation:
     apply : callable, optional
         (z, out) writes sigma(z) to ``out``, which may be z itself.
     transpose : callable, optional
-        (p, a, out) writes sigma'(z) p to ``out`` in one pass.
+        (p, a, out) writes sigma'(z) p to ``out``, which may be a itself.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -251,13 +251,13 @@ class _DenseLayers:
         """Nothing is to be done: the slopes follow from the values."""
 
     def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
-        z = self.stages.cotangent[j]
-        self.layer.activation.transpose(p, self.stages.value[j], z)
+        z = self.stages.value[j]
+        self.layer.activation.transpose(p, z, z)
         out.addmm_(z, self._matrices[j // self._number], alpha=alpha)
 
     def by_control(self, alpha: float, out: Tensor) -> None:
         n, weight = self.layer.width, self.layer.weight
-        z, x = self.stages.cotangents.flatten(1, 2), self.stages.x.flatten(1, 2)
+        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
         by_matrix = out[:, : n * n].unflatten(1, (n, n))
         if n * n < LARGE:
             torch.mul(weight.transpose(torch.bmm(z.mT, x)), alpha, out=by_matrix)
@@ -379,13 +379,13 @@ class _ConvolutionLayers:
         self._mirrored = self._K.transpose(1, 2).flip(3, 4).unbind(0)
 
     def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
-        z = self.stages.cotangent[j]
-        self.layer.activation.transpose(p, self.stages.value[j], z)
+        z = self.stages.value[j]
+        self.layer.activation.transpose(p, z, z)
         out.add_(torch.conv2d(z, self._mirrored[j // self._number], padding=self.layer._padding), alpha=alpha)
 
     def by_control(self, alpha: float, out: Tensor) -> None:
         c, padding = self.layer.channels, [self.layer._padding] * 2
-        z, x = self.stages.cotangents.flatten(1, 2), self.stages.x.flatten(1, 2)
+        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
         for zk, xk, K, pK in zip(z.unbind(0), x.unbind(0), self._K.unbind(0), out[:, :-c].unbind(0), strict=True):
             # By the kernel alone: what torch does for several derivatives in one call takes longer.
             by_kernel = _convolution_backward(

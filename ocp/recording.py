@@ -175,10 +175,11 @@ class Taped:
         return p
 
 
-#: Bytes of the stage states of a block of steps: with their values and cotangents they fit the cache of a core.
-BLOCK = 2**21
-#: At most so many steps to a block: beyond, a batched product for all of them gains nothing.
-LONGEST = 256
+#: Bytes of the stage states of a block of steps at most: with their values they fit the cache of a core, and a batched
+#: product for more of them gains nothing. And at least, since a block costs as much as some operations of its own.
+BLOCK, LEAST = 2**21, 2**20
+#: Between the two, blocks are such that there are so many: the storage of one is small against what is remembered.
+BLOCKS = 32
 
 
 class Staged:
@@ -186,7 +187,8 @@ class Staged:
 
     Remembered are the values of f at all stages, and the states at which blocks of consecutive steps begin. On the way
     back, block by block, the states and stage states are put together again from these, bit for bit, the costate
-    passes, and then the derivatives by the control are taken for the whole block.
+    passes, leaving cotangents in the place of the values, and then the derivatives by the control are taken for the
+    whole block.
 
     Parameters
     ----------
@@ -201,16 +203,17 @@ class Staged:
 
     def __init__(self, tableau: Tableau, grid: TimeGrid, steps: int, x: Tensor):
         r, h, shape = len(tableau.b), grid.h, x.shape
-        size = max(1, min(LONGEST, BLOCK // max(r * x.numel() * x.element_size(), 1), steps))
+        each = max(r * x.numel() * x.element_size(), 1)
+        size = max(1, min(BLOCK // each, max(LEAST // each, steps // BLOCKS), steps))
         blocks = [(begin, min(begin + size, steps)) for begin in range(0, steps, size)]
         self.tableau, self.grid, self._all_blocks = tableau, grid, blocks
         self._values, self._starts = x.new_empty(steps, r, *shape), x.new_empty(len(blocks) + 1, *shape)
-        self._stages, self._cotangents = x.new_empty(2, size, r, *shape).unbind(0)
+        self._stages, self._consumed = x.new_empty(size, r, *shape), False
         self._xi, self._p = x.new_empty(r, *shape), x.new_empty(shape)
         # Views, made once: to make one costs as much as an operation on a small state.
         self._kappa, self._by_stage = x.new_empty(r, *shape).unbind(0), self._xi.unbind(0)
         self._start, self._value = self._starts.unbind(0), self._values.flatten(0, 1).unbind(0)
-        self._stage, self._cotangent = (part.flatten(0, 1).unbind(0) for part in (self._stages, self._cotangents))
+        self._stage = self._stages.flatten(0, 1).unbind(0)
         self._clock = grid.nodes[:-1]
         self._times = x.new_tensor([[t + h * c for c in tableau.c] for t in self._clock])
         rows = [[(j, h * a) for j, a in enumerate(row[:i]) if a] for i, row in enumerate(tableau.A)]
@@ -219,7 +222,7 @@ class Staged:
         self._end = [(i, h * b) for i, b in enumerate(tableau.b) if b]
 
     def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
-        self._problem, self._first, self._path = problem, first, path
+        self._problem, self._first, self._path, self._consumed = problem, first, path, False
         self._trajectory: Tensor | None = None
         blocks = [(begin, min(end, len(path))) for begin, end in self._all_blocks if begin < len(path)]
         self._blocks, total = list(enumerate(blocks)), None
@@ -238,8 +241,13 @@ class Staged:
     @property
     @torch.no_grad()
     def states(self) -> Tensor:
-        """Shape (S + 1, batch, *state), of the steps last taken; put together when asked for, and kept."""
+        """Shape (S + 1, batch, *state), of the steps last taken; put together when asked for, and kept.
+
+        After the way back, which uses the values up, for another way forward.
+        """
         if self._trajectory is None:
+            if self._consumed:
+                self.forward(self._problem, self._first, self._start[0], self._path)
             self._trajectory = states = self._values.new_empty(len(self._path) + 1, *self._p.shape)
             r, x = len(self.tableau.b), states.unbind(0)
             x[0].copy_(self._start[0])
@@ -254,10 +262,8 @@ class Staged:
             self._times[self._first + begin : self._first + end],
             self._stages[:S],
             self._values[begin:end],
-            self._cotangents[:S],
             self._stage[: S * r],
             self._value[begin * r : end * r],
-            self._cotangent[: S * r],
         )
 
     def _walk(self, n: int, begin: int, end: int) -> Iterator[tuple[int, float]]:
@@ -284,7 +290,7 @@ class Staged:
         return torch.stack(parts).sum()
 
     def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
-        L, h, p = self._problem.running_cost, self.grid.h, self._p.copy_(p)
+        L, h, p, self._consumed = self._problem.running_cost, self.grid.h, self._p.copy_(p), True
         for n, (begin, end) in reversed(self._blocks):
             stages, path, out = self._block(begin, end), self._path[begin:end], derivative[begin:end]
             if n + 1 < len(self._blocks):  # those of the last block are still in place
