@@ -228,11 +228,11 @@ class _DenseLayers:
     """Dense layers of consecutive steps. After the costate has passed, the cotangents are those of A x + b."""
 
     def __init__(self, layer: Dense, path: Tensor, stages: Stages):
-        n, r = layer.width, stages.number
-        self.layer, self.stages = layer, stages
+        n = layer.width
+        self.layer, self.stages, self._number = layer, stages, stages.number
+        self._apply, self._slope, self._value = layer.activation.apply, layer.activation.transpose, stages.value
         A = layer.weight(path[:, : n * n].unflatten(1, (n, n)))
         self._A, self._b = A, path[:, n * n :]
-        self._number = r
 
     @cached_property
     def _operands(self) -> list[tuple[Tensor, Tensor]]:
@@ -245,14 +245,14 @@ class _DenseLayers:
 
     def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
         b, At = self._operands[j // self._number]
-        self.layer.activation.apply(torch.addmm(b, x, At, out=out), out)
+        self._apply(torch.addmm(b, x, At, out=out), out)
 
     def linearize(self) -> None:
         """Nothing is to be done: the slopes follow from the values."""
 
     def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
-        z = self.stages.value[j]
-        self.layer.activation.transpose(p, z, z)
+        z = self._value[j]
+        self._slope(p, z, z)
         out.addmm_(z, self._matrices[j // self._number], alpha=alpha)
 
     def by_control(self, alpha: float, out: Tensor) -> None:

@@ -110,14 +110,13 @@ class Mapped:
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
-        self._mapped = torch.func.vmap(function)
         self._agreed: bool | None = None
 
     def agrees(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
         """Whether the mapped function has the values of the function at these points; remembered for later calls."""
         with torch.no_grad():
             try:
-                self._agreed = _same(self._mapped(t, x, u), self._one_by_one(t, x, u))
+                self._agreed = _same(torch.func.vmap(self.function)(t, x, u), self._one_by_one(t, x, u))
             except Exception:  # whatever the function raises for arguments it is not made for
                 self._agreed = False
         return self._agreed
@@ -131,7 +130,7 @@ class Mapped:
             self.agrees(t, x, u)
         if self._agreed:
             try:
-                mapped = self._mapped(t, x, u)
+                mapped = torch.func.vmap(self.function)(t, x, u)
                 if values is None or _same(mapped.detach(), values):
                     return mapped
             except Exception:  # it decides by numbers after all

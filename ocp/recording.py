@@ -313,7 +313,7 @@ class Staged:
         With kappa_i = b_i p + sum_{j > i} a_ji xi_j and xi_i = h f_x^T kappa_i + h b_i L_x it is p + sum_i xi_i.
         """
         transpose, costate, h, xi, r = f.transpose, self._costate, self.grid.h, self._by_stage, len(self.tableau.b)
-        later = range(r - 1, 0, -1)
+        later, mixed = range(r - 1, 0, -1), r > 1 or self.tableau.b[0] != 1
         for k in range(steps - 1, -1, -1):
             if r > 1:
                 self._xi.zero_()
@@ -321,7 +321,7 @@ class Staged:
                 transpose(k * r + i, costate(i, p), xi[i], h)
                 if i in by_state:
                     xi[i].add_(by_state[i][k])
-            kappa = costate(0, p)
+            kappa = costate(0, p) if mixed else p
             for i in later:
                 p.add_(xi[i])
             transpose(k * r, kappa, p, h)
@@ -351,14 +351,10 @@ def _along(L: RunningCost) -> Any:
 
 def _combine(x: Tensor, weights: Sequence[tuple[int, float]], slopes: Sequence[Tensor], out: Tensor) -> None:
     """Write x + sum of weights times slopes."""
-    if not weights:
-        if out is not x:
-            out.copy_(x)
-        return
-    (j, w), *rest = weights
-    torch.add(x, slopes[j], alpha=w, out=out)
-    for j, w in rest:
-        out.add_(slopes[j], alpha=w)
+    for j, w in weights:
+        x = torch.add(x, slopes[j], alpha=w, out=out)
+    if x is not out:
+        out.copy_(x)
 
 
 def explicit(
