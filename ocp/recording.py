@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isqrt
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -175,11 +176,9 @@ class Taped:
         return p
 
 
-#: Bytes of the stage states of a block of steps at most: with their values they fit the cache of a core, and a batched
-#: product for more of them gains nothing. And at least, since a block costs as much as some operations of its own.
-BLOCK, LEAST = 2**21, 2**20
-#: Between the two, blocks are such that there are so many: the storage of one is small against what is remembered.
-BLOCKS = 32
+#: Bytes of the stage states of a block of steps at least, since a block costs as much as some operations of its own:
+#: such as fit the cache of a core. Tuned on dense layers of widths 8 to 1024.
+BLOCK = 2**20
 
 
 class Staged:
@@ -204,7 +203,7 @@ class Staged:
     def __init__(self, tableau: Tableau, grid: TimeGrid, steps: int, x: Tensor):
         r, h, shape = len(tableau.b), grid.h, x.shape
         each = max(r * x.numel() * x.element_size(), 1)
-        size = max(1, min(BLOCK // each, max(LEAST // each, steps // BLOCKS), steps))
+        size = min(max(BLOCK // each, isqrt(steps)), steps)  # the root balances one block with the starts of all
         blocks = [(begin, min(begin + size, steps)) for begin in range(0, steps, size)]
         self.tableau, self.grid, self._all_blocks = tableau, grid, blocks
         self._values, self._starts = x.new_empty(steps, r, *shape), x.new_empty(len(blocks) + 1, *shape)
