@@ -139,10 +139,10 @@ class Antisymmetric:
         return A
 
     def linear(self, dK: Tensor) -> Tensor:
-        return 0.5 * (dK - dK.mT)
+        return (dK - dK.mT).mul_(0.5)
 
     def transpose(self, dA: Tensor) -> Tensor:
-        return 0.5 * (dA - dA.mT)
+        return (dA - dA.mT).mul_(0.5)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ __all__ = ["Planned", "adjoint", "forward", "record", "second_adjoint", "tangent
 
 
 #: A plan takes the steps that it does not remember so many at a time, in storage of that size.
-CHUNK = 8
+CHUNK = 4
 
 
 def record(discretization: Discretization, memory: Memory, x: Tensor, u: Tensor) -> Record:
