@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from math import isqrt
 from typing import Any, NamedTuple, Protocol
 
@@ -150,10 +151,11 @@ class Taped:
         f, L = problem.dynamics, problem.running_cost
         with torch.enable_grad():
             x, path = states[0].clone().requires_grad_(), path.detach().requires_grad_()
-            parts, each = f.bind(path) if hasattr(f, "bind") else ([], [f] * len(path))
-            visited, costs = [x], []
-            for f, t, u in zip(each, times[first:], path.unbind(0), strict=False):
-                end, cost = advance(_Pieces(f, L), t, h, visited[-1], u)
+            parts, each = f.bind(path) if hasattr(f, "bind") else ([], [f])
+            pieces = [_Pieces(bound, L) for bound in each]
+            visited, costs, end = [x], [], x
+            for piece, t, u in zip(pieces if parts else repeat(pieces[0]), times[first:], path.unbind(0), strict=False):
+                end, cost = advance(piece, t, h, end, u)
                 visited.append(end)
                 costs.append(cost)
             total = None if L is None else torch.stack(costs).sum()

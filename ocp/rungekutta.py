@@ -167,19 +167,19 @@ class RungeKutta:
 
     def advance(self, problem: Any, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """The next state and the running cost over an explicit step, by operations that autograd can follow."""
-        f, L = problem.dynamics, problem.running_cost
+        f, L, add, end = problem.dynamics, problem.running_cost, torch.add, x
         states: list[Tensor] = []
         slopes: list[Tensor] = []
-        for row, c in self._rows:
+        for (row, c), b in zip(self._rows, self.tableau.b, strict=True):
             state = x
             for j, a in row:
-                state = torch.add(state, slopes[j], alpha=h * a)
-            states.append(state)
-            slopes.append(f(t + c * h, state, u))
-        for slope, b in zip(slopes, self.tableau.b, strict=True):
+                state = add(state, slopes[j], alpha=h * a)
+            slope = f(t + c * h, state, u)
             if b:
-                x = torch.add(x, slope, alpha=h * b)
-        return x, None if L is None else self._cost(L, t, h, states, u)
+                end = add(end, slope, alpha=h * b)
+            states.append(state)
+            slopes.append(slope)
+        return end, None if L is None else self._cost(L, t, h, states, u)
 
     @cached_property
     def _rows(self) -> list[tuple[list[tuple[int, float]], float]]:
