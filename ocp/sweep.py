@@ -150,7 +150,7 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor | Re
     for cost in problem.control_cost:
         value += cost(space, control)
     # A state that is not finite makes the objective so, also where no cost sees it.
-    seen = torch.isfinite(x[-1]).all() | ~torch.isfinite(value)
+    seen = torch.isfinite(steps.end).all() | ~torch.isfinite(value)
     return torch.where(seen, value, torch.inf)
 
 
