@@ -4,6 +4,7 @@ from ocp import layers, network, plots
 from ocp.adaptive import Adaptive
 from ocp.batches import Batches
 from ocp.bounds import Bounds
+from ocp.checkpoints import Checkpoints, StoreAll
 from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
@@ -38,6 +39,7 @@ __all__ = [
     "Armijo",
     "Batches",
     "Bounds",
+    "Checkpoints",
     "ConstantJacobian",
     "Control",
     "ControlProblem",
@@ -71,6 +73,7 @@ __all__ = [
     "SolveError",
     "State",
     "Status",
+    "StoreAll",
     "StrongWolfe",
     "Study",
     "Tableau",

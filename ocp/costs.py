@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ocp.control import ControlSpace
-from ocp.modules import FlatModule, hvp, pullback
+from ocp.modules import FlatModule, Mapped, hvp, pullback
 
 __all__ = [
     "ControlCost",
     "CrossEntropy",
     "LeastSquares",
+    "PointByPoint",
     "QuadraticRunning",
     "Readout",
     "RunningCost",
@@ -51,6 +52,10 @@ class RunningCost(Protocol):
 
     Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, dx, du)``, the Hessian by (x, u)
     applied to (dx, du), a pair of the shapes of x and u.
+
+    Two methods more make sweeps fast: ``along(t, x, u)``, the values at n points, shape (n,), and
+    ``derivative_along(t, x, u)``, the derivatives there, of the shapes of x and u. Times have the shape (n,), states
+    (n, batch, *state), controls (n, control_size).
     """
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
@@ -101,6 +106,10 @@ class RunningFunction:
     """A plain function ``L(t, x, u)`` as running cost."""
 
     function: Callable[[float, Tensor, Tensor], Tensor]
+    _mapped: Mapped = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_mapped", Mapped(self.function))
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
         return self.function(t, x, u)
@@ -112,6 +121,33 @@ class RunningFunction:
     def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))
         return hx, hu
+
+    def suits(self, x: Tensor, u: Tensor) -> bool:
+        """Whether it can be evaluated at many points at once."""
+        shift = torch.linspace(0, 0.2, 3).to(x)
+        return self._mapped.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return self._mapped(t, x, u)
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        px, pu = pullback(lambda x, u: self._mapped(t, x, u).sum(), (x, u))
+        return px, pu
+
+
+@dataclass(frozen=True)
+class PointByPoint:
+    """Any running cost at many points, one after the other."""
+
+    cost: RunningCost
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return torch.stack([self.cost(*point) for point in zip(t.tolist(), x, u, strict=True)])
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        derivatives = [self.cost.derivative(*point) for point in zip(t.tolist(), x, u, strict=True)]
+        px, pu = (torch.stack(parts) for parts in zip(*derivatives, strict=True))
+        return px, pu
 
 
 @dataclass(frozen=True)
@@ -138,6 +174,13 @@ class QuadraticRunning:
 
     def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         return dx * (self.state_weight / len(x)), self.control_weight * du
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        miss = (x - self.target).square().flatten(1).sum(1) / x.shape[1]
+        return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum(1))
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.target) * (self.state_weight / x.shape[1]), self.control_weight * u
 
     def take(self, indices: Tensor) -> QuadraticRunning:
         """The same cost on some of the samples."""

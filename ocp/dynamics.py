@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ocp.modules import FlatModule, hvp, pullback
+from ocp.modules import FlatModule, Mapped, hvp, pullback
 
-__all__ = ["Dynamics", "FunctionDynamics", "ModuleDynamics", "as_dynamics"]
+__all__ = ["Dynamics", "Evaluations", "FunctionDynamics", "ModuleDynamics", "Stages", "as_dynamics", "offers"]
 
 
 @runtime_checkable
@@ -21,6 +23,9 @@ class Dynamics(Protocol):
 
     Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, p, dx, du)``, the Hessian of
     <p, f(t, x, u)> by (x, u) applied to (dx, du), a pair of the shapes of x and u.
+
+    A method more, ``over(path, stages)``, makes explicit sweeps fast: it gives the `Evaluations` of f at the stages of
+    consecutive steps with the controls ``path``, shape (S, m). Beside it, ``suits(x, u)`` may say no to some states.
     """
 
     @property
@@ -37,8 +42,71 @@ class Dynamics(Protocol):
         """Directional derivative df/dx dx + df/du du."""
 
 
+@dataclass(frozen=True)
+class Stages:
+    """Storage for the stages of S consecutive steps, r of them to a step: what their transposes need.
+
+    Attributes
+    ----------
+    t : Tensor
+        Shape (S, r): the times of the stages.
+    x, values : Tensor
+        Shape (S, r, batch, *state): stage states, and values of f there. On the way back a value may be overwritten
+        when its transpose is taken, with what the derivative by the control will need.
+    state, value : sequences of Tensor
+        The same for each of the S r stages, in the order of time.
+    """
+
+    t: Tensor
+    x: Tensor
+    values: Tensor
+    state: Sequence[Tensor]
+    value: Sequence[Tensor]
+
+    @property
+    def number(self) -> int:
+        """r, the number of stages of a step."""
+        return self.x.shape[1]
+
+
+class Evaluations(Protocol):
+    """f at the stages of consecutive steps: its values one by one, and their transposes one by one backward.
+
+    The derivative by the control is left for the end, so that it can be taken for all of the steps at once. Nothing
+    needs to be allocated on the way.
+    """
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        """Write f at stage j, time t and state x, to ``out``, which is ``stages.value[j]``."""
+
+    def linearize(self) -> None:
+        """Get ready for the transposes; all values and stage states are in place."""
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        """Add alpha f_x^T p at stage j to ``out``, which may be p itself."""
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        """Write alpha f_u^T p, summed over the stages of each step, to ``out`` of shape (S, m)."""
+
+
+def offers(piece: Any, method: str, derivative: str) -> bool:
+    """Whether a piece has an optional method that fits its derivative.
+
+    A subclass that overrides the derivative alone has made the method of its parent into that of another function.
+    """
+    kinds = type(piece).__mro__
+    first = (next((kind for kind in kinds if name in vars(kind)), None) for name in (method, derivative))
+    fast, plain = first
+    return fast is not None and plain is not None and issubclass(fast, plain)
+
+
+#: States of at most so many numbers, all samples together, have their Jacobians computed: one backward pass for each
+#: number, through all steps at once, in place of one for each step. Tuned on oscillators and on the heat equation.
+SMALL = 16
+
+
 class FunctionDynamics:
-    """A plain function as dynamics, differentiated one evaluation at a time.
+    """A plain function as dynamics, differentiated by autograd.
 
     Parameters
     ----------
@@ -57,6 +125,7 @@ class FunctionDynamics:
     def __init__(self, function: Callable[[float, Tensor, Tensor], Tensor], control_size: int):
         self.function = function
         self.control_size = control_size
+        self._mapped = Mapped(function)
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
         return self.function(t, x, u)
@@ -71,6 +140,60 @@ class FunctionDynamics:
     def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du), p)
         return hx, hu
+
+    def suits(self, x: Tensor, u: Tensor) -> bool:
+        """Whether Jacobians at all steps at once are the way for such states."""
+        if x.numel() > SMALL:
+            return False
+        shift = torch.linspace(0, 0.2, 3).to(x)
+        t, points = shift, x + shift.view(-1, *[1] * x.ndim)
+        return self._mapped.agrees(t, points, u + shift[:, None])
+
+    def over(self, path: Tensor, stages: Stages) -> Evaluations:
+        """The function at the stages of consecutive steps, with the Jacobians of all of them at once."""
+        return _Jacobians(self._mapped, path, stages)
+
+
+class _Jacobians:
+    """A function at the stages of consecutive steps. Its Jacobians are computed for all of them in one go."""
+
+    def __init__(self, mapped: Mapped, path: Tensor, stages: Stages):
+        self.mapped, self.path, self.stages = mapped, path, stages
+        self._u = path.unbind(0)
+        self._number = stages.number
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        out.copy_(self.mapped.function(t, x, self._u[j // self._number]))
+
+    def linearize(self) -> None:
+        stages, r = self.stages, self._number
+        t, x, u = stages.t.flatten(), stages.x.flatten(0, 1), self.path.repeat_interleave(r, dim=0)
+        values = stages.values.flatten(0, 1)
+        with torch.enable_grad():
+            x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
+            columns = self.mapped(t, x, u, values).flatten(1).unbind(1)  # each entry of f, at all stages
+        rows = [_gradients(entry, (x, u)) for entry in columns]
+        by_state, self._by_control = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
+        self._by_state = by_state.flatten(2).mT.unbind(0)
+        self._costates = [c.view(-1) for c in stages.value]
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        kappa = self._costates[j]
+        kappa.copy_(p.view(-1))
+        out.view(-1).addmv_(self._by_state[j], kappa, alpha=alpha)
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        kappa = self.stages.values.flatten(2).unsqueeze(2)  # (S, r, 1, n)
+        by_stage = kappa @ self._by_control.unflatten(0, (-1, self._number))
+        torch.mul(by_stage.sum(1).squeeze(1), alpha, out=out)
+
+
+def _gradients(entry: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+    """Derivatives of one entry of f at many points, each by the state and control of its own point."""
+    if not entry.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    grads = torch.autograd.grad(entry, leaves, torch.ones_like(entry), retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, grads, strict=True)]
 
 
 class ModuleDynamics:
@@ -104,6 +227,18 @@ class ModuleDynamics:
     def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         hu, hx = hvp(self.flat, (u, x), (du, dx), p)
         return hx, hu
+
+    def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:
+        """f with the controls of S steps bound, shape (S, m), and the leaves that autograd is to differentiate by.
+
+        The leaves have the shapes (S, k) with sizes k that add up to m: one for each parameter of the block.
+        """
+        leaves = [part.detach().requires_grad_() for part in self.flat.parts(path)]
+        steps = zip(*(leaf.unbind(0) for leaf in leaves), strict=True) if leaves else iter([()] * len(path))
+        return leaves, [partial(self._bound, parts) for parts in steps]
+
+    def _bound(self, parts: tuple[Tensor, ...], t: float, x: Tensor, u: Tensor) -> Tensor:
+        return self.flat.call(parts, x)
 
     def to_module(self, u: Tensor) -> nn.Module:
         """The block with the parameters u."""

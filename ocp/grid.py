@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 
 __all__ = ["TimeGrid"]
@@ -39,7 +40,7 @@ class TimeGrid:
         """Step size."""
         return self.horizon / self.steps
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[float, ...]:
         """The N + 1 times t_k = k h at which states live."""
         return tuple(k * self.horizon / self.steps for k in range(self.steps + 1))

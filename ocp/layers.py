@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
+
+from ocp.dynamics import Evaluations, Stages
 
 __all__ = ["RELU", "SMOOTH_RELU", "TANH", "Activation", "Antisymmetric", "Convolution", "Dense", "Free", "WeightMap"]
 
@@ -31,15 +34,31 @@ class Activation:
         a -> sigma''(z), likewise; where the slope jumps, that of either side.
     module : callable
         Makes the same function as an ``nn.Module``.
+    apply : callable, optional
+        (z, out) writes sigma(z) to ``out``, which may be z itself.
+    transpose : callable, optional
+        (p, a, out) writes sigma'(z) p to ``out``, which may be a itself.
     """
 
     function: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     curvature: Callable[[Tensor], Tensor]
     module: Callable[[], nn.Module]
+    apply: Callable[[Tensor, Tensor], Any] = None  # type: ignore[assignment]
+    transpose: Callable[[Tensor, Tensor, Tensor], Any] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.apply is None:
+            object.__setattr__(self, "apply", lambda z, out: out.copy_(self.function(z)))
+        if self.transpose is None:
+            object.__setattr__(self, "transpose", lambda p, a, out: torch.mul(self.slope(a), p, out=out))
 
 
 _DELTA = 0.1
+# The overloads by name: to let torch find them costs more than the operation on a small state.
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_convolution_backward = torch.ops.aten.convolution_backward.default
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 def _smooth_relu(z: Tensor) -> Tensor:
@@ -51,8 +70,22 @@ class _SmoothReLU(nn.Module):
         return _smooth_relu(z)
 
 
-TANH = Activation(torch.tanh, lambda a: 1 - a * a, lambda a: 2 * a * (a * a - 1), nn.Tanh)
-RELU = Activation(torch.relu, lambda a: (a > 0).to(a.dtype), torch.zeros_like, nn.ReLU)
+TANH = Activation(
+    torch.tanh,
+    lambda a: 1 - a * a,
+    lambda a: 2 * a * (a * a - 1),
+    nn.Tanh,
+    lambda z, out: torch.tanh(z, out=out),
+    lambda p, a, out: _tanh_backward(p, a, grad_input=out),
+)
+RELU = Activation(
+    torch.relu,
+    lambda a: (a > 0).to(a.dtype),
+    torch.zeros_like,
+    nn.ReLU,
+    lambda z, out: torch.clamp_min(z, 0, out=out),
+    lambda p, a, out: _threshold_backward(p, a, 0, grad_input=out),
+)
 #: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
 #: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
 SMOOTH_RELU = Activation(
@@ -102,13 +135,14 @@ class Antisymmetric:
 
     def __call__(self, K: Tensor) -> Tensor:
         A = self.linear(K)
-        return A.diagonal_scatter(A.diagonal() - 0.5 * self.gamma)
+        A.diagonal(dim1=-2, dim2=-1).sub_(0.5 * self.gamma)
+        return A
 
     def linear(self, dK: Tensor) -> Tensor:
-        return 0.5 * (dK - dK.mT)
+        return (dK - dK.mT).mul_(0.5)
 
     def transpose(self, dA: Tensor) -> Tensor:
-        return 0.5 * (dA - dA.mT)
+        return (dA - dA.mT).mul_(0.5)
 
 
 @dataclass(frozen=True)
@@ -168,6 +202,10 @@ class Dense:
         hK = self.weight.transpose(dz.t() @ x + z.t() @ dx)
         return dz @ A + z @ dA, torch.cat((hK.reshape(-1), dz.sum(0)))
 
+    def over(self, path: Tensor, stages: Stages) -> Evaluations:
+        """The layers of consecutive steps, which keep their activations: they are the values of f."""
+        return _DenseLayers(self, path, stages)
+
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
         """Random weights for one layer: K normal with variance 1/n, b = 0; shape (control_size,)."""
         K = torch.randn(self.width, self.width, generator=generator, **like) / sqrt(self.width)
@@ -179,6 +217,56 @@ class Dense:
         linear = nn.Linear(self.width, self.width, device=u.device, dtype=u.dtype)
         linear.load_state_dict({"weight": self.weight(K), "bias": b})
         return nn.Sequential(linear, self.activation.module())
+
+
+#: Weight gradients of at least so many entries are products of their own, which write where they belong; smaller ones
+#: are taken for many steps at once. Tuned on one core: a product of fewer entries costs less than its call.
+LARGE = 64 * 64
+
+
+class _DenseLayers:
+    """Dense layers of consecutive steps. After the costate has passed, the cotangents are those of A x + b."""
+
+    def __init__(self, layer: Dense, path: Tensor, stages: Stages):
+        n = layer.width
+        self.layer, self.stages, self._number = layer, stages, stages.number
+        self._apply, self._slope, self._value = layer.activation.apply, layer.activation.transpose, stages.value
+        A = layer.weight(path[:, : n * n].unflatten(1, (n, n)))
+        self._A, self._b = A, path[:, n * n :]
+
+    @cached_property
+    def _operands(self) -> list[tuple[Tensor, Tensor]]:
+        """b and the transposed A of each step."""
+        return list(zip(self._b.unbind(0), self._A.mT.unbind(0), strict=True))
+
+    @cached_property
+    def _matrices(self) -> tuple[Tensor, ...]:
+        return self._A.unbind(0)
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        b, At = self._operands[j // self._number]
+        self._apply(torch.addmm(b, x, At, out=out), out)
+
+    def linearize(self) -> None:
+        """Nothing is to be done: the slopes follow from the values."""
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        z = self._value[j]
+        self._slope(p, z, z)
+        out.addmm_(z, self._matrices[j // self._number], alpha=alpha)
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        n, weight = self.layer.width, self.layer.weight
+        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
+        by_matrix = out[:, : n * n].unflatten(1, (n, n))
+        if n * n < LARGE:
+            torch.mul(weight.transpose(torch.bmm(z.mT, x)), alpha, out=by_matrix)
+        else:
+            for dA, zk, xk in zip(by_matrix.unbind(0), z.unbind(0), x.unbind(0), strict=True):
+                dK = weight.transpose(dA.addmm_(zk.t(), xk, beta=0, alpha=alpha))
+                if dK is not dA:
+                    dA.copy_(dK)
+        torch.sum(z, dim=1, out=out[:, n * n :]).mul_(alpha)
 
 
 @dataclass(frozen=True)
@@ -249,6 +337,10 @@ class Convolution:
         hK = conv2d_weight(x, K.shape, dz, padding=padding) + conv2d_weight(dx, K.shape, z, padding=padding)
         return hx, torch.cat((hK.reshape(-1), dz.sum((0, 2, 3))))
 
+    def over(self, path: Tensor, stages: Stages) -> Evaluations:
+        """The layers of consecutive steps, which keep their activations: they are the values of f."""
+        return _ConvolutionLayers(self, path, stages)
+
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
         """Random weights for one layer: K normal with variance 1/(c k^2), b = 0; shape (control_size,)."""
         c, k = self.channels, self.kernel_size
@@ -263,3 +355,41 @@ class Convolution:
         )
         convolution.load_state_dict({"weight": K, "bias": b})
         return nn.Sequential(convolution, self.activation.module())
+
+
+class _ConvolutionLayers:
+    """Convolutions of consecutive steps. After the costate has passed, the cotangents are those of K * x + b."""
+
+    def __init__(self, layer: Convolution, path: Tensor, stages: Stages):
+        c, k = layer.channels, layer.kernel_size
+        self.layer, self.stages, self._number = layer, stages, stages.number
+        self._K, self._b = path[:, :-c].unflatten(1, (c, c, k, k)), path[:, -c:]
+
+    @cached_property
+    def _operands(self) -> list[tuple[Tensor, Tensor]]:
+        """Kernel and bias of each step."""
+        return list(zip(self._K.unbind(0), self._b.unbind(0), strict=True))
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        K, b = self._operands[j // self._number]
+        self.layer.activation.apply(torch.conv2d(x, K, b, padding=self.layer._padding), out)
+
+    def linearize(self) -> None:
+        """The transpose of a convolution is one with the mirrored kernel, faster than torch's own."""
+        self._mirrored = self._K.transpose(1, 2).flip(3, 4).unbind(0)
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        z = self.stages.value[j]
+        self.layer.activation.transpose(p, z, z)
+        out.add_(torch.conv2d(z, self._mirrored[j // self._number], padding=self.layer._padding), alpha=alpha)
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        c, padding = self.layer.channels, [self.layer._padding] * 2
+        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
+        for zk, xk, K, pK in zip(z.unbind(0), x.unbind(0), self._K.unbind(0), out[:, :-c].unbind(0), strict=True):
+            # By the kernel alone: what torch does for several derivatives in one call takes longer.
+            by_kernel = _convolution_backward(
+                zk, xk, K, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, False]
+            )[1]
+            torch.mul(by_kernel.flatten(), alpha, out=pK)
+        torch.mul(z.sum((1, 3, 4)), alpha, out=out[:, -c:])

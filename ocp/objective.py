@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ocp import sweep
 from ocp.bounds import Box, masked
+from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, ControlSpace
 from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
 from ocp.problem import ControlProblem
+from ocp.recording import Record
 from ocp.trajectory import Trajectory
 
 __all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Work", "discretize", "free_part", "optimality"]
@@ -86,10 +88,14 @@ class _Evaluation:
 
 @dataclass
 class _Buffer:
-    """A trajectory's storage, and which evaluation it holds."""
+    """The storage of a trajectory, and which evaluation it holds."""
 
-    states: Tensor
+    record: Record
     holds: _Evaluation | None = None
+
+    @property
+    def states(self) -> Tensor:
+        return self.record.states
 
 
 @dataclass
@@ -98,12 +104,15 @@ class ReducedObjective:
 
     Evaluations at the last few controls are remembered, and a derivative asked for at the control of the last forward
     sweep reuses its states. Storage is kept between calls and shared with the objectives on other grids and batches.
+    Where only some steps are remembered, Hessian products and trajectories store all states nevertheless.
 
     Parameters
     ----------
     discretization : Discretization
     work : Work, optional
         Where to count; by default a count of its own, in gradients of this objective.
+    memory : Memory
+        Which steps to remember for the derivative; by default all.
 
     Examples
     --------
@@ -117,7 +126,8 @@ class ReducedObjective:
 
     discretization: Discretization
     work: Work = None  # type: ignore[assignment]
-    _buffers: dict[tuple[Any, ...], _Buffer] = field(default_factory=dict, repr=False)
+    memory: Memory = StoreAll()
+    _buffers: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
     _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
 
@@ -127,6 +137,7 @@ class ReducedObjective:
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
+        self._spare: list[Tensor] = []
 
     @property
     def box(self) -> Box | None:
@@ -141,17 +152,17 @@ class ReducedObjective:
     def on(self, steps: int) -> ReducedObjective:
         """The objective of the same problem and samples on another number of steps, with the same work count."""
         if steps not in self._grids:
-            other = ReducedObjective(self.discretization.on(steps), self.work, self._buffers, [], self._grids)
-            self._grids[steps] = other
+            coarse = self.discretization.on(steps)
+            self._grids[steps] = ReducedObjective(coarse, self.work, self.memory, self._buffers, [], self._grids)
         return self._grids[steps]
 
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
-        return ReducedObjective(self.discretization.take(indices), self.work, self._buffers)
+        return ReducedObjective(self.discretization.take(indices), self.work, self.memory, self._buffers)
 
     def uncounted(self) -> ReducedObjective:
         """The same objective with storage and a work count of its own, for looking without being charged."""
-        return ReducedObjective(self.discretization)
+        return ReducedObjective(self.discretization, memory=self.memory)
 
     def value(self, control: Tensor | Control) -> float:
         """J(u); one forward sweep."""
@@ -162,9 +173,14 @@ class ReducedObjective:
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
-            evaluation.derivative = sweep.adjoint(self.discretization, u, self._forward(u).states)
+            buffer = self._forward(u)
+            held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
+            spare = [d for d in self._spare if d.dtype == u.dtype and d.device == u.device]
+            evaluation.derivative = sweep.adjoint(self.discretization, u, buffer.record, None, *spare[:1])
+            self._spare = []
+            buffer.holds = held
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
-        return evaluation.derivative.clone()
+        return evaluation.derivative._lazy_clone()  # a copy for whoever writes to it, and for no one else
 
     def directional(self, control: Tensor | Control, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
@@ -190,8 +206,8 @@ class ReducedObjective:
         states = self._forward(u).states
         key = ("tangents", u.dtype, u.device, self._steps, *self._shape)
         if key not in self._buffers:
-            self._buffers[key] = _Buffer(torch.empty_like(states))
-        product = sweep.second_adjoint(self.discretization, u, v, states, self._buffers[key].states)
+            self._buffers[key] = torch.empty_like(states)
+        product = sweep.second_adjoint(self.discretization, u, v, states, self._buffers[key])
         self.work.charge(2.0, self._steps, self._shape[0])
         return product
 
@@ -201,7 +217,7 @@ class ReducedObjective:
 
     def final_state(self, control: Tensor | Control) -> Tensor:
         """x_N, shape (batch, *state)."""
-        return self._forward(self._flat(control)).states[-1].clone()
+        return self._forward(self._flat(control)).record.end.clone()
 
     def trajectory(self, control: Tensor | Control) -> Trajectory:
         """States and costates of a control, with its gradient and bounds; a forward and an adjoint sweep."""
@@ -229,8 +245,8 @@ class ReducedObjective:
     def _buffer(self, control: Tensor) -> _Buffer:
         key = (control.dtype, control.device, self._steps, *self._shape)
         if key not in self._buffers:
-            states = torch.empty((self._steps + 1, *self._shape), dtype=control.dtype, device=control.device)
-            self._buffers[key] = _Buffer(states)
+            x, u = (part.to(control) for part in self.discretization.example())
+            self._buffers[key] = _Buffer(sweep.record(self.discretization, self.memory, x, u))
         return self._buffers[key]
 
     def _evaluate(self, control: Tensor) -> _Evaluation:
@@ -248,11 +264,13 @@ class ReducedObjective:
         if known is not None and buffer.holds is known:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
-        value = float(sweep.forward(self.discretization, control, buffer.states))
+        value = float(sweep.forward(self.discretization, control, buffer.record))
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
             known = _Evaluation(control, control._version, value)
-            self._recent = [known, *self._recent[:2]]
+            self._recent, forgotten = [known, *self._recent[:2]], self._recent[2:]
+            # Fresh pages cost as much as a pass over them. Whoever still holds a copy gets one of its own on writing.
+            self._spare = [e.derivative for e in forgotten if e.derivative is not None] or self._spare
         buffer.holds = known
         return buffer
 
@@ -360,7 +378,9 @@ def free_part(objective: Objective, control: Tensor) -> tuple[Tensor, Tensor | N
     return masked(derivative, free), free
 
 
-def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str = "euler") -> ReducedObjective:
+def discretize(
+    problem: ControlProblem, steps: int, integrator: Integrator | str = "euler", memory: Memory = StoreAll()
+) -> ReducedObjective:
     """The reduced objective of a problem on a uniform grid.
 
     Parameters
@@ -369,6 +389,8 @@ def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str
     steps : int
     integrator : str or Integrator
         ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `ocp.integrators.INTEGRATORS`, or one of your own.
+    memory : Memory
+        ``StoreAll()``, or ``Checkpoints(slots)`` for less memory and more steps; the derivative is the same.
 
     Raises
     ------
@@ -379,4 +401,6 @@ def discretize(problem: ControlProblem, steps: int, integrator: Integrator | str
         raise TypeError(f"problem: expected a ControlProblem, got {type(problem).__name__}")
     discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
     discretization.check()
-    return ReducedObjective(discretization)
+    if isinstance(memory, type) or not isinstance(memory, Memory):
+        raise TypeError(f"memory: expected StoreAll() or Checkpoints(slots), got {memory!r}")
+    return ReducedObjective(discretization, memory=memory)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocp.costs import RunningCost
 from ocp.dynamics import Dynamics
+from ocp.grid import TimeGrid
 from ocp.linearsolve import DenseLU, Factorization, LinearSolver
 from ocp.problem import ControlProblem
+from ocp.recording import Record, explicit
 from ocp.tableaus import Tableau
 
 __all__ = ["RungeKutta"]
@@ -154,13 +158,40 @@ class RungeKutta:
     def step(self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor) -> Tensor | None:
         states, slopes = self._stages(problem, t, h, x, u, last=True)
         _combine(x, h, self.tableau.b, slopes, out)
-        if problem.running_cost is None:
-            return None
-        cost = x.new_zeros(())
-        for b, c, state in zip(self.tableau.b, self.tableau.c, states, strict=True):
+        return None if problem.running_cost is None else self._cost(problem.running_cost, t, h, states, u)
+
+    def _cost(self, L: RunningCost, t: float, h: float, states: Sequence[Tensor], u: Tensor) -> Tensor:
+        tableau = zip(self.tableau.b, self.tableau.c, states, strict=True)
+        first, *rest = [h * b * L(t + c * h, state, u) for b, c, state in tableau if b]
+        return sum(rest, first)
+
+    def advance(self, problem: Any, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The next state and the running cost over an explicit step, by operations that autograd can follow."""
+        f, L, add, end = problem.dynamics, problem.running_cost, torch.add, x
+        states: list[Tensor] = []
+        slopes: list[Tensor] = []
+        for (row, c), b in zip(self._rows, self.tableau.b, strict=True):
+            state = x
+            for j, a in row:
+                state = add(state, slopes[j], alpha=h * a)
+            slope = f(t + c * h, state, u)
             if b:
-                cost += h * b * problem.running_cost(t + c * h, state, u)
-        return cost
+                end = add(end, slope, alpha=h * b)
+            states.append(state)
+            slopes.append(slope)
+        return end, None if L is None else self._cost(L, t, h, states, u)
+
+    @cached_property
+    def _rows(self) -> list[tuple[list[tuple[int, float]], float]]:
+        """The weights of a stage's predecessors that are not zero, and its node c."""
+        rows = [[(j, a) for j, a in enumerate(row[:i]) if a] for i, row in enumerate(self.tableau.A)]
+        return list(zip(rows, self.tableau.c, strict=True))
+
+    def record(self, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor, u: Tensor) -> Record | None:
+        """Room for steps that are remembered for their transposes; None where implicit stages have to be solved."""
+        if any(self.tableau.diagonal):
+            return None
+        return explicit(self, self.tableau, problem, grid, steps, x, u)
 
     def pullback(
         self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, p: Tensor

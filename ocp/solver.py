@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ocp.adaptive import Adaptive, resolved
 from ocp.batches import Batches
 from ocp.bounds import feasible
+from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, Path
 from ocp.integrators import Integrator, as_integrator
 from ocp.methods import Method, State
@@ -36,6 +37,7 @@ def minimize(
     method: Method | None = None,
     *,
     integrator: Integrator | str = "euler",
+    memory: Memory = StoreAll(),
     start: Control | Path | None = None,
     batches: Batches | None = None,
     validation: ControlProblem | None = None,
@@ -62,6 +64,8 @@ def minimize(
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
         L-BFGS on all grids that there are by halving the steps.
     integrator : str or Integrator
+    memory : Memory
+        ``Checkpoints(slots)`` keeps so many states and takes the steps between them again; by default all are kept.
     start : Control, Path or Tensor, optional
         In place of the problem's own, with the same choices (`ControlProblem`); the steps of a coarser control must
         divide ``steps``.
@@ -118,7 +122,7 @@ def minimize(
         problem = replace(problem, start=start)
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
-    objective = discretize(problem, steps, as_integrator(integrator))
+    objective = discretize(problem, steps, as_integrator(integrator), memory)
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
     stopping = _Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every)
@@ -262,7 +266,7 @@ class _Run:
         self.look = self.objective.uncounted()
         if self.validation is not None:
             steps, integrator = self.objective.space.grid.steps, self.objective.discretization.integrator
-            self.look_validation = discretize(self.validation, steps, integrator)
+            self.look_validation = discretize(self.validation, steps, integrator, self.objective.memory)
 
     def judge(self, adaptive: Adaptive) -> Status:
         """Whether the grid on which the tolerance was met is fine enough; RUNNING if it is to be refined."""

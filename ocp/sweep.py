@@ -7,14 +7,122 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocp.checkpoints import Action, Advance, Keep, Memory, Restore, Reverse, Take
 from ocp.costs import Readout
 from ocp.discretization import Discretization
+from ocp.problem import ControlProblem
+from ocp.recording import Record, Stepwise
 
-__all__ = ["adjoint", "forward", "second_adjoint", "tangent", "without_hvp"]
+__all__ = ["Planned", "adjoint", "forward", "record", "second_adjoint", "tangent", "without_hvp"]
+
+
+#: A plan takes the steps that it does not remember so many at a time, in storage of that size.
+CHUNK = 4
+
+
+def record(discretization: Discretization, memory: Memory, x: Tensor, u: Tensor) -> Record:
+    """Room for the steps of a grid, to be remembered as a plan says and as integrator and problem allow.
+
+    Parameters
+    ----------
+    discretization : Discretization
+    memory : Memory
+    x, u : Tensor
+        A state and the control of a step: for shape, type and device, and to try what the problem offers.
+    """
+    problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
+    own, steps = getattr(integrator, "record", None), grid.steps
+    room = min(max(memory.span(steps), CHUNK), steps)
+    found: Record | None = None if own is None else own(problem, grid, room, x, u)
+    if found is None:
+        found = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
+    if memory.span(steps) == steps:
+        return found
+    return Planned(memory, found, room, x.new_empty(memory.slots_for(steps) + 3, *x.shape))
+
+
+class Planned:
+    """All steps of a grid, in the storage for a few of them and the slots that a plan wants.
+
+    Parameters
+    ----------
+    memory : Memory
+        The plan.
+    few : Record
+        What steps are taken and gone back through with.
+    room : int
+        How many it can hold.
+    storage : Tensor
+        Shape (slots + 3, batch, *state).
+    """
+
+    def __init__(self, memory: Memory, few: Record, room: int, storage: Tensor):
+        self.memory, self.few, self.room = memory, few, room
+        self._x, self._start, self.end, *self._slots = storage.unbind(0)
+        self._ready = False
+
+    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+        self._problem, self._first, self._path = problem, first, path
+        self._rest, total = self.memory.actions(len(path)), None
+        self._start.copy_(x)
+        self._x.copy_(x)
+        for action in self._rest:
+            cost = self._do(action)
+            if cost is not None:
+                total = cost if total is None else total + cost
+            if isinstance(action, Take):
+                break
+        self.end.copy_(self._x)
+        self._ready = True
+        return total
+
+    def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
+        if not self._ready:
+            self.forward(self._problem, self._first, self._start, self._path)
+        self._ready = False
+        for action in self._rest:
+            if isinstance(action, Reverse):
+                p = self.few.backward(p, derivative[action.first : action.last])
+            else:
+                self._do(action)
+        return p
+
+    def _do(self, action: Action) -> Tensor | None:
+        """One action that is not a step back; the running cost of the steps taken."""
+        match action:
+            case Keep(_, slot):
+                self._slots[slot].copy_(self._x)
+            case Restore(_, slot):
+                self._x.copy_(self._slots[slot])
+            case Advance(first, last) | Take(first, last):
+                return self._take(first, last)
+        return None
+
+    def _take(self, first: int, last: int, visited: Tensor | None = None) -> Tensor | None:
+        total = None
+        for begin in range(first, last, self.room):
+            end = min(begin + self.room, last)
+            cost = self.few.forward(self._problem, self._first + begin, self._x, self._path[begin:end])
+            self._x.copy_(self.few.end)
+            if visited is not None:
+                visited[begin : end + 1].copy_(self.few.states)
+            if cost is not None:
+                total = cost if total is None else total + cost
+        return total
+
+    @property
+    @torch.no_grad()
+    def states(self) -> Tensor:
+        """All states, for which the steps are taken once more, and again before the next way back."""
+        self._ready = False
+        states = self._x.new_empty(len(self._path) + 1, *self._x.shape)
+        self._x.copy_(self._start)
+        self._take(0, len(self._path), states)
+        return states
 
 
 @torch.no_grad()
-def forward(discretization: Discretization, control: Tensor, states: Tensor) -> Tensor:
+def forward(discretization: Discretization, control: Tensor, states: Tensor | Record) -> Tensor:
     """State sweep x_{k+1} = Psi_h(t_k, x_k, u_k).
 
     Parameters
@@ -22,34 +130,38 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor) -> 
     discretization : Discretization
     control : Tensor
         Flat, shape (N m + s,).
-    states : Tensor
-        Shape (N + 1, batch, *state); overwritten with the trajectory.
+    states : Tensor or Record
+        Shape (N + 1, batch, *state); overwritten with the trajectory. A record, which `record` makes, remembers in its
+        place what the adjoint sweep needs.
 
     Returns
     -------
     Tensor
         The objective, shape ().
     """
-    problem, grid, space = discretization.problem, discretization.grid, discretization.space
-    step, h, t = discretization.integrator.step, grid.h, grid.nodes
-    x, u, q = states.unbind(0), space.path(control).unbind(0), space.parameters(control)
-    x[0].copy_(problem.initial_state(q))
-    value = torch.zeros((), dtype=states.dtype, device=states.device)
-    for k in range(grid.steps):
-        running = step(problem, t[k], h, x[k], u[k], out=x[k + 1])
-        if running is not None:
-            value += running
+    problem, space = discretization.problem, discretization.space
+    steps = Stepwise(discretization.integrator, discretization.grid, states) if isinstance(states, Tensor) else states
+    q, value = space.parameters(control), control.new_zeros(())
+    running = steps.forward(problem, 0, problem.initial_state(q), space.path(control))
+    if running is not None:
+        value += running
     if problem.terminal_cost is not None:
-        value += problem.terminal_cost(x[-1], q)
+        value += problem.terminal_cost(steps.end, q)
     for cost in problem.control_cost:
         value += cost(space, control)
     # A state that is not finite makes the objective so, also where no cost sees it.
-    seen = torch.isfinite(x[-1]).all() | ~torch.isfinite(value)
+    seen = torch.isfinite(steps.end).all() | ~torch.isfinite(value)
     return torch.where(seen, value, torch.inf)
 
 
 @torch.no_grad()
-def adjoint(discretization: Discretization, control: Tensor, states: Tensor, costates: Tensor | None = None) -> Tensor:
+def adjoint(
+    discretization: Discretization,
+    control: Tensor,
+    states: Tensor | Record,
+    costates: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Costate sweep p_k = dPsi/dx^T p_{k+1} + dL/dx, which yields the exact derivative of the discrete objective.
 
     Parameters
@@ -57,32 +169,32 @@ def adjoint(discretization: Discretization, control: Tensor, states: Tensor, cos
     discretization : Discretization
     control : Tensor
         Flat, shape (N m + s,).
-    states : Tensor
-        The trajectory that `forward` wrote for this control.
+    states : Tensor or Record
+        What `forward` wrote for this control. A record serves one adjoint sweep.
     costates : Tensor, optional
-        Of the shape of ``states``; overwritten with p_0, ..., p_N where they are wanted.
+        Of the shape of the states; overwritten with p_0, ..., p_N where they are wanted.
+    out : Tensor, optional
+        Storage for the derivative, of the shape of ``control``.
 
     Returns
     -------
     Tensor
         The derivative, a dual vector of the shape of ``control``.
     """
-    problem, grid, space = discretization.problem, discretization.grid, discretization.space
-    pullback, h, t = discretization.integrator.pullback, grid.h, grid.nodes
-    x, u, q = states.unbind(0), space.path(control).unbind(0), space.parameters(control)
-    derivative = torch.zeros_like(control)
-    by_step, by_parameters = space.path(derivative).unbind(0), space.parameters(derivative)
-    p = torch.zeros_like(x[-1])
+    problem, space = discretization.problem, discretization.space
+    q, end = space.parameters(control), states[-1] if isinstance(states, Tensor) else states.end
+    derivative = torch.empty_like(control) if out is None else out
+    by_path, by_parameters = space.path(derivative), space.parameters(derivative).zero_()
+    p = torch.zeros_like(end)
     if problem.terminal_cost is not None:
-        p, pq = problem.terminal_cost.derivative(x[-1], q)
+        p, pq = problem.terminal_cost.derivative(end, q)
         by_parameters += pq
-    for k in reversed(range(grid.steps)):
-        if costates is not None:
-            costates[k + 1].copy_(p)
-        p, pu = pullback(problem, t[k], h, x[k], u[k], p)
-        by_step[k].copy_(pu)
-    if costates is not None:
-        costates[0].copy_(p)
+    if isinstance(states, Tensor) or costates is not None:
+        x = states if isinstance(states, Tensor) else states.states
+        steps = Stepwise(discretization.integrator, discretization.grid, x)
+        p = steps.resume(problem, 0, space.path(control)).backward(p, by_path, costates)
+    else:
+        p = states.backward(p, by_path)
     by_parameters += problem.initial_state.vjp(q, p)
     for cost in problem.control_cost:
         derivative += cost.derivative(space, control)

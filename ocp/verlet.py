@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ocp.dynamics import Dynamics
+from ocp.grid import TimeGrid
 from ocp.problem import ControlProblem
+from ocp.recording import Record, explicit
 
 __all__ = ["Verlet"]
 
@@ -34,7 +36,7 @@ class _Substep:
     def _mask(self, h: float, f: Tensor) -> Tensor:
         """h w M f; M is its own transpose."""
         masked = torch.zeros_like(f)
-        torch.mul(_half(f, self.half), h * self.w, out=_half(masked, self.half))
+        _half(masked, self.half).copy_(_half(f, self.half)).mul_(h * self.w)
         return masked
 
     def step(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
@@ -119,9 +121,18 @@ class Verlet:
         return states
 
     def step(self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor) -> Tensor | None:
-        L = problem.running_cost
-        out.copy_(self._states(problem.dynamics, t, h, x, u)[-1])
-        return None if L is None else 0.5 * h * (L(t, x, u) + L(t + h, out, u))
+        end, cost = self.advance(problem, t, h, x, u)
+        out.copy_(end)
+        return cost
+
+    def advance(self, problem: Any, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The next state and the running cost over the step, by operations that autograd can follow."""
+        L, end = problem.running_cost, self._states(problem.dynamics, t, h, x, u)[-1]
+        return end, None if L is None else 0.5 * h * (L(t, x, u) + L(t + h, end, u))
+
+    def record(self, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor, u: Tensor) -> Record | None:
+        """Room for steps that are remembered for their transposes."""
+        return explicit(self, None, problem, grid, steps, x, u)
 
     def pullback(
         self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, p: Tensor

@@ -10,6 +10,7 @@ from ocp.control import ControlSpace
 from ocp.costs import (
     CrossEntropy,
     LeastSquares,
+    PointByPoint,
     QuadraticRunning,
     Readout,
     RunningFunction,
@@ -263,3 +264,13 @@ def test_what_is_no_cost_is_refused(adapter, message):
 )
 def test_control_costs_are_none_one_or_several(given, taken):
     assert as_control_costs(given) == taken
+
+
+@pytest.mark.parametrize("cost", [*RUNNING.values(), PointByPoint(RUNNING["quadratic"])], ids=[*RUNNING, "one by one"])
+def test_a_running_cost_along_many_points_is_that_at_each_of_them(cost, rand):
+    t, x, u = torch.linspace(0, 1, 4).double(), rand(4, 5, 3), rand(4, 2)
+    own = cost.cost if isinstance(cost, PointByPoint) else cost
+    points = list(zip(t.tolist(), x, u, strict=True))
+    torch.testing.assert_close(cost.along(t, x, u), torch.stack([own(*p) for p in points]), rtol=1e-13, atol=1e-13)
+    expected = (torch.stack(parts) for parts in zip(*(own.derivative(*p) for p in points), strict=True))
+    torch.testing.assert_close(cost.derivative_along(t, x, u), tuple(expected), rtol=1e-13, atol=1e-13)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics, as_dynamics
+from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics, as_dynamics, offers
 from ocp.layers import Dense
 
 
@@ -123,3 +123,31 @@ def test_a_function_without_a_control_size_is_refused(size):
 def test_what_cannot_be_called_is_refused():
     with pytest.raises(TypeError, match=r"dynamics: expected a function f\(t, x, u\), .* got float"):
         as_dynamics(1.0, 1)
+
+
+def test_a_method_for_speed_counts_as_long_as_it_fits_the_derivative():
+    class Plain:
+        def vjp(self):
+            """Alone."""
+
+    class Fast(Plain):
+        def over(self):
+            """For the derivative of its parent."""
+
+    class Other(Fast):
+        def vjp(self):
+            """Another derivative."""
+
+    class Both(Other):
+        def over(self):
+            """For the other derivative."""
+
+    assert [offers(kind(), "over", "vjp") for kind in (Plain, Fast, Other, Both)] == [False, True, False, True]
+
+
+def test_the_controls_of_a_module_are_bound_to_its_steps(rand):
+    dynamics, path, x = ModuleDynamics(nn.Linear(3, 3)), rand(4, 12), rand(5, 3)
+    leaves, steps = dynamics.bind(path)
+    assert [leaf.shape for leaf in leaves] == [(4, 3, 3), (4, 3)]
+    for f, u in zip(steps, path, strict=True):
+        assert torch.equal(f(0.0, x, u), dynamics(0.0, x, u))

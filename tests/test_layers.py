@@ -96,3 +96,19 @@ def test_initial_weights_have_the_variance_that_keeps_the_size_of_the_state(laye
 def test_a_kernel_of_even_size_is_refused(size):
     with pytest.raises(ValueError, match=f"kernel_size: expected an odd number, got {size}"):
         Convolution(channels=3, kernel_size=size)
+
+
+@each_activation
+def test_an_activation_in_place_is_the_same_function(activation, rand):
+    z = 0.3 * rand(50)
+    expected, found = activation.function(z), z.clone()
+    activation.apply(found, found)
+    assert torch.equal(found, expected)
+
+
+@each_activation
+def test_the_transpose_of_an_activation_may_take_the_place_of_its_value(activation, rand):
+    p, a = rand(50), activation.function(0.3 * rand(50))
+    expected, found = activation.slope(a) * p, a.clone()
+    activation.transpose(p, found, found)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)

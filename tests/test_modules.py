@@ -1,10 +1,12 @@
 """A module as a function of one flat parameter vector."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from ocp.modules import FlatModule, hvp, pullback
+from ocp.modules import FlatModule, Mapped, hvp, pullback
 
 
 @pytest.fixture
@@ -147,3 +149,66 @@ def test_hvp_works_where_gradients_are_switched_off_and_leaves_no_tape(rand):
         (hx,) = hvp(lambda x: x.pow(3).sum(), (rand(3).requires_grad_(),), (rand(3),))
     assert not hx.requires_grad
     assert float(hx.abs().sum()) > 0
+
+
+def by_sine(t, x, u):
+    return torch.sin(t * x) + u.sum()
+
+
+def by_branch(t, x, u):
+    return x * u.sum() if t > 0.5 else x + u.sum()
+
+
+def by_number(t, x, u):
+    return math.sin(t) * x + u.sum()
+
+
+def by_kind(t, x, u):
+    """Another function of tensors than of numbers."""
+    return x * u.sum() * (1.0 if isinstance(t, float) else 2.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "mapped"), [(by_sine, True), (by_branch, False), (by_number, False), (by_kind, False)]
+)
+def test_many_points_at_once_have_the_values_of_one_by_one(function, mapped, rand):
+    t, x, u = torch.linspace(0, 1, 6).double(), rand(6, 2, 3), rand(6, 2)
+    many = Mapped(function)
+    expected = torch.stack([function(float(t[k]), x[k], u[k]) for k in range(6)])
+    assert many.agrees(t, x, u) is mapped
+    torch.testing.assert_close(many(t, x, u), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_known_values_show_a_function_that_was_the_same_where_it_was_tried(rand):
+    def function(t, x, u):
+        return x * (3.0 if t in (0.5,) and isinstance(t, float) else 1.0)
+
+    many, x, u = Mapped(function), rand(3, 2, 3), rand(3, 1)
+    many._agreed = True
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    values = torch.stack([function(s, y, None) for s, y in zip(t.tolist(), x, strict=True)])
+    assert torch.equal(many(t, x, u, values), values)
+
+
+def test_a_module_has_its_own_parameters_back_after_a_call_that_fails(rand):
+    module = nn.Linear(3, 3).double()
+    own, flat = dict(module.named_parameters()), FlatModule(module)
+    with pytest.raises(RuntimeError):
+        flat(torch.zeros(flat.size).double(), rand(5, 7))
+    assert all(module._parameters[name] is parameter for name, parameter in own.items())
+
+
+def test_a_parameter_in_two_places_is_one(rand):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3, bias=False)
+            self.second = nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    flat, x, K = FlatModule(Twice().double()), rand(5, 3), rand(3, 3)
+    assert flat.size == 9
+    torch.testing.assert_close(flat(K.reshape(-1), x), x @ K.T @ K.T, rtol=1e-14, atol=1e-14)

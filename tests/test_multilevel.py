@@ -634,7 +634,7 @@ class HandCount:
 
     def _counted(self, sweep, unit):
         def counted(discretization, control, states, *rest):
-            self.units += unit * (states.shape[0] - 1) * states.shape[1]
+            self.units += unit * discretization.grid.steps * len(discretization.example()[0])
             return sweep(discretization, control, states, *rest)
 
         return counted

@@ -13,6 +13,7 @@ from torch import nn
 from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.discretization import Discretization
+from ocp.dynamics import FunctionDynamics
 from ocp.grid import TimeGrid
 from ocp.integrators import INTEGRATORS
 from ocp.layers import Dense
@@ -441,11 +442,15 @@ def test_batches_average_to_the_whole(rand):
 def test_states_are_written_to_the_same_storage_at_every_call(rand):
     seen = []
 
-    def f(t, x, u):
-        seen.append(x.data_ptr())
-        return u * x
+    class Watched(FunctionDynamics):
+        def __call__(self, t, x, u):
+            seen.append(x.data_ptr())
+            return u * x
 
-    problem = ControlProblem(f, torch.ones(3, 2), lambda x: x.sum(), control_size=2)
+        def vjp(self, t, x, u, p):
+            return u * p, (x * p).sum(0)
+
+    problem = ControlProblem(Watched(None, control_size=2), torch.ones(3, 2), lambda x: x.sum())
     objective = discretize(problem, steps=4)
     seen.clear()
     objective.value(torch.zeros(8))

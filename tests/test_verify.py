@@ -272,8 +272,8 @@ def test_a_wrong_derivative_of_a_cost_is_caught_in_single_precision(piece, facto
 def test_an_adjoint_one_step_off_is_caught(name, monkeypatch):
     right = sweep.adjoint
 
-    def late(discretization, control, states, costates=None):
-        derivative = right(discretization, control, states, costates)
+    def late(discretization, *rest):
+        derivative = right(discretization, *rest)
         path = discretization.space.path(derivative)
         path.copy_(path.roll(1, dims=0))
         return derivative
