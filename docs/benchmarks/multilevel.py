@@ -75,28 +75,26 @@ def middle(runs: Sequence[dict], target: tuple[str, float], column: int = 0) -> 
     return median([reached(run, target, column) for run in runs]) if runs else inf
 
 
-def tune(problem: str, budget: dict) -> dict:
-    """The rates, and the targets that follow from the tuning runs."""
+def tune(problem: str, smoother: str, budget: dict) -> dict:
+    """The rates of a smoother, and the targets that follow from the tuning runs."""
     goal = catalog.load(problem, seed=TUNING[0]).target
     assert goal is not None
     tuned: dict = {"tried": []}
-    for smoother in SMOOTHERS:
-        ends = {}
-        for method in ("single", "nested"):
-            trials = {}
-            for rate in RATES if SMOOTHERS[smoother] else (0.0,):
-                runs = [main_run(problem, 128, smoother, method, s, rate, budget[method]) for s in TUNING]
-                trials[rate] = runs
-                tuned["tried"].append([smoother, method, rate, middle(runs, goal), *end(runs)])
-            # First comes the work to the target, then the accuracy reached, then the value.
-            best = min(trials, key=lambda r: (middle(trials[r], goal), -end(trials[r])[0], end(trials[r])[1]))
-            tuned[f"{smoother}/{method}"], ends[method] = best, end(trials[best])
-        accuracy = min(goal[1], ends["single"][0] - 0.005)
-        tuned[f"{smoother}/targets"] = {
-            "accuracy": ["accuracy", accuracy],
-            "value": ["value", 1.05 * ends["single"][1]],
-            "deep value": ["value", 1.05 * ends["nested"][1]],
-        }
+    ends = {}
+    for method in ("single", "nested"):
+        trials = {}
+        for rate in RATES if SMOOTHERS[smoother] else (0.0,):
+            trials[rate] = [main_run(problem, 128, smoother, method, s, rate, budget[method]) for s in TUNING]
+            tuned["tried"].append([method, rate, middle(trials[rate], goal), *end(trials[rate])])
+        # First comes the work to the target, then the accuracy reached, then the value.
+        best = min(trials, key=lambda r: (middle(trials[r], goal), -end(trials[r])[0], end(trials[r])[1]))
+        tuned[method], ends[method] = best, end(trials[best])
+    accuracy = min(goal[1], ends["single"][0] - 0.005)
+    tuned["targets"] = {
+        "accuracy": ["accuracy", accuracy],
+        "value": ["value", 1.05 * ends["single"][1]],
+        "deep value": ["value", 1.05 * ends["nested"][1]],
+    }
     return tuned
 
 
@@ -105,18 +103,19 @@ def end(runs: Sequence[dict]) -> tuple[float, float]:
     return median([r["points"][-1][4] for r in runs]), median([r["points"][-1][3] for r in runs])
 
 
-def tuning(problem: str, folder: Path, budget: dict) -> dict:
-    """The rates and targets of a problem, found once."""
-    path = folder / f"{problem}-tuning.json"
+def tuning(problem: str, smoother: str, folder: Path, budget: dict) -> dict:
+    """The rates and targets of a smoother on a problem, found once."""
+    torch.set_num_threads(1)
+    path = folder / f"{problem}-{smoother}.json"
     if not path.exists():
-        strictjson.write(path, tune(problem, budget))
+        strictjson.write(path, strictjson.plain(tune(problem, smoother, budget)))
     return strictjson.read(path)
 
 
 def case(problem: str, steps: int, folder: Path, seeds: Sequence[int], smoothers: Sequence[str], budget: dict) -> None:
     """All runs of one problem and number of steps; seeds are the outer loop, so that methods take turns."""
     torch.set_num_threads(1)
-    tuned, path = tuning(problem, folder, budget), folder / f"{problem}-{steps}.json"
+    path = folder / f"{problem}-{steps}.json"
     runs: list[dict] = strictjson.read(path)["runs"] if path.exists() else []
     there = {(r["smoother"], r["method"], r["seed"]) for r in runs}
     for seed in seeds:
@@ -124,7 +123,7 @@ def case(problem: str, steps: int, folder: Path, seeds: Sequence[int], smoothers
             for method in METHODS:
                 if (smoother, method, seed) in there:
                     continue
-                rate = tuned[f"{smoother}/{'single' if method == 'single' else 'nested'}"]
+                rate = tuning(problem, smoother, folder, budget)["single" if method == "single" else "nested"]
                 runs.append(main_run(problem, steps, smoother, method, seed, rate, budget[method]))
                 strictjson.write(path, {"problem": problem, "steps": steps, "runs": runs})
 
@@ -211,22 +210,22 @@ def ratio(a: float, b: float) -> str:
     return f"{a / b:.1f}x" if isfinite(a) and isfinite(b) and b > 0 else "-"
 
 
-def load(folder: Path) -> Iterator[tuple[str, int, dict, list[dict]]]:
+def load(folder: Path) -> Iterator[tuple[str, int, list[dict]]]:
     for problem in PROBLEMS:
         for steps in STEPS:
             path = folder / f"{problem}-{steps}.json"
             if path.exists():
-                tuned = strictjson.read(folder / f"{problem}-tuning.json")
-                yield problem, steps, tuned, strictjson.read(path)["runs"]
+                yield problem, steps, strictjson.read(path)["runs"]
 
 
 def report(folder: Path) -> str:
     parts = [HEAD, "## Same smoother, one grid against many\n", SAME]
     for kind in ("accuracy", "value", "deep value"):
         rows = []
-        for problem, steps, tuned, runs in load(folder):
-            for smoother in SMOOTHERS:
-                rows += same(problem, steps, smoother, tuple(tuned[f"{smoother}/targets"][kind]), runs)
+        for problem, steps, runs in load(folder):
+            for smoother in {r["smoother"]: None for r in runs}:
+                target = tuple(tuning(problem, smoother, folder, BUDGET)["targets"][kind])
+                rows += same(problem, steps, smoother, target, runs)
         headers = ("problem", "N", "smoother", "target", *METHODS, "s", "s", "s", "gain", "in s", "on nested", "failed")
         parts.append(f"To {kind}:\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}\n")
     parts += ["## Against the best on one grid\n", BEST, best(folder)]
@@ -249,7 +248,7 @@ def same(problem: str, steps: int, smoother: str, target: tuple[str, float], run
 
 def best(folder: Path) -> str:
     rows = []
-    for problem, steps, _, runs in load(folder):
+    for problem, steps, runs in load(folder):
         target = catalog.load(problem).target
         assert target is not None
         found = {}
@@ -274,10 +273,10 @@ def best(folder: Path) -> str:
 def rates(folder: Path) -> str:
     rows = []
     for problem in PROBLEMS:
-        path = folder / f"{problem}-tuning.json"
-        if path.exists():
-            tuned = strictjson.read(path)
-            rows.append([problem, *(f"{tuned[f'{s}/{m}']:g}" for s in ("sgd", "adam") for m in ("single", "nested"))])
+        paths = {s: folder / f"{problem}-{s}.json" for s in ("sgd", "adam")}
+        found = {s: strictjson.read(path) for s, path in paths.items() if path.exists()}
+        cells = [f"{found[s][m]:g}" if s in found else "-" for s in paths for m in ("single", "nested")]
+        rows.append([problem, *cells])
     headers = ("problem", "sgd, single", "sgd, many grids", "adam, single", "adam, many grids")
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n"
 
@@ -287,7 +286,7 @@ def ablated(folder: Path) -> str:
     found = {p: strictjson.read(path)["runs"] for p, path in paths.items() if path.exists()}
     targets = {}
     for problem in found:
-        tuned = strictjson.read(folder / f"{problem}-tuning.json")["lbfgs/targets"]
+        tuned = tuning(problem, "lbfgs", folder, BUDGET)["targets"]
         targets[problem] = [tuple(tuned[kind]) for kind in ("accuracy", "deep value")]
     rows = []
     for name in variants(1):
@@ -336,7 +335,7 @@ def main(quick, redraw, part, chosen, steps, smoother, workers) -> None:
     if not redraw:
         with ProcessPoolExecutor(workers) as pool:
             if "runs" in part:
-                for done in [pool.submit(tuning, problem, folder, budget) for problem in chosen]:
+                for done in [pool.submit(tuning, p, s, folder, budget) for p in chosen for s in smoother]:
                     done.result()
             waiting = []
             if "runs" in part:
