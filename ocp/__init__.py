@@ -23,7 +23,7 @@ from ocp.tableaus import Tableau
 from ocp.trajectory import Trajectory
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 from ocp.trustregion import TrustRegion
-from ocp.verify import Report, taylor_test, verify
+from ocp.verify import Report, Slope, quick_check, taylor_test, verify
 from ocp.verlet import Verlet
 
 __version__ = "0.1.0"
@@ -68,6 +68,7 @@ __all__ = [
     "SciPy",
     "Settled",
     "ShiftedObjective",
+    "Slope",
     "SolveError",
     "State",
     "Status",
@@ -89,6 +90,7 @@ __all__ = [
     "minimize",
     "network",
     "plots",
+    "quick_check",
     "residual_network",
     "taylor_test",
     "verify",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, Protocol
 
 import torch
@@ -30,16 +32,28 @@ FORWARD_SHARE = 1 / 3
 class Work:
     """A running count of work, shared by all grids and batches of one solve.
 
-    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``.
+    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``. Values that
+    are not finite are counted, too, and the last control that has such a value is kept, so that one can find out why.
     """
 
     steps: int
     samples: int
     units: float = 0.0
+    failures: int = 0
+    failed: Tensor | None = None
 
     def charge(self, share: float, steps: int, samples: int) -> None:
         """Add a share of a gradient on a number of steps and samples."""
         self.units += share * (steps / self.steps) * (samples / self.samples)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """While this context is open nothing is counted."""
+        counted = self.units, self.failures, self.failed
+        try:
+            yield
+        finally:
+            self.units, self.failures, self.failed = counted
 
 
 class Objective(Protocol):
@@ -162,7 +176,7 @@ class ReducedObjective:
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
-            evaluation.derivative = sweep.adjoint(self.discretization, u, self._forward(u).states)
+            evaluation.derivative = sweep.adjoint(self.discretization, u.clone(), self._forward(u).states)
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
         return evaluation.derivative.clone()
 
@@ -248,7 +262,10 @@ class ReducedObjective:
         if known is not None and buffer.holds is known:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
-        value = float(sweep.forward(self.discretization, control, buffer.states))
+        # The problem's own functions are given a copy: they may write where they like.
+        value = float(sweep.forward(self.discretization, control.clone(), buffer.states))
+        if not isfinite(value):
+            self.work.failures, self.work.failed = self.work.failures + 1, control
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
             known = _Evaluation(control, control._version, value)

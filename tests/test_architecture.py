@@ -12,6 +12,7 @@ import ocp
 #: Each module may import those before it, and no other.
 ORDER = [
     "status",
+    "interrupts",
     "grid",
     "control",
     "bounds",
@@ -28,6 +29,7 @@ ORDER = [
     "network",
     "discretization",
     "sweep",
+    "diagnosis",
     "trajectory",
     "objective",
     "transfer",
@@ -40,6 +42,8 @@ ORDER = [
     "batches",
     "adaptive",
     "result",
+    "course",
+    "stopping",
     "solver",
     "plots",
     "catalog",

@@ -147,10 +147,10 @@ def test_a_run_ends_as_it_says(status, settings):
 
 
 @pytest.mark.parametrize("method", [GradientDescent(), NonlinearCG(), LBFGS(), Cycle(2), MGOPT(2)])
-def test_a_wrong_derivative_ends_in_no_decrease(method, monkeypatch):
+def test_a_wrong_derivative_is_called_so(method, monkeypatch):
     wrong_adjoint(monkeypatch)
     result = minimize(PROBLEM, 8, method)
-    assert result.status is Status.NO_DECREASE
+    assert result.status is Status.WRONG_DERIVATIVE
     assert not result.success
 
 

@@ -1,0 +1,231 @@
+"""The course of a run: where it is, what it has recorded, its best control on the finest grid."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite, nan
+from typing import Any
+
+from torch import Tensor
+
+from ocp.adaptive import Adaptive, resolved
+from ocp.bounds import feasible
+from ocp.control import Control
+from ocp.interrupts import Interrupts
+from ocp.methods import Method, State
+from ocp.objective import ReducedObjective, discretize, optimality
+from ocp.problem import ControlProblem
+from ocp.result import Record, Result
+from ocp.status import Status
+from ocp.transfer import LINEAR, Transfer
+
+__all__ = ["Clock", "Course", "Point"]
+
+
+#: An objective that has fallen so far, against its start and its slope there, is called unbounded.
+DEEP = 1e10
+
+
+@dataclass
+class Clock:
+    """Seconds spent inside `running`."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Point:
+    """A recorded control, with its level and value by which it is ranked, and the norm of its derivative."""
+
+    rank: tuple[int, float]
+    norm: float
+    flat: Tensor
+
+
+@dataclass
+class Course:
+    """One run of the loop."""
+
+    objective: ReducedObjective
+    full_batch: bool
+    validation: ControlProblem | None
+    watch_finest: bool
+    state: State
+    iteration: int = 0
+    history: list[Record] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+    best: Point | None = None
+    reference: float = 0.0
+    floor: float = -inf
+    optima: list[float] = field(default_factory=list)
+    error: float | None = None
+    stationary: bool = False
+    before: float = 0.0  # work done before the present finest grid
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    def __post_init__(self) -> None:
+        self.look = self.objective.uncounted()
+        if self.validation is not None:
+            steps, integrator = self.objective.space.grid.steps, self.objective.discretization.integrator
+            self.look_validation = discretize(self.validation, steps, integrator)
+
+    @property
+    def viewed(self) -> ReducedObjective:
+        """The objective on all samples, where the run has storage for it already."""
+        return self.objective if self.full_batch else self.look
+
+    def judge(self, adaptive: Adaptive) -> Status:
+        """Whether the grid on which the tolerance was met is fine enough; RUNNING if it is to be refined."""
+        self.optima.append(self.history[-1].value)
+        self.error = adaptive.estimate(self.optima, self.objective.discretization.integrator.order)
+        if adaptive.enough(self.error, self.optima[-1]):
+            return Status.CONVERGED
+        return Status.RUNNING if 2 * self.objective.space.grid.steps <= adaptive.limit else Status.MAX_STEPS
+
+    def resolved(self) -> bool:
+        """Whether the grid resolves the states at all; looking is not counted."""
+        with self.objective.work.looking():
+            return resolved(self.objective, self.state.control if self.state.level == 0 else self.control().flat)
+
+    def refine(self, method: Method) -> None:
+        """Go on from here with a finest grid of twice the steps, to which all that was recorded now refers."""
+        coarse, work = self.objective, self.objective.work
+        fine = coarse.on(2 * coarse.space.grid.steps)
+        transfer = Transfer(fine.space, coarse.space, LINEAR)
+        control = feasible(transfer.prolong(self.state.control), fine.box)
+        memory = method.transport(self.state.memory, transfer)
+        self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING)
+        self.objective, self.look = fine, self.look.on(fine.space.grid.steps)
+        if self.validation is not None:
+            self.look_validation = self.look_validation.on(fine.space.grid.steps)
+        work.steps, work.units = 2 * work.steps, work.units / 2
+        self.before = work.units
+        self.history = [replace(r, level=r.level + 1, work_units=r.work_units / 2) for r in self.history]
+        if self.best is not None:
+            self.best = replace(self.best, rank=(self.best.rank[0] + 1, self.best.rank[1]))
+
+    def begin(self, state: State) -> None:
+        """Take the first state, and the norm by which the tolerance is measured: that of the start, on the finest grid.
+
+        A method that begins on a coarse grid has not computed it; then it is looked up, uncounted.
+        """
+        self.state = state
+        objective = self.objective if state.level == 0 and self.full_batch else self.look
+        with self.clock.running() if objective is self.objective else nullcontext():
+            start = state.control if state.level == 0 else self.look.discretization.start().flat
+            value, norm = _evaluate(objective, start)
+        self.reference = norm if isfinite(norm) else 0.0  # by infinity everything would be small
+        self.stationary = norm == 0
+        # What a unit of the control can change, many times over: no minimum is as deep as that.
+        change = self.reference * max(1.0, objective.space.norm(start))
+        self.floor = -DEEP * max(1.0, abs(value) + change) if isfinite(value) else -inf
+
+    def control(self, flat: Tensor | None = None) -> Control:
+        """A control, by default the current one, on the finest grid."""
+        space, flat = self.objective.space, self.state.control if flat is None else flat
+        coarse = self.objective.on(space.steps_of(flat)).space
+        if coarse != space:
+            flat = feasible(Transfer(space, coarse).prolong(flat), self.objective.box)
+        return Control(space, flat)
+
+    def copy(self) -> Control:
+        """A copy of the current control on the finest grid, for others to do with as they like."""
+        control = self.control()
+        return replace(control, flat=control.flat.clone())
+
+    def _notes(self) -> Iterator[str]:
+        """What there is to say besides why the run ended."""
+        if self.state.level > 0:
+            yield f"It was still on level {self.state.level}; its control was prolonged."
+        if self.stationary:
+            yield "The derivative is zero at the start, which need not be a minimum; another start may do better."
+        if self.error is not None:
+            steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
+            yield f"The grid was refined to {steps} steps; the estimated relative discretization error is {error:.1e}."
+
+    def record(self) -> Record:
+        """Evaluate where the run is and note it; on a full batch the method needs that next, so it is charged."""
+        u, level = self.state.control, self.state.level
+        steps = self.objective.space.steps_of(u)
+        if self.full_batch:
+            with self.clock.running():
+                value, norm = _evaluate(self.objective.on(steps), u)
+        else:
+            value, norm = _evaluate(self.look.on(steps), u)
+        if isfinite(value) and isfinite(norm) and (self.best is None or (level, value) < self.best.rank):
+            self.best = Point((level, value), norm, u)
+        control = self.control()
+        finest = value if level == 0 else self.look.value(control) if self.watch_finest else None
+        spent = (self.objective.work.units, self.clock.seconds)
+        self.history.append(Record(self.iteration, level, steps, *spent, value, norm, finest, self._accuracy(control)))
+        return self.history[-1]
+
+    def _accuracy(self, control: Control) -> float | None:
+        if self.validation is None:
+            return None
+        cost: Any = self.validation.terminal_cost
+        return cost.accuracy(self.look_validation.final_state(control), control.parameters)
+
+    def counts(self) -> dict[str, int]:
+        """Events worth telling: those of the method, and values that were not finite."""
+        failures = self.objective.work.failures
+        return {**self.state.counts, **({"not_finite": failures} if failures else {})}
+
+    def result(self, status: Status, method: Method, why: str = "") -> Result:
+        """What was recorded, with the last control if a stopping test holds there, else with the best finite one."""
+        objective, x = self.objective, self.objective.discretization.example()[0]
+        last = self.history[-1] if self.history else None
+        if status.success and last is not None:
+            point: Point | None = Point((last.level, last.value), last.derivative_norm, self.state.control)
+        else:
+            point = self.best
+        control = self.control() if point is None else self.control(point.flat)
+        accuracy, value, norm = None, nan, nan
+        if point is not None and point.rank[0] == 0:
+            value, norm = point.rank[1], point.norm
+        # After an exception in the user's functions these may fail again; nothing else may be lost by that.
+        with suppress(Exception) if status is Status.RUNNING else nullcontext():
+            accuracy = self._accuracy(control)
+            if point is None or point.rank[0] > 0:
+                value, norm = _evaluate(self.look, control.flat)
+        told = " ".join([status.value + why, *self._notes()])
+        return Result(
+            control,
+            value,
+            norm,
+            status,
+            f"{told} After {self.iteration} iterations and {objective.work.units:.2f} work units the objective is "
+            f"{value:.6g} and the dual norm of its derivative {norm:.2e}.",
+            self.iteration,
+            objective.work.units,
+            self.clock.seconds,
+            tuple(self.history),
+            self.counts(),
+            accuracy,
+            about={
+                "steps": objective.space.grid.steps,
+                "integrator": objective.discretization.integrator.name,
+                "recipe": re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)),
+                "dtype": str(x.dtype).removeprefix("torch."),
+                "device": str(x.device),
+                "start_norm": self.reference or None,
+                **({} if self.error is None else {"discretization_error": self.error}),
+            },
+        )
+
+
+def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:
+    value = objective.value(u)
+    return value, optimality(objective, u) if isfinite(value) else inf
