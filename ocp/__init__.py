@@ -17,6 +17,7 @@ from ocp.objective import ReducedObjective, ShiftedObjective, discretize
 from ocp.problem import ControlProblem, Study
 from ocp.result import Record, Result, Target
 from ocp.rungekutta import RungeKutta
+from ocp.saves import Checkpoint
 from ocp.solver import accuracy, minimize
 from ocp.status import SolveError, Status
 from ocp.tableaus import Tableau
@@ -38,6 +39,7 @@ __all__ = [
     "Armijo",
     "Batches",
     "Bounds",
+    "Checkpoint",
     "ConstantJacobian",
     "Control",
     "ControlProblem",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ocp.adaptive import Adaptive, resolved
 from ocp.bounds import feasible
+from ocp.codec import tensors
 from ocp.control import Control
 from ocp.interrupts import Interrupts
 from ocp.methods import Method, State
@@ -23,11 +25,17 @@ from ocp.result import Record, Result
 from ocp.status import Status
 from ocp.transfer import LINEAR, Transfer
 
-__all__ = ["Clock", "Course", "Point"]
+__all__ = ["Clock", "Course", "Point", "recipe"]
 
 
 #: An objective that has fallen so far, against its start and its slope there, is called unbounded.
 DEEP = 1e10
+
+#: A problem whose objective differs by more than this share from what was saved is another one; noise differs by less.
+SAME = 1e-3
+
+#: What a snapshot takes as it is.
+PLAIN = ("state", "iteration", "best", "reference", "floor", "error", "stationary", "before", "unsaved")
 
 
 @dataclass
@@ -74,6 +82,8 @@ class Course:
     stationary: bool = False
     before: float = 0.0  # work done before the present finest grid
     interrupts: Interrupts = field(default_factory=Interrupts)
+    unsaved: int = 0
+    mark: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         self.look = self.objective.uncounted()
@@ -85,6 +95,62 @@ class Course:
     def viewed(self) -> ReducedObjective:
         """The objective on all samples, where the run has storage for it already."""
         return self.objective if self.full_batch else self.look
+
+    def look_begins(self) -> None:
+        """Mark where the records are before a look: a run that is taken up again looks again."""
+        self.mark = (len(self.history), len(self.optima))
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that is needed to go on from before the present look, to the last bit: of containers and tensors.
+
+        Methods know controls by identity, and so does the objective what was computed at them. What it knows of the
+        tensors in the state is kept, so that nothing is computed twice, and the work counted is the same.
+        """
+        work, reachable = self.objective.work, {id(t) for t in tensors(self.state)}
+        random = {"cpu": torch.get_rng_state()}
+        if self.state.control.is_cuda:
+            random["cuda"] = torch.cuda.get_rng_state(self.state.control.device)
+        return {
+            **{name: getattr(self, name) for name in PLAIN},
+            "history": self.history[: self.mark[0]],
+            "optima": self.optima[: self.mark[1]],
+            "seconds": self.clock.seconds,
+            "work": (work.steps, work.units, work.failures),
+            "known": [entry for entry in self.objective.remembered() if id(entry[1]) in reachable],
+            "random": random,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`.
+
+        Raises
+        ------
+        ValueError
+            If the objective at the best control is not the one that was saved: it is another problem.
+        """
+        for name in (*PLAIN, "history", "optima"):
+            setattr(self, name, saved[name])
+        self.clock.seconds, work = saved["seconds"], self.objective.work
+        self._finest(saved["work"][0])
+        work.steps, work.units, work.failures = saved["work"]
+        if self.best is not None:
+            steps, expected = self.objective.space.steps_of(self.best.flat), self.best.rank[1]
+            with work.looking():
+                value = self.viewed.on(steps).value(self.best.flat)
+            if not abs(value - expected) <= SAME * abs(expected):
+                raise ValueError(
+                    f"resume: expected the problem that was saved, of value {expected:.6g}, got {value:.6g}"
+                )
+        self.objective.recall(saved["known"])
+        torch.set_rng_state(saved["random"]["cpu"])
+        if "cuda" in saved["random"]:
+            torch.cuda.set_rng_state(saved["random"]["cuda"], self.state.control.device)
+
+    def _finest(self, steps: int) -> None:
+        """Let another grid be the finest one."""
+        self.objective, self.look = self.objective.on(steps), self.look.on(steps)
+        if self.validation is not None:
+            self.look_validation = self.look_validation.on(steps)
 
     def judge(self, adaptive: Adaptive) -> Status:
         """Whether the grid on which the tolerance was met is fine enough; RUNNING if it is to be refined."""
@@ -107,21 +173,21 @@ class Course:
         control = feasible(transfer.prolong(self.state.control), fine.box)
         memory = method.transport(self.state.memory, transfer)
         self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING)
-        self.objective, self.look = fine, self.look.on(fine.space.grid.steps)
-        if self.validation is not None:
-            self.look_validation = self.look_validation.on(fine.space.grid.steps)
+        self._finest(fine.space.grid.steps)
         work.steps, work.units = 2 * work.steps, work.units / 2
         self.before = work.units
         self.history = [replace(r, level=r.level + 1, work_units=r.work_units / 2) for r in self.history]
         if self.best is not None:
             self.best = replace(self.best, rank=(self.best.rank[0] + 1, self.best.rank[1]))
+        self.look_begins()
 
-    def begin(self, state: State) -> None:
+    def begin(self, method: Method) -> None:
         """Take the first state, and the norm by which the tolerance is measured: that of the start, on the finest grid.
 
         A method that begins on a coarse grid has not computed it; then it is looked up, uncounted.
         """
-        self.state = state
+        with self.clock.running():
+            self.state = state = method.init(self.objective, self.state.control)
         objective = self.objective if state.level == 0 and self.full_batch else self.look
         with self.clock.running() if objective is self.objective else nullcontext():
             start = state.control if state.level == 0 else self.look.discretization.start().flat
@@ -180,8 +246,8 @@ class Course:
 
     def counts(self) -> dict[str, int]:
         """Events worth telling: those of the method, and values that were not finite."""
-        failures = self.objective.work.failures
-        return {**self.state.counts, **({"not_finite": failures} if failures else {})}
+        own = {"not_finite": self.objective.work.failures, "not_saved": self.unsaved}
+        return {**self.state.counts, **{name: count for name, count in own.items() if count}}
 
     def result(self, status: Status, method: Method, why: str = "") -> Result:
         """What was recorded, with the last control if a stopping test holds there, else with the best finite one."""
@@ -217,13 +283,18 @@ class Course:
             about={
                 "steps": objective.space.grid.steps,
                 "integrator": objective.discretization.integrator.name,
-                "recipe": re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)),
+                "recipe": recipe(method),
                 "dtype": str(x.dtype).removeprefix("torch."),
                 "device": str(x.device),
                 "start_norm": self.reference or None,
                 **({} if self.error is None else {"discretization_error": self.error}),
             },
         )
+
+
+def recipe(method: Method) -> str:
+    """A method in words, the same in every process."""
+    return re.sub(r" at 0x\w+", "", re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)))
 
 
 def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:

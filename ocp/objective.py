@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
@@ -166,6 +166,25 @@ class ReducedObjective:
     def uncounted(self) -> ReducedObjective:
         """The same objective with storage and a work count of its own, for looking without being charged."""
         return ReducedObjective(self.discretization)
+
+    def remembered(self) -> list[tuple[int, Tensor, float, Tensor | None, bool]]:
+        """What is known on all grids, the oldest first: steps, control, value, derivative, and whether states are."""
+        held = [buffer.holds for buffer in self._buffers.values() if isinstance(buffer, _Buffer)]
+        return [
+            (steps, e.control, e.value, e.derivative, any(e is other for other in held))
+            for steps, objective in self._grids.items()
+            for e in reversed(objective._recent)
+            if e.at(e.control)
+        ]
+
+    def recall(self, remembered: Iterable[tuple[int, Tensor, float, Tensor | None, bool]]) -> None:
+        """Know again what was `remembered`; states are computed anew, which is not counted."""
+        for steps, control, value, derivative, held in remembered:
+            objective = self.on(steps)
+            objective._recent = [_Evaluation(control, control._version, value, derivative), *objective._recent[:2]]
+            if held:
+                with self.work.looking():
+                    objective._forward(control)
 
     def value(self, control: Tensor | Control) -> float:
         """J(u); one forward sweep."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from ocp.multilevel import MGOPT
 from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
 from ocp.result import Record, Result, Target
+from ocp.saves import Checkpoint, identity, saving
 from ocp.status import Status
 from ocp.stopping import Stopping, checked, contradiction, explain
 from ocp.transfer import depth
@@ -45,6 +48,8 @@ def minimize(
     record_every: int | None = None,
     callback: Callable[[Record, Control], bool | None] | None = None,
     check_derivative: bool = False,
+    checkpoint: Checkpoint | str | Path | None = None,
+    resume: bool | str | Path = False,
     progress: bool | None = None,
 ) -> Result:
     """Minimize a control problem.
@@ -88,6 +93,11 @@ def minimize(
     check_derivative : bool
         Before the first step, compare the derivative with differences of values at two controls (`ocp.quick_check`);
         some eight gradients, which are not counted. It ends the run if it is wrong.
+    checkpoint : Checkpoint, str or Path, optional
+        Save the run to this folder as it goes, by default every ten seconds and at its end.
+    resume : bool, str or Path
+        Go on from the last checkpoint in the folder, or from the file that is named; where there is none yet, begin.
+        The result is that of a run which was never interrupted, to the last bit; limits and target may differ.
     progress : bool, optional
         Show a live line; by default where the output is a terminal.
 
@@ -124,6 +134,8 @@ def minimize(
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
     stopping = Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every)
+    if resume is not False and checkpoint is None:
+        raise ValueError("resume: expected a checkpoint folder beside it, got none")
     if adaptive is not None and batches is not None:
         raise ValueError("steps: expected a number beside mini-batches, whose noise hides the discretization error")
     if adaptive is not None:
@@ -133,21 +145,21 @@ def minimize(
         objective.take(torch.arange(min(batches.size, samples)))  # raises where the problem cannot be divided
     if record_every is None:
         record_every = 1 if batches is None else batches.per_epoch(samples)
-    stream = None if batches is None else batches.stream(samples)
     watch_finest = watch_finest or (target is not None and target.quantity == "value")
     run = Course(objective, batches is None, validation, watch_finest, State(objective.discretization.start().flat))
     status, why = Status.RUNNING, ""
-    with run.interrupts, _live(progress) as line:
+    with run.interrupts, _live(progress) as line, saving(checkpoint, identity(method, objective, batches)) as saves:
         look = _Look(stopping, adaptive, callback, method, line)
-        try:
-            slope = checked(run) if check_derivative else None
-            with run.clock.running():
-                state = method.init(objective, run.state.control)
-            run.begin(state)
+        saved = saves.load(resume, run.state.control.device)
+        with _keeping(run, method):
+            slope = checked(run) if check_derivative and saved is None else None
+            run.restore(saved) if saved is not None else run.begin(method)
+            stream = None if batches is None else batches.stream(samples, run.iteration)
             while status is Status.RUNNING:
-                told = run.state.status
+                run.look_begins()
+                status, told = saves.save(run), run.state.status
                 if run.iteration % record_every == 0 or stopping.limit(run) is not Status.RUNNING:
-                    status, told = look(run)
+                    status, told = look(run) if status is Status.RUNNING else (status, told)
                 if status is Status.RUNNING and slope is None:
                     on, before = run.objective if stream is None else objective.take(next(stream)), run.state
                     with run.clock.running():
@@ -156,21 +168,29 @@ def minimize(
                     slope = contradiction(run, before.control) if run.iteration == 1 else None
                 if slope is not None:
                     status, why = Status.WRONG_DERIVATIVE, f" At a control near the start {slope}."
+            saves.end(run)
             if status.success and not run.resolved():
                 status = Status.UNRESOLVED
             status, why = explain(run, status, why)
-        except KeyboardInterrupt as interrupt:
-            status = Status.INTERRUPTED
-            if run.interrupts.count > 1:
-                interrupt.result = run.result(status, method)  # type: ignore[attr-defined]
-                raise
-        except Exception as error:
-            if run.history:
-                error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
-            raise
+    status = Status.INTERRUPTED if status is Status.RUNNING else status
     met = None if target is None else target.first(tuple(run.history)) is not None
     about = {"tolerance": tolerance, "target": None if target is None else str(target), "target_reached": met}
     return run.result(status, method, why).describe(**about)
+
+
+@contextmanager
+def _keeping(run: Course, method: Method) -> Iterator[None]:
+    """Let no exception lose what was reached: an interrupt ends the run, a second one and all others carry a result."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if run.interrupts.count > 1:
+            interrupt.result = run.result(Status.INTERRUPTED, method)  # type: ignore[attr-defined]
+            raise
+    except Exception as error:
+        if run.history:
+            error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
+        raise
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Status(Enum):
     WRONG_DERIVATIVE = "Differences of the objective contradict its derivative."
     UNBOUNDED = "The objective falls without end: it seems to be unbounded below."
     NOT_FINITE = "The objective or its derivative is not finite at the control reached."
+    NOT_SAVED = "A checkpoint could not be written."
     INTERRUPTED = "The run was interrupted from the keyboard."
 
     @property
