@@ -497,7 +497,7 @@ def flat(folder):
 
 
 def test_a_solve_goes_on_from_its_checkpoint_to_the_same_end(call, write, tmp_path):
-    name, saves = write("mine.py", CONTROL), tmp_path / "saves"
+    name, saves = write(CONTROL), tmp_path / "saves"
     call("solve", name, "--out", tmp_path / "whole")
     call("solve", name, "--max-iterations", 3, "--checkpoint", saves, "--every", 1, "--out", tmp_path / "part")
     assert sorted(path.name for path in saves.glob("*.ocp")) == [f"{k:09d}.ocp" for k in (1, 2, 3)]
@@ -512,7 +512,7 @@ def test_a_solve_goes_on_from_its_checkpoint_to_the_same_end(call, write, tmp_pa
 
 
 def test_a_new_solve_on_a_folder_with_checkpoints_is_refused_in_one_line(call, write, tmp_path):
-    name = write("mine.py", CONTROL)
+    name = write(CONTROL)
     call("solve", name, "--checkpoint", tmp_path / "saves", "--out", tmp_path)
     result = call("solve", name, "--checkpoint", tmp_path / "saves", "--out", tmp_path)
     assert result.exit_code == 1
@@ -520,7 +520,7 @@ def test_a_new_solve_on_a_folder_with_checkpoints_is_refused_in_one_line(call, w
 
 
 def test_solve_can_check_the_derivative_first(call, write, tmp_path):
-    assert call("solve", write("mine.py", CONTROL), "--check", "--out", tmp_path).exit_code == 0
-    result = call("solve", write("wrong.py", CORRUPTED), "--check", "--out", tmp_path)
+    assert call("solve", write(CONTROL), "--check", "--out", tmp_path).exit_code == 0
+    result = call("solve", write(CORRUPTED, "wrong.py"), "--check", "--out", tmp_path)
     assert result.exit_code == 1
     assert "WRONG_DERIVATIVE" in result.output
