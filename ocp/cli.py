@@ -19,7 +19,8 @@ from ocp.adaptive import Adaptive
 from ocp.compare import METHODS, SMOOTHERS, Comparison, Run, compare, solve
 from ocp.integrators import INTEGRATORS
 from ocp.objective import discretize
-from ocp.problem import ControlProblem
+from ocp.problem import ControlProblem, Study
+from ocp.processes import launched
 from ocp.result import Result, Target
 from ocp.saves import Checkpoint
 from ocp.status import Status
@@ -250,8 +251,17 @@ def solve_(
     if checkpoint is not None:
         own["checkpoint"] = Checkpoint(checkpoint) if every is None else Checkpoint(checkpoint, every, seconds=0.0)
     run = replace(run, settings={**(run.settings or {}), **own})
-    folder = _folder(out, name, method)
-    result = solve(name, study, run)
+    with launched() as processes:
+        result = solve(name, study, replace(run, settings={**(run.settings or {}), "processes": processes}))
+        leads = processes.rank == 0
+    if leads:
+        _report(name, study, method, result, goal, _folder(out, name, method))
+    if result.status in FAILURES:
+        raise SystemExit(1)
+
+
+def _report(name: str, study: Study, method: str, result: Result, goal: Target | None, folder: Path) -> None:
+    """Write a result to a folder and print it."""
     result.save(folder)
     plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(result))
@@ -266,8 +276,6 @@ def solve_(
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
     written = ["result.json", "control.pt", "convergence.png", *_trajectory(result, study.problem, folder)]
     click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
-    if result.status in FAILURES:
-        raise SystemExit(1)
 
 
 def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[str, ...]:

@@ -84,6 +84,8 @@ class Course:
     interrupts: Interrupts = field(default_factory=Interrupts)
     unsaved: int = 0
     mark: tuple[int, int] = (0, 0)
+    interrupted: bool = False
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.look = self.objective.uncounted()
@@ -151,6 +153,14 @@ class Course:
         self.objective, self.look = self.objective.on(steps), self.look.on(steps)
         if self.validation is not None:
             self.look_validation = self.look_validation.on(steps)
+
+    def agree(self, wish: bool | None = False) -> bool:
+        """Let all processes know of an interrupt, of the time and of a wish that one has, so that they decide alike."""
+        noted, self.seconds, wished = self.objective.processes.largest(
+            float(self.interrupts.count > 0), self.clock.seconds, float(wish or False)
+        )
+        self.interrupted = self.interrupted or noted > 0
+        return wished > 0
 
     def judge(self, adaptive: Adaptive) -> Status:
         """Whether the grid on which the tolerance was met is fine enough; RUNNING if it is to be refined."""

@@ -18,6 +18,7 @@ from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
 from ocp.problem import ControlProblem
+from ocp.processes import ALONE, Processes
 from ocp.trajectory import Trajectory
 
 __all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Work", "discretize", "free_part", "optimality"]
@@ -87,11 +88,15 @@ class Objective(Protocol):
 
 @dataclass
 class _Evaluation:
-    """What is known at one control. The tensor's version tells whether it was changed since."""
+    """What is known at one control. The tensor's version tells whether it was changed since.
+
+    Among several processes ``local`` is the value on the samples of this one, until the total is asked for.
+    """
 
     control: Tensor
     version: int
-    value: float
+    value: float | None
+    local: Tensor | None = None
     derivative: Tensor | None = None
 
     def at(self, control: Tensor) -> bool:
@@ -118,6 +123,9 @@ class ReducedObjective:
     discretization : Discretization
     work : Work, optional
         Where to count; by default a count of its own, in gradients of this objective.
+    processes : Processes
+        Each of them sweeps its part of the samples. Costs are averages over the samples, so the mean of the parts,
+        weighted by their shares, is the whole; a cost of the control alone is in each part, and counted once.
 
     Examples
     --------
@@ -131,13 +139,26 @@ class ReducedObjective:
 
     discretization: Discretization
     work: Work = None  # type: ignore[assignment]
+    processes: Processes = ALONE
     _buffers: dict[tuple[Any, ...], _Buffer] = field(default_factory=dict, repr=False)
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
     _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
+    _own: Discretization = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         self._steps = self.discretization.grid.steps
         self._shape = tuple(self.discretization.example()[0].shape)
+        samples, own = self._shape[0], range(self._shape[0])
+        if self.processes.size > 1:
+            first, last = (samples * (self.processes.rank + k) // self.processes.size for k in (0, 1))
+            own = range(first, last)
+        if self._own is None:
+            self._own = (
+                self.discretization
+                if len(own) == samples
+                else self.discretization.take(torch.arange(own.start, own.stop))
+            )
+        self._share = len(own) / samples
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
@@ -155,17 +176,24 @@ class ReducedObjective:
     def on(self, steps: int) -> ReducedObjective:
         """The objective of the same problem and samples on another number of steps, with the same work count."""
         if steps not in self._grids:
-            other = ReducedObjective(self.discretization.on(steps), self.work, self._buffers, [], self._grids)
+            other = ReducedObjective(
+                self.discretization.on(steps),
+                self.work,
+                self.processes,
+                self._buffers,
+                _grids=self._grids,
+                _own=self._own.on(steps),
+            )
             self._grids[steps] = other
         return self._grids[steps]
 
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
-        return ReducedObjective(self.discretization.take(indices), self.work, self._buffers)
+        return ReducedObjective(self.discretization.take(indices), self.work, self.processes, self._buffers)
 
     def uncounted(self) -> ReducedObjective:
         """The same objective with storage and a work count of its own, for looking without being charged."""
-        return ReducedObjective(self.discretization)
+        return ReducedObjective(self.discretization, processes=self.processes)
 
     def remembered(self) -> list[tuple[int, Tensor, float, Tensor | None, bool]]:
         """What is known on all grids, the oldest first: steps, control, value, derivative, and whether states are."""
@@ -174,35 +202,48 @@ class ReducedObjective:
             (steps, e.control, e.value, e.derivative, any(e is other for other in held))
             for steps, objective in self._grids.items()
             for e in reversed(objective._recent)
-            if e.at(e.control)
+            if e.at(e.control) and e.value is not None
         ]
 
     def recall(self, remembered: Iterable[tuple[int, Tensor, float, Tensor | None, bool]]) -> None:
         """Know again what was `remembered`; states are computed anew, which is not counted."""
         for steps, control, value, derivative, held in remembered:
             objective = self.on(steps)
-            objective._recent = [_Evaluation(control, control._version, value, derivative), *objective._recent[:2]]
+            known = _Evaluation(control, control._version, value, derivative=derivative)
+            objective._recent = [known, *objective._recent[:2]]
             if held:
                 with self.work.looking():
                     objective._forward(control)
 
     def value(self, control: Tensor | Control) -> float:
         """J(u); one forward sweep."""
-        return self._evaluate(self._flat(control)).value
+        evaluation = self._evaluate(self._flat(control))
+        if evaluation.value is None:
+            assert evaluation.local is not None
+            self._learn(evaluation, *self.processes.total(self._share, evaluation.local))
+        assert evaluation.value is not None
+        return evaluation.value
 
     def derivative(self, control: Tensor | Control) -> Tensor:
         """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep, after a forward one if needed."""
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
-            evaluation.derivative = sweep.adjoint(self.discretization, u.clone(), self._forward(u).states)
+            states = self._forward(u).states
+            own = sweep.adjoint(self._own, u.clone(), states) if self._share > 0 else torch.zeros_like(u)
+            if evaluation.value is None:  # one exchange for both
+                assert evaluation.local is not None
+                evaluation.derivative, value = self.processes.total(self._share, own, evaluation.local)
+                self._learn(evaluation, value)
+            else:
+                (evaluation.derivative,) = self.processes.total(self._share, own)
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
         return evaluation.derivative.clone()
 
     def directional(self, control: Tensor | Control, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
         u = self._flat(control)
-        slope = sweep.tangent(self.discretization, u, direction, self._forward(u).states)[1]
+        (slope,) = self.processes.total(self._share, sweep.tangent(self._own, u, direction, self._forward(u).states)[1])
         self.work.charge(2 * FORWARD_SHARE, self._steps, self._shape[0])
         return float(slope)
 
@@ -221,10 +262,13 @@ class ReducedObjective:
         for piece, expected in sweep.without_hvp(self.discretization).items():
             raise ValueError(f"{piece}: expected {expected}")
         states = self._forward(u).states
-        key = ("tangents", u.dtype, u.device, self._steps, *self._shape)
+        key = ("tangents", u.dtype, u.device, *states.shape)
         if key not in self._buffers:
             self._buffers[key] = _Buffer(torch.empty_like(states))
-        product = sweep.second_adjoint(self.discretization, u, v, states, self._buffers[key].states)
+        own = torch.zeros_like(u)
+        if self._share > 0:
+            own = sweep.second_adjoint(self._own, u, v, states, self._buffers[key].states)
+        (product,) = self.processes.total(self._share, own)
         self.work.charge(2.0, self._steps, self._shape[0])
         return product
 
@@ -260,9 +304,10 @@ class ReducedObjective:
         return flat
 
     def _buffer(self, control: Tensor) -> _Buffer:
-        key = (control.dtype, control.device, self._steps, *self._shape)
+        shape = (self._steps + 1, round(self._share * self._shape[0]), *self._shape[1:])
+        key = (control.dtype, control.device, *shape)
         if key not in self._buffers:
-            states = torch.empty((self._steps + 1, *self._shape), dtype=control.dtype, device=control.device)
+            states = torch.empty(shape, dtype=control.dtype, device=control.device)
             self._buffers[key] = _Buffer(states)
         return self._buffers[key]
 
@@ -274,6 +319,12 @@ class ReducedObjective:
         assert holds is not None
         return holds
 
+    def _learn(self, evaluation: _Evaluation, value: Tensor) -> None:
+        """Keep the value on all samples; one that is not finite is counted."""
+        evaluation.value = float(value)
+        if not isfinite(evaluation.value):
+            self.work.failures, self.work.failed = self.work.failures + 1, evaluation.control
+
     def _forward(self, control: Tensor) -> _Buffer:
         """States of this control in the buffer, and their evaluation among the recent ones."""
         buffer = self._buffer(control)
@@ -281,13 +332,14 @@ class ReducedObjective:
         if known is not None and buffer.holds is known:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
-        # The problem's own functions are given a copy: they may write where they like.
-        value = float(sweep.forward(self.discretization, control.clone(), buffer.states))
-        if not isfinite(value):
-            self.work.failures, self.work.failed = self.work.failures + 1, control
+        # The problem's own functions are given a copy: they may write where they like. In the last batch of an epoch
+        # there may be nothing for this process.
+        local = control.new_zeros(())
+        if self._share > 0:
+            local = sweep.forward(self._own, control.clone(), buffer.states)
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
-            known = _Evaluation(control, control._version, value)
+            known = _Evaluation(control, control._version, None, local)
             self._recent = [known, *self._recent[:2]]
         buffer.holds = known
         return buffer

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from ocp.course import Course, Point, recipe
 from ocp.methods import Method, State
 from ocp.multilevel import Progress, _Level, _Stay
 from ocp.objective import ReducedObjective
+from ocp.processes import ALONE, Processes
 from ocp.result import Record
 from ocp.status import Status
 
@@ -26,7 +28,7 @@ try:
 except ImportError:  # no such locks on this system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["KNOWN", "Checkpoint", "Nowhere", "Saves", "identity", "saving"]
+__all__ = ["KNOWN", "Checkpoint", "Follower", "Nowhere", "Saves", "identity", "saving"]
 
 #: What a checkpoint may hold beside plain containers, numbers and tensors.
 KNOWN: Mapping[str, type] = {
@@ -49,7 +51,7 @@ class Checkpoint:
 
     Parameters
     ----------
-    folder : str or Path
+    folder : path
         Made where it is missing.
     every : int
     seconds : float
@@ -60,14 +62,14 @@ class Checkpoint:
         Whether a run ends when a checkpoint cannot be written; else it warns, and goes on.
     """
 
-    folder: str | Path
+    folder: str | PathLike[str]
     every: int = 1
     seconds: float = 10.0
     keep: int = 3
     required: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folder, str | Path):
+        if not isinstance(self.folder, str | PathLike):
             raise TypeError(f"folder: expected a path, got {type(self.folder).__name__}")
         if not (self.every >= 1 and self.seconds >= 0 and self.keep >= 1):
             raise ValueError(
@@ -77,23 +79,48 @@ class Checkpoint:
 
 
 @contextmanager
-def saving(checkpoint: Checkpoint | str | Path | None, identity: Mapping[str, Any]) -> Iterator[Saves | Nowhere]:
-    """The checkpoints of a run, open; where none are wanted, a place that keeps nothing."""
+def saving(
+    checkpoint: Checkpoint | str | PathLike[str] | None, identity: Mapping[str, Any], processes: Processes = ALONE
+) -> Iterator[Saves | Nowhere | Follower]:
+    """The checkpoints of a run, open; where none are wanted, a place that keeps nothing.
+
+    Of several processes the first one reads and writes.
+    """
     if checkpoint is None:
         yield Nowhere()
         return
-    if not isinstance(checkpoint, Checkpoint | str | Path):
+    if not isinstance(checkpoint, Checkpoint | str | PathLike):
         raise TypeError(f"checkpoint: expected a Checkpoint or a path, got {type(checkpoint).__name__}")
+    if processes.rank > 0:
+        yield Follower(processes)
+        return
     plan = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    with Saves(plan, identity) as saves:
+    with Saves(plan, identity, processes) as saves:
         yield saves
 
 
 class Nowhere:
     """No checkpoints."""
 
-    def load(self, resume: bool | str | Path, device: Any) -> None:
+    def load(self, resume: bool | str | PathLike[str], device: Any) -> None:
         return None
+
+    def save(self, run: Course) -> Status:
+        return Status.RUNNING
+
+    def end(self, run: Course) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Follower:
+    """What another process than the first one sees of the checkpoints: what that one has read."""
+
+    processes: Processes
+
+    def load(self, resume: bool | str | PathLike[str], device: Any) -> dict[str, Any] | None:
+        data = self.processes.told(b"")
+        return decode(data, KNOWN, device) if data else None
 
     def save(self, run: Course) -> Status:
         return Status.RUNNING
@@ -128,6 +155,8 @@ class Saves:
     plan : Checkpoint
     identity : mapping
         What a run must have in common with one that it takes up.
+    processes : Processes
+        That are told what is read.
 
     Raises
     ------
@@ -137,7 +166,8 @@ class Saves:
         If the folder cannot be made or written to.
     """
 
-    def __init__(self, plan: Checkpoint, identity: Mapping[str, Any]):
+    def __init__(self, plan: Checkpoint, identity: Mapping[str, Any], processes: Processes = ALONE):
+        self.processes = processes
         self.plan, self.folder, self.identity = plan, Path(plan.folder), dict(identity)
         self._lock: IO[str] | None = None
         self._last: tuple[int, float] | None = None
@@ -171,7 +201,7 @@ class Saves:
         """The checkpoints, the last one first."""
         return sorted((path for path in self.folder.glob("*.ocp") if path.stem.isdigit()), reverse=True)
 
-    def load(self, resume: bool | str | Path, device: Any) -> dict[str, Any] | None:
+    def load(self, resume: bool | str | PathLike[str], device: Any) -> dict[str, Any] | None:
         """The last checkpoint, or the one asked for; None where there is none.
 
         Raises
@@ -185,12 +215,14 @@ class Saves:
                 f"checkpoint: expected a folder without checkpoints for a new run, got {self.folder} with "
                 f"{len(files)}; ask to resume, or name another folder"
             )
-        if isinstance(resume, str | Path):
+        if isinstance(resume, str | PathLike):
             files = [path for path in files if path <= Path(resume)] if Path(resume) in files else [Path(resume)]
         if not files:
+            self.processes.told(b"")
             return None
         try:
-            saved = decode(files[0].read_bytes(), KNOWN, device)
+            data = files[0].read_bytes()
+            saved = decode(data, KNOWN, device)
         except (OSError, ValueError) as error:
             before = f"; the one before it is {files[1]}" if len(files) > 1 else ""
             raise ValueError(f"resume: {files[0]}: {error}{before}") from error
@@ -198,6 +230,7 @@ class Saves:
             if saved["identity"].get(name) != own:
                 other = saved["identity"].get(name)
                 raise ValueError(f"resume: expected {name} as in {files[0]}, {other}, got {own}")
+        self.processes.told(data)
         return saved
 
     def save(self, run: Course) -> Status:

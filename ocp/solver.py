@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import inf
-from pathlib import Path
+from math import inf, isfinite
+from os import PathLike
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ocp.methods import Method, State
 from ocp.multilevel import MGOPT
 from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
+from ocp.processes import ALONE, Processes
 from ocp.result import Record, Result, Target
 from ocp.saves import Checkpoint, identity, saving
 from ocp.status import Status
@@ -48,8 +49,9 @@ def minimize(
     record_every: int | None = None,
     callback: Callable[[Record, Control], bool | None] | None = None,
     check_derivative: bool = False,
-    checkpoint: Checkpoint | str | Path | None = None,
-    resume: bool | str | Path = False,
+    checkpoint: Checkpoint | str | PathLike[str] | None = None,
+    resume: bool | str | PathLike[str] = False,
+    processes: Processes = ALONE,
     progress: bool | None = None,
 ) -> Result:
     """Minimize a control problem.
@@ -93,11 +95,14 @@ def minimize(
     check_derivative : bool
         Before the first step, compare the derivative with differences of values at two controls (`ocp.quick_check`);
         some eight gradients, which are not counted. It ends the run if it is wrong.
-    checkpoint : Checkpoint, str or Path, optional
+    checkpoint : Checkpoint or path, optional
         Save the run to this folder as it goes, by default every ten seconds and at its end.
-    resume : bool, str or Path
+    resume : bool or path
         Go on from the last checkpoint in the folder, or from the file that is named; where there is none yet, begin.
         The result is that of a run which was never interrupted, to the last bit; limits and target may differ.
+    processes : Processes
+        Several processes that run this same call, each on its part of the samples (`ocp.processes`). They get the same
+        result; the first one writes checkpoints and shows the line. Costs have to be averages over the samples.
     progress : bool, optional
         Show a live line; by default where the output is a terminal.
 
@@ -131,6 +136,8 @@ def minimize(
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
     objective = discretize(problem, steps, as_integrator(integrator))
+    if processes.size > 1:
+        objective = _shared(objective, processes)
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
     stopping = Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every)
@@ -147,8 +154,8 @@ def minimize(
         record_every = 1 if batches is None else batches.per_epoch(samples)
     watch_finest = watch_finest or (target is not None and target.quantity == "value")
     run = Course(objective, batches is None, validation, watch_finest, State(objective.discretization.start().flat))
-    status, why = Status.RUNNING, ""
-    with run.interrupts, _live(progress) as line, saving(checkpoint, identity(method, objective, batches)) as saves:
+    status, why, own = Status.RUNNING, "", identity(method, objective, batches)
+    with run.interrupts, _live(progress, processes) as line, saving(checkpoint, own, processes) as saves:
         look = _Look(stopping, adaptive, callback, method, line)
         saved = saves.load(resume, run.state.control.device)
         with _keeping(run, method):
@@ -157,9 +164,11 @@ def minimize(
             stream = None if batches is None else batches.stream(samples, run.iteration)
             while status is Status.RUNNING:
                 run.look_begins()
-                status, told = saves.save(run), run.state.status
-                if run.iteration % record_every == 0 or stopping.limit(run) is not Status.RUNNING:
-                    status, told = look(run) if status is Status.RUNNING else (status, told)
+                told = run.state.status
+                if run.agree(saves.save(run) is Status.NOT_SAVED):
+                    status = Status.NOT_SAVED
+                elif run.iteration % record_every == 0 or stopping.limit(run) is not Status.RUNNING:
+                    status, told = look(run)
                 if status is Status.RUNNING and slope is None:
                     on, before = run.objective if stream is None else objective.take(next(stream)), run.state
                     with run.clock.running():
@@ -207,7 +216,7 @@ class _Look:
         """How the run goes on, and what the method is told of its work on the present grid."""
         record = run.record()
         self.line.set_description_str(_words(record))
-        stop = self.callback is not None and self.callback(record, run.copy())
+        stop = run.agree(self.callback is not None and self.callback(record, run.copy()))
         status = self.stopping.status(run, record, stop)
         if self.adaptive is not None and status is Status.CONVERGED:
             status = run.judge(self.adaptive)
@@ -220,8 +229,9 @@ class _Look:
         return status, self.stopping.coarse(run, record) if record.level > 0 else run.state.status
 
 
-def _live(progress: bool | None) -> Any:
+def _live(progress: bool | None, processes: Processes) -> Any:
     """A line on the terminal; where there is none, or none is wanted, one that shows nothing."""
+    progress = progress if processes.rank == 0 else False
     return tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False)
 
 
@@ -242,6 +252,23 @@ def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, re
         raise ValueError("target: expected a validation problem beside a target of accuracy, got none")
     if record_every is not None and record_every < 1:
         raise ValueError(f"record_every: expected an integer >= 1, got {record_every}")
+
+
+def _shared(objective: ReducedObjective, processes: Processes) -> ReducedObjective:
+    """The objective among several processes; refused where the mean of the parts is not the whole, on one step."""
+    samples = objective.work.samples
+    if samples < processes.size:
+        raise ValueError(f"processes: expected at most one for each of the {samples} samples, got {processes.size}")
+    shared = ReducedObjective(objective.discretization, processes=processes)
+    start, one = objective.discretization.start(), objective.discretization.on(1)
+    u = one.space.join(start.path.mean(0), start.parameters)
+    whole, mean = ReducedObjective(one).value(u), ReducedObjective(one, processes=processes).value(u)
+    if isfinite(whole) and not abs(whole - mean) <= 1e-3 * max(abs(whole), abs(mean)):
+        raise ValueError(
+            f"processes: expected costs that are averages over the samples, got {whole:.6g} on all of them and "
+            f"{mean:.6g} as the mean of the parts"
+        )
+    return shared
 
 
 def _check_grids(method: Method, objective: ReducedObjective, grids: Sequence[int]) -> None:

@@ -47,10 +47,10 @@ class Stopping:
         """Why the run cannot go on, or RUNNING."""
         limits = (
             (run.state.status is not Status.RUNNING, run.state.status),
-            (run.interrupts.count > 0, Status.INTERRUPTED),
+            (run.interrupted, Status.INTERRUPTED),
             (run.iteration >= self.max_iterations, Status.MAX_ITERATIONS),
             (run.objective.work.units - run.before >= self.max_work, Status.MAX_WORK),
-            (run.clock.seconds >= self.max_seconds, Status.MAX_SECONDS),
+            (run.seconds >= self.max_seconds, Status.MAX_SECONDS),
         )
         return next((status for reached, status in limits if reached), Status.RUNNING)
 

@@ -13,6 +13,7 @@ import ocp
 ORDER = [
     "status",
     "interrupts",
+    "processes",
     "grid",
     "control",
     "bounds",
