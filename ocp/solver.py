@@ -178,7 +178,7 @@ def minimize(
                 if slope is not None:
                     status, why = Status.WRONG_DERIVATIVE, f" At a control near the start {slope}."
             saves.end(run)
-            if status.success and not run.resolved():
+            if (status.success or status is Status.UNBOUNDED) and not run.resolved():
                 status = Status.UNRESOLVED
             status, why = explain(run, status, why)
     status = Status.INTERRUPTED if status is Status.RUNNING else status
