@@ -2,9 +2,12 @@
 
 import errno
 import json
+import multiprocessing
 import os
+import random
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,6 +288,30 @@ def test_what_ends_a_run_while_a_checkpoint_is_written_leaves_the_one_before(mom
             ended = run(tmp_path / "two", control, N, LBFGS())
     assert ended is None or ended.status is Status.INTERRUPTED
     same(run(tmp_path / "two", control, N, LBFGS(), resume=True), undisturbed)
+    assert not list((tmp_path / "two").glob("*.part"))
+
+
+def child(folder):
+    """A process that takes up the run in a folder."""
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(folder, learning, N, MGOPT(3)), kwargs=AGAIN
+    )
+    process.start()
+    return process
+
+
+AGAIN = {"resume": True, "tolerance": 0.0, "max_iterations": 60}
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
+    """More kills, of the digits: docs/benchmarks/soak.py."""
+    undisturbed, generator = run(tmp_path / "one", learning, N, MGOPT(3), **AGAIN), random.Random(0)
+    for _ in range(10):
+        process = child(tmp_path / "two")
+        time.sleep(generator.uniform(0.0, 0.1))
+        process.kill()
+        process.join()
+    same(run(tmp_path / "two", learning, N, MGOPT(3), **AGAIN), undisturbed)
     assert not list((tmp_path / "two").glob("*.part"))
 
 

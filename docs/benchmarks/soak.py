@@ -8,8 +8,9 @@ again with ``--resume``; then it is left to end. Its control must be that of an 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,17 +19,34 @@ from pathlib import Path
 import torch
 
 from ocp import Result
+from ocp.cli import main
 
 RUN = (
     *("solve", "digits", "--steps", "64", "--tolerance", "0", "--quiet"),
-    *("--method", "mgopt", "--max-iterations", "600", "--max-work", "1e9"),
+    *("--method", "mgopt", "--max-iterations", "300", "--max-work", "1e9"),
 )
 
 
-def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
+def run(folder: Path, name: str) -> None:
     """The run, begun or taken up again."""
     saves = ("--checkpoint", str(folder / name), "--every", "1", "--resume", "--out", str(folder / f"{name}-out"))
-    return subprocess.Popen([sys.executable, "-m", "ocp", *RUN, *saves], stdout=subprocess.DEVNULL)
+    with open(os.devnull, "w") as sys.stdout:
+        main([*RUN, *saves], standalone_mode=False)
+
+
+def start(folder: Path, name: str) -> multiprocessing.process.BaseProcess:
+    """A process that does it."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(folder, name))
+    process.start()
+    return process
+
+
+def ended(folder: Path, name: str) -> Result:
+    """The result of a run that is left alone."""
+    process = start(folder, name)
+    process.join()
+    assert process.exitcode == 0
+    return Result.load(folder / f"{name}-out")
 
 
 def last(folder: Path) -> int:
@@ -38,29 +56,26 @@ def last(folder: Path) -> int:
 
 def soak(folder: Path, kills: int, seed: int) -> bool:
     """Whether a run that is killed so often ends as one that is not."""
-    assert start(folder, "whole").wait() == 0
-    whole = Result.load(folder / "whole-out")
+    whole = ended(folder, "whole")
     generator, broken, done = random.Random(seed), folder / "broken", 0
     while done < kills:
-        process = start(folder, "broken")
-        before = last(broken)
-        while process.poll() is None and last(broken) <= before:  # let it begin; then let it live for a moment
-            time.sleep(0.005)
+        before, process = last(broken), start(folder, "broken")
+        while process.is_alive() and last(broken) <= before:  # let it begin; then let it live for a moment
+            time.sleep(0.001)
         time.sleep(generator.uniform(0.0, 2.0 * whole.seconds / kills))
-        if process.poll() is not None:  # it had come to its end: begin anew
+        if not process.is_alive():  # it had come to its end: begin anew
             for path in broken.glob("*.ocp"):
                 path.unlink()
             continue
         process.kill()
-        process.wait()
+        process.join()
         done += 1
         print(f"kill {done}: iteration {last(broken)}, leftovers {len(list(broken.glob('*.part')))}", flush=True)
-    assert start(folder, "broken").wait() == 0
-    end = Result.load(folder / "broken-out")
+    end = ended(folder, "broken")
     assert whole.control is not None
     assert end.control is not None
-    records = ([(r.value, r.derivative_norm, r.work_units) for r in result.history] for result in (whole, end))
-    return torch.equal(whole.control.flat, end.control.flat) and next(records) == next(records)
+    one, other = ([(r.value, r.derivative_norm, r.work_units) for r in result.history] for result in (whole, end))
+    return torch.equal(whole.control.flat, end.control.flat) and one == other
 
 
 if __name__ == "__main__":
