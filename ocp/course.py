@@ -85,6 +85,7 @@ class Course:
     unsaved: int = 0
     mark: tuple[int, int] = (0, 0)
     interrupted: bool = False
+    parted: bool = False
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -130,20 +131,27 @@ class Course:
         ValueError
             If the objective at the best control is not the one that was saved: it is another problem.
         """
+        try:
+            self._take(saved)
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"resume: expected the state of a run, got {type(error).__name__}: {error}") from error
+
+    def _take(self, saved: Mapping[str, Any]) -> None:
         for name in (*PLAIN, "history", "optima"):
             setattr(self, name, saved[name])
         self.clock.seconds, work = saved["seconds"], self.objective.work
         self._finest(saved["work"][0])
         work.steps, work.units, work.failures = saved["work"]
+        self.control()  # raises where the state has none of this problem
         if self.best is not None:
             steps, expected = self.objective.space.steps_of(self.best.flat), self.best.rank[1]
-            with work.looking():
+            with self.objective.work.looking():
                 value = self.viewed.on(steps).value(self.best.flat)
             if not abs(value - expected) <= SAME * abs(expected):
                 raise ValueError(
                     f"resume: expected the problem that was saved, of value {expected:.6g}, got {value:.6g}"
                 )
-        self.objective.recall(saved["known"])
+        self.objective.recall(saved["known"])  # last, since it restores what the objective has in storage
         torch.set_rng_state(saved["random"]["cpu"])
         if "cuda" in saved["random"]:
             torch.cuda.set_rng_state(saved["random"]["cuda"], self.state.control.device)
@@ -153,6 +161,10 @@ class Course:
         self.objective, self.look = self.objective.on(steps), self.look.on(steps)
         if self.validation is not None:
             self.look_validation = self.look_validation.on(steps)
+
+    def part(self) -> None:
+        """After an exception in this process the others of several are elsewhere: ask them for nothing more."""
+        self.parted = self.objective.processes.size > 1
 
     def agree(self, wish: bool | None = False) -> bool:
         """Let all processes know of an interrupt, of the time and of a wish that one has, so that they decide alike."""
@@ -274,7 +286,7 @@ class Course:
         # After an exception in the user's functions these may fail again; nothing else may be lost by that.
         with suppress(Exception) if status is Status.RUNNING else nullcontext():
             accuracy = self._accuracy(control)
-            if point is None or point.rank[0] > 0:
+            if (point is None or point.rank[0] > 0) and not self.parted:
                 value, norm = _evaluate(self.look, control.flat)
         told = " ".join([status.value + why, *self._notes()])
         return Result(

@@ -193,10 +193,12 @@ def _keeping(run: Course, method: Method) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
+        run.part()
         if run.interrupts.count > 1:
             interrupt.result = run.result(Status.INTERRUPTED, method)  # type: ignore[attr-defined]
             raise
     except Exception as error:
+        run.part()
         if run.history:
             error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
         raise

@@ -100,7 +100,22 @@ def fuzz(inputs: int, seed: int, folder: Path) -> list[str]:
         for _ in range(inputs // 2):
             line = command_line(generator)
             failures += [f"{line}\n{wrong}" for wrong in [refused(line)] if wrong]
-            failures += [wrong for wrong in [misread(changed(good, generator))] if wrong]
+            data = changed(good, generator)
+            failures += [wrong for wrong in [misread(data)] if wrong]
+            if generator.random() < 0.1:
+                Path("bad.ocp").write_bytes(data)
+                line = [
+                    "solve",
+                    "mine.py",
+                    *LIMITED,
+                    "--checkpoint",
+                    "again",
+                    "--resume-from",
+                    "bad.ocp",
+                    "--out",
+                    "out",
+                ]
+                failures += [f"{data!r}\n{wrong}" for wrong in [refused(line)] if wrong]
     return failures
 
 
