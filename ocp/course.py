@@ -183,7 +183,9 @@ class Course:
         return Status.RUNNING if 2 * self.objective.space.grid.steps <= adaptive.limit else Status.MAX_STEPS
 
     def resolved(self) -> bool:
-        """Whether the grid resolves the states at all; looking is not counted."""
+        """Whether the grid resolves the states at all, as far as they can be compared; looking is not counted."""
+        if not isfinite(self.history[-1].derivative_norm):
+            return True
         with self.objective.work.looking():
             return resolved(self.objective, self.state.control if self.state.level == 0 else self.control().flat)
 
