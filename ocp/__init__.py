@@ -4,7 +4,7 @@ from ocp import layers, network, plots
 from ocp.adaptive import Adaptive
 from ocp.batches import Batches
 from ocp.bounds import Bounds
-from ocp.checkpoints import Checkpoints, StoreAll
+from ocp.checkpoints import Binomial, StoreAll
 from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
@@ -18,13 +18,14 @@ from ocp.objective import ReducedObjective, ShiftedObjective, discretize
 from ocp.problem import ControlProblem, Study
 from ocp.result import Record, Result, Target
 from ocp.rungekutta import RungeKutta
+from ocp.saves import Checkpoint
 from ocp.solver import accuracy, minimize
 from ocp.status import SolveError, Status
 from ocp.tableaus import Tableau
 from ocp.trajectory import Trajectory
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 from ocp.trustregion import TrustRegion
-from ocp.verify import Report, taylor_test, verify
+from ocp.verify import Report, Slope, quick_check, taylor_test, verify
 from ocp.verlet import Verlet
 
 __version__ = "0.1.0"
@@ -38,8 +39,9 @@ __all__ = [
     "Always",
     "Armijo",
     "Batches",
+    "Binomial",
     "Bounds",
-    "Checkpoints",
+    "Checkpoint",
     "ConstantJacobian",
     "Control",
     "ControlProblem",
@@ -70,6 +72,7 @@ __all__ = [
     "SciPy",
     "Settled",
     "ShiftedObjective",
+    "Slope",
     "SolveError",
     "State",
     "Status",
@@ -92,6 +95,7 @@ __all__ = [
     "minimize",
     "network",
     "plots",
+    "quick_check",
     "residual_network",
     "taylor_test",
     "verify",

@@ -99,7 +99,7 @@ def resolved(objective: ReducedObjective, control: Tensor) -> bool:
     prolonged = Transfer(fine.space, objective.space).prolong(control)
 
     def sizes(objective: ReducedObjective, control: Tensor) -> tuple[float, float]:
-        states = float(objective.final_state(control).abs().max())
+        (states,) = objective.processes.largest(float(objective.final_state(control).abs().max()))
         return states, objective.space.dual_norm(objective.derivative(control))
 
     here = sizes(objective, control)

@@ -40,8 +40,12 @@ class Batches:
         """Number of batches in an epoch."""
         return -(-samples // self.size)
 
-    def stream(self, samples: int) -> Iterator[Tensor]:
-        """Batches of sample numbers, without end."""
+    def stream(self, samples: int, drawn: int = 0) -> Iterator[Tensor]:
+        """Batches of sample numbers, without end, after those that were ``drawn`` before."""
         generator = torch.Generator().manual_seed(self.seed)
+        epochs, drawn = divmod(drawn, self.per_epoch(samples))
+        for _ in range(epochs):
+            torch.randperm(samples, generator=generator)
         while True:
-            yield from torch.randperm(samples, generator=generator).split(self.size)
+            yield from torch.randperm(samples, generator=generator).split(self.size)[drawn:]
+            drawn = 0

@@ -8,7 +8,7 @@ from functools import lru_cache
 from math import comb
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Advance", "Checkpoints", "Keep", "Memory", "Restore", "Reverse", "StoreAll", "Take"]
+__all__ = ["Advance", "Binomial", "Keep", "Memory", "Restore", "Reverse", "StoreAll", "Take"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class StoreAll:
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class Binomial:
     """Keep at most so many states and take the steps between them again: binomial checkpointing.
 
     No plan with as many slots takes fewer steps: Griewank & Walther (2000), "Algorithm 799: revolve". With r the
@@ -109,9 +109,9 @@ class Checkpoints:
 
     Examples
     --------
-    >>> Checkpoints(slots=10).extra_steps(1000)
+    >>> Binomial(slots=10).extra_steps(1000)
     3636
-    >>> list(Checkpoints(slots=1).actions(2))  # doctest: +NORMALIZE_WHITESPACE
+    >>> list(Binomial(slots=1).actions(2))  # doctest: +NORMALIZE_WHITESPACE
     [Keep(node=0, slot=0), Advance(first=0, last=1), Take(first=1, last=2), Reverse(first=1, last=2),
      Restore(node=0, slot=0), Take(first=0, last=1), Reverse(first=0, last=1)]
     """

@@ -19,13 +19,25 @@ from ocp.adaptive import Adaptive
 from ocp.compare import METHODS, SMOOTHERS, Comparison, Run, compare, solve
 from ocp.integrators import INTEGRATORS
 from ocp.objective import discretize
-from ocp.problem import ControlProblem
+from ocp.problem import ControlProblem, Study
+from ocp.processes import launched
 from ocp.result import Result, Target
+from ocp.saves import Checkpoint
 from ocp.status import Status
 from ocp.strictjson import write
 from ocp.verify import verify
 
 __all__ = ["main"]
+
+#: Outcomes that a shell is to take for a failure; a limit or a goal that was missed is none.
+FAILURES = (
+    Status.NOT_FINITE,
+    Status.UNRESOLVED,
+    Status.INTERRUPTED,
+    Status.WRONG_DERIVATIVE,
+    Status.UNBOUNDED,
+    Status.NOT_SAVED,
+)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -197,6 +209,13 @@ def verify_(
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/METHOD by default."
 )
+@click.option("--checkpoint", type=click.Path(file_okay=False, path_type=Path), help="Save the run to this folder.")
+@click.option("--every", type=click.IntRange(1), help="Iterations between two checkpoints; by default ten seconds.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint; begin where there is none.")
+@click.option(
+    "--resume-from", type=click.Path(dir_okay=False, path_type=Path), help="Go on from this checkpoint of the folder."
+)
+@click.option("--check", is_flag=True, help="Before the run, compare the derivative with differences of values.")
 @_shared
 @_one_line
 def solve_(
@@ -206,6 +225,11 @@ def solve_(
     target: str | None,
     grid_error: float | None,
     out: Path | None,
+    checkpoint: Path | None,
+    every: int | None,
+    resume: bool,
+    resume_from: Path | None,
+    check: bool,
     **options: Any,
 ) -> None:
     """Solve problem NAME, or that of the file NAME; write result.json, control.pt and convergence.png.
@@ -214,17 +238,30 @@ def solve_(
     trajectory.png and trajectory.csv.
 
     Exit codes: 0 if the run ended by a test or by a limit, which the printed status tells; 1 if its result is not
-    finite or not resolved, if it was interrupted, or if an argument does not fit; 2 if an option is unknown.
+    finite, not bounded or not resolved, if its derivative is wrong, if a checkpoint that was required could not be
+    written, if it was interrupted, or if an argument does not fit; 2 if an option is unknown.
     """
     goal = None if target is None else Target.parse(target)
     study = _load(name, seed, options["device"], options["dtype"], options["sets"])
     run = _run(options, method, seed)
     if grid_error is not None:
         run = replace(run, steps=Adaptive(grid_error, options["steps"] or study.steps))
-    if goal is not None:
-        run = replace(run, settings={**(run.settings or {}), "target": goal})
-    folder = _folder(out, name, method)
-    result = solve(name, study, run)
+    own: dict[str, Any] = {"check_derivative": check, "resume": resume_from or resume}
+    own |= {} if goal is None else {"target": goal}
+    if checkpoint is not None:
+        own["checkpoint"] = Checkpoint(checkpoint) if every is None else Checkpoint(checkpoint, every, seconds=0.0)
+    run = replace(run, settings={**(run.settings or {}), **own})
+    with launched() as processes:
+        result = solve(name, study, replace(run, settings={**(run.settings or {}), "processes": processes}))
+        leads = processes.rank == 0
+    if leads:
+        _report(name, study, method, result, goal, _folder(out, name, method))
+    if result.status in FAILURES:
+        raise SystemExit(1)
+
+
+def _report(name: str, study: Study, method: str, result: Result, goal: Target | None, folder: Path) -> None:
+    """Write a result to a folder and print it."""
     result.save(folder)
     plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(result))
@@ -239,8 +276,6 @@ def solve_(
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
     written = ["result.json", "control.pt", "convergence.png", *_trajectory(result, study.problem, folder)]
     click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
-    if result.status in (Status.NOT_FINITE, Status.UNRESOLVED, Status.INTERRUPTED):
-        raise SystemExit(1)
 
 
 def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[str, ...]:

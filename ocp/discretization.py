@@ -152,10 +152,16 @@ class Discretization:
 
 def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:
     """One value of a piece of a problem, or an error that names the piece."""
+    copies = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
     try:
-        return piece(*arguments)
+        value = piece(*copies)
     except (RuntimeError, IndexError) as error:  # what torch raises for shapes, types and places that do not fit
         raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
+    names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")
+    changed = [n for n, copy in zip(names, copies, strict=True) if isinstance(copy, Tensor) and copy._version]
+    if changed:
+        raise ValueError(f"{name}: expected it to leave its arguments as they are, got {', '.join(changed)} changed")
+    return value
 
 
 def _hint(f: Any, u: Tensor) -> str:

@@ -304,16 +304,19 @@ class TorchOptimizer:
         optimizer = self.optimizer([parameter], **self.options)
         if state.memory is not None:
             optimizer.load_state_dict(copy.deepcopy(state.memory))  # it would change the tensors in place
-        first = True
+        first, finite = True, True
 
         def closure() -> float:
-            nonlocal first
+            nonlocal first, finite
             u = state.control if first else parameter.detach().clone()
             first = False
             parameter.grad = objective.space.gradient(objective.derivative(u))
+            finite = finite and bool(parameter.grad.isfinite().all())
             return objective.value(u)
 
         optimizer.step(closure)
+        if not finite:  # one such number would stay in the moments for good
+            return replace(state, status=Status.NOT_FINITE)
         control = feasible(parameter.detach(), objective.box)
         return replace(state, control=control, memory=optimizer.state_dict(), status=Status.RUNNING)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +19,7 @@ from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
 from ocp.problem import ControlProblem
+from ocp.processes import ALONE, Processes
 from ocp.recording import Record
 from ocp.trajectory import Trajectory
 
@@ -32,16 +35,28 @@ FORWARD_SHARE = 1 / 3
 class Work:
     """A running count of work, shared by all grids and batches of one solve.
 
-    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``.
+    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``. Values that
+    are not finite are counted, too, and the last control that has such a value is kept, so that one can find out why.
     """
 
     steps: int
     samples: int
     units: float = 0.0
+    failures: int = 0
+    failed: Tensor | None = None
 
     def charge(self, share: float, steps: int, samples: int) -> None:
         """Add a share of a gradient on a number of steps and samples."""
         self.units += share * (steps / self.steps) * (samples / self.samples)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """While this context is open nothing is counted."""
+        counted = self.units, self.failures, self.failed
+        try:
+            yield
+        finally:
+            self.units, self.failures, self.failed = counted
 
 
 class Objective(Protocol):
@@ -75,11 +90,15 @@ class Objective(Protocol):
 
 @dataclass
 class _Evaluation:
-    """What is known at one control. The tensor's version tells whether it was changed since."""
+    """What is known at one control. The tensor's version tells whether it was changed since.
+
+    Among several processes ``local`` is the value on the samples of this one, until the total is asked for.
+    """
 
     control: Tensor
     version: int
-    value: float
+    value: float | None
+    local: Tensor | None = None
     derivative: Tensor | None = None
 
     def at(self, control: Tensor) -> bool:
@@ -113,6 +132,9 @@ class ReducedObjective:
         Where to count; by default a count of its own, in gradients of this objective.
     memory : Memory
         Which steps to remember for the derivative; by default all.
+    processes : Processes
+        Each of them sweeps its part of the samples. Costs are averages over the samples, so the mean of the parts,
+        weighted by their shares, is the whole; a cost of the control alone is in each part, and counted once.
 
     Examples
     --------
@@ -127,13 +149,26 @@ class ReducedObjective:
     discretization: Discretization
     work: Work = None  # type: ignore[assignment]
     memory: Memory = StoreAll()
+    processes: Processes = ALONE
     _buffers: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
     _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
+    _own: Discretization = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         self._steps = self.discretization.grid.steps
         self._shape = tuple(self.discretization.example()[0].shape)
+        samples, own = self._shape[0], range(self._shape[0])
+        if self.processes.size > 1:
+            first, last = (samples * (self.processes.rank + k) // self.processes.size for k in (0, 1))
+            own = range(first, last)
+        if self._own is None:
+            self._own = (
+                self.discretization
+                if len(own) == samples
+                else self.discretization.take(torch.arange(own.start, own.stop))
+            )
+        self._share = len(own) / samples
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
@@ -152,40 +187,87 @@ class ReducedObjective:
     def on(self, steps: int) -> ReducedObjective:
         """The objective of the same problem and samples on another number of steps, with the same work count."""
         if steps not in self._grids:
-            coarse = self.discretization.on(steps)
-            self._grids[steps] = ReducedObjective(coarse, self.work, self.memory, self._buffers, [], self._grids)
+            self._grids[steps] = ReducedObjective(
+                self.discretization.on(steps),
+                self.work,
+                self.memory,
+                self.processes,
+                self._buffers,
+                _grids=self._grids,
+                _own=self._own.on(steps),
+            )
         return self._grids[steps]
 
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
-        return ReducedObjective(self.discretization.take(indices), self.work, self.memory, self._buffers)
+        return ReducedObjective(
+            self.discretization.take(indices), self.work, self.memory, self.processes, self._buffers
+        )
 
     def uncounted(self) -> ReducedObjective:
         """The same objective with storage and a work count of its own, for looking without being charged."""
-        return ReducedObjective(self.discretization, memory=self.memory)
+        return ReducedObjective(self.discretization, memory=self.memory, processes=self.processes)
+
+    def remembered(self) -> list[tuple[int, Tensor, float, Tensor | None, bool]]:
+        """What is known on all grids, the oldest first: steps, control, value, derivative, and whether states are."""
+        held = [buffer.holds for buffer in self._buffers.values() if isinstance(buffer, _Buffer)]
+        return [
+            (steps, e.control, e.value, e.derivative, any(e is other for other in held))
+            for steps, objective in self._grids.items()
+            for e in reversed(objective._recent)
+            if e.at(e.control) and e.value is not None
+        ]
+
+    def recall(self, remembered: Iterable[tuple[int, Tensor, float, Tensor | None, bool]]) -> None:
+        """Know again what was `remembered`; states are computed anew, which is not counted."""
+        for steps, control, value, derivative, held in remembered:
+            objective = self.on(steps)
+            known = _Evaluation(control, control._version, value, derivative=derivative)
+            objective._recent = [known, *objective._recent[:2]]
+            if held:
+                with self.work.looking():
+                    objective._forward(control)
 
     def value(self, control: Tensor | Control) -> float:
         """J(u); one forward sweep."""
-        return self._evaluate(self._flat(control)).value
+        evaluation = self._evaluate(self._flat(control))
+        if evaluation.value is None:
+            assert evaluation.local is not None
+            self._learn(evaluation, *self.processes.total(self._share, evaluation.local))
+        assert evaluation.value is not None
+        return evaluation.value
 
     def derivative(self, control: Tensor | Control) -> Tensor:
         """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep, after a forward one if needed."""
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
-            buffer = self._forward(u)
-            held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
-            spare = [d for d in self._spare if d.dtype == u.dtype and d.device == u.device]
-            evaluation.derivative = sweep.adjoint(self.discretization, u, buffer.record, None, *spare[:1])
-            self._spare = []
-            buffer.holds = held
+            own = self._adjoint(u)
+            if evaluation.value is None:  # one exchange for both
+                assert evaluation.local is not None
+                evaluation.derivative, value = self.processes.total(self._share, own, evaluation.local)
+                self._learn(evaluation, value)
+            else:
+                (evaluation.derivative,) = self.processes.total(self._share, own)
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
         return evaluation.derivative._lazy_clone()  # a copy for whoever writes to it, and for no one else
+
+    def _adjoint(self, u: Tensor) -> Tensor:
+        """The derivative on the samples of this process."""
+        buffer = self._forward(u)
+        if self._share == 0:
+            return torch.zeros_like(u)
+        held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
+        spare = [d for d in self._spare if d.dtype == u.dtype and d.device == u.device]
+        own = sweep.adjoint(self._own, u.clone(), buffer.record, None, *spare[:1])
+        self._spare = []
+        buffer.holds = held
+        return own
 
     def directional(self, control: Tensor | Control, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
         u = self._flat(control)
-        slope = sweep.tangent(self.discretization, u, direction, self._forward(u).states)[1]
+        (slope,) = self.processes.total(self._share, sweep.tangent(self._own, u, direction, self._forward(u).states)[1])
         self.work.charge(2 * FORWARD_SHARE, self._steps, self._shape[0])
         return float(slope)
 
@@ -204,10 +286,13 @@ class ReducedObjective:
         for piece, expected in sweep.without_hvp(self.discretization).items():
             raise ValueError(f"{piece}: expected {expected}")
         states = self._forward(u).states
-        key = ("tangents", u.dtype, u.device, self._steps, *self._shape)
+        key = ("tangents", u.dtype, u.device, *states.shape)
         if key not in self._buffers:
             self._buffers[key] = torch.empty_like(states)
-        product = sweep.second_adjoint(self.discretization, u, v, states, self._buffers[key])
+        own = torch.zeros_like(u)
+        if self._share > 0:
+            own = sweep.second_adjoint(self._own, u, v, states, self._buffers[key])
+        (product,) = self.processes.total(self._share, own)
         self.work.charge(2.0, self._steps, self._shape[0])
         return product
 
@@ -243,10 +328,11 @@ class ReducedObjective:
         return flat
 
     def _buffer(self, control: Tensor) -> _Buffer:
-        key = (control.dtype, control.device, self._steps, *self._shape)
+        shape = (self._steps + 1, round(self._share * self._shape[0]), *self._shape[1:])
+        key = (control.dtype, control.device, *shape)
         if key not in self._buffers:
-            x, u = (part.to(control) for part in self.discretization.example())
-            self._buffers[key] = _Buffer(sweep.record(self.discretization, self.memory, x, u))
+            x, u = (part.to(control) for part in self._own.example())
+            self._buffers[key] = _Buffer(sweep.record(self._own, self.memory, x, u))
         return self._buffers[key]
 
     def _evaluate(self, control: Tensor) -> _Evaluation:
@@ -257,6 +343,12 @@ class ReducedObjective:
         assert holds is not None
         return holds
 
+    def _learn(self, evaluation: _Evaluation, value: Tensor) -> None:
+        """Keep the value on all samples; one that is not finite is counted."""
+        evaluation.value = float(value)
+        if not isfinite(evaluation.value):
+            self.work.failures, self.work.failed = self.work.failures + 1, evaluation.control
+
     def _forward(self, control: Tensor) -> _Buffer:
         """States of this control in the buffer, and their evaluation among the recent ones."""
         buffer = self._buffer(control)
@@ -264,10 +356,14 @@ class ReducedObjective:
         if known is not None and buffer.holds is known:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
-        value = float(sweep.forward(self.discretization, control, buffer.record))
+        # The problem's own functions are given a copy: they may write where they like. In the last batch of an epoch
+        # there may be nothing for this process.
+        local = control.new_zeros(())
+        if self._share > 0:
+            local = sweep.forward(self._own, control.clone(), buffer.record)
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
-            known = _Evaluation(control, control._version, value)
+            known = _Evaluation(control, control._version, None, local)
             self._recent, forgotten = [known, *self._recent[:2]], self._recent[2:]
             # Fresh pages cost as much as a pass over them. Whoever still holds a copy gets one of its own on writing.
             self._spare = [e.derivative for e in forgotten if e.derivative is not None] or self._spare
@@ -390,7 +486,7 @@ def discretize(
     integrator : str or Integrator
         ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `ocp.integrators.INTEGRATORS`, or one of your own.
     memory : Memory
-        ``StoreAll()``, or ``Checkpoints(slots)`` for less memory and more steps; the derivative is the same.
+        ``StoreAll()``, or ``Binomial(slots)`` for less memory and more steps; the derivative is the same.
 
     Raises
     ------
@@ -402,5 +498,5 @@ def discretize(
     discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
     discretization.check()
     if isinstance(memory, type) or not isinstance(memory, Memory):
-        raise TypeError(f"memory: expected StoreAll() or Checkpoints(slots), got {memory!r}")
+        raise TypeError(f"memory: expected StoreAll() or Binomial(slots), got {memory!r}")
     return ReducedObjective(discretization, memory=memory)

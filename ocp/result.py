@@ -110,7 +110,7 @@ class Result:
     work_units, seconds : float
     history : tuple of Record
     counts : mapping
-        Coarse corrections taken, refused and skipped; grids refused.
+        Coarse corrections taken, refused and skipped; grids refused; values that were not finite.
     about : mapping
         What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
         device; the derivative's norm

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from math import inf, isfinite, nan
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ocp.adaptive import Adaptive, resolved
+from ocp.adaptive import Adaptive
 from ocp.batches import Batches
-from ocp.bounds import feasible
 from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, Path
+from ocp.course import Course
 from ocp.integrators import Integrator, as_integrator
 from ocp.methods import Method, State
 from ocp.multilevel import MGOPT
-from ocp.objective import ReducedObjective, discretize, optimality
+from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
+from ocp.processes import ALONE, Processes
 from ocp.result import Record, Result, Target
+from ocp.saves import Checkpoint, identity, saving
 from ocp.status import Status
-from ocp.transfer import LINEAR, Transfer, depth
+from ocp.stopping import Stopping, checked, contradiction, explain
+from ocp.transfer import depth
 
 __all__ = ["accuracy", "minimize"]
 
@@ -49,6 +50,10 @@ def minimize(
     max_seconds: float = inf,
     record_every: int | None = None,
     callback: Callable[[Record, Control], bool | None] | None = None,
+    check_derivative: bool = False,
+    checkpoint: Checkpoint | str | PathLike[str] | None = None,
+    resume: bool | str | PathLike[str] = False,
+    processes: Processes = ALONE,
     progress: bool | None = None,
 ) -> Result:
     """Minimize a control problem.
@@ -65,7 +70,7 @@ def minimize(
         L-BFGS on all grids that there are by halving the steps.
     integrator : str or Integrator
     memory : Memory
-        ``Checkpoints(slots)`` keeps so many states and takes the steps between them again; by default all are kept.
+        ``Binomial(slots)`` keeps so many states and takes the steps between them again; by default all are kept.
     start : Control, Path or Tensor, optional
         In place of the problem's own, with the same choices (`ControlProblem`); the steps of a coarser control must
         divide ``steps``.
@@ -90,14 +95,26 @@ def minimize(
         Iterations between two records; 1 by default, with mini-batches one epoch, since each record then evaluates the
         objective on all samples.
     callback : callable, optional
-        ``callback(record, control)`` after each record; the run stops if it returns True.
+        ``callback(record, control)`` after each record, with a copy of the control; the run stops if it returns True.
+    check_derivative : bool
+        Before the first step, compare the derivative with differences of values at two controls (`ocp.quick_check`);
+        some eight gradients, which are not counted. It ends the run if it is wrong.
+    checkpoint : Checkpoint or path, optional
+        Save the run to this folder as it goes, by default every ten seconds and at its end.
+    resume : bool or path
+        Go on from the last checkpoint in the folder, or from the file that is named; where there is none yet, begin.
+        The result is that of a run which was never interrupted, to the last bit; limits and target may differ.
+    processes : Processes
+        Several processes that run this same call, each on its part of the samples (`ocp.processes`). They get the same
+        result; the first one writes checkpoints and shows the line. Costs have to be averages over the samples.
     progress : bool, optional
         Show a live line; by default where the output is a terminal.
 
     Returns
     -------
     Result
-        How a run ended is its ``status``; numerical failures do not raise.
+        How a run ended is its ``status``; numerical failures do not raise. Ctrl-C ends a run after the step that it is
+        in; a second one raises ``KeyboardInterrupt``, whose attribute ``result`` holds what was reached.
 
     Raises
     ------
@@ -123,9 +140,13 @@ def minimize(
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
     objective = discretize(problem, steps, as_integrator(integrator), memory)
+    if processes.size > 1:
+        objective = _shared(objective, processes)
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
-    stopping = _Stopping(tolerance, target, max_iterations, max_work, max_seconds)
+    stopping = Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every)
+    if resume is not False and checkpoint is None:
+        raise ValueError("resume: expected a checkpoint folder beside it, got none")
     if adaptive is not None and batches is not None:
         raise ValueError("steps: expected a number beside mini-batches, whose noise hides the discretization error")
     if adaptive is not None:
@@ -135,47 +156,89 @@ def minimize(
         objective.take(torch.arange(min(batches.size, samples)))  # raises where the problem cannot be divided
     if record_every is None:
         record_every = 1 if batches is None else batches.per_epoch(samples)
-    stream = None if batches is None else batches.stream(samples)
     watch_finest = watch_finest or (target is not None and target.quantity == "value")
-    run = _Run(objective, batches is None, validation, watch_finest, State(objective.discretization.start().flat))
-    status = Status.RUNNING
-    with tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False) as line:
-        try:
-            with run.clock.running():
-                state = method.init(objective, run.state.control)
-            run.begin(state)
+    run = Course(objective, batches is None, validation, watch_finest, State(objective.discretization.start().flat))
+    status, why, own = Status.RUNNING, "", identity(method, objective, batches)
+    with run.interrupts, _live(progress, processes) as line, saving(checkpoint, own, processes) as saves:
+        look = _Look(stopping, adaptive, callback, method, line)
+        saved = saves.load(resume, run.state.control.device)
+        with _keeping(run, method):
+            slope = checked(run) if check_derivative and saved is None else None
+            run.restore(saved) if saved is not None else run.begin(method)
+            stream = None if batches is None else batches.stream(samples, run.iteration)
             while status is Status.RUNNING:
-                if run.iteration % record_every == 0 or stopping.limit(run) is not Status.RUNNING:
-                    record = run.record()
-                    line.set_description_str(_line(record))
-                    stop = callback is not None and callback(record, run.control())
-                    status = stopping.status(run, record, stop)
-                    if record.level > 0:
-                        state = replace(state, status=stopping.coarse(run, record))
-                    if adaptive is not None and status is Status.CONVERGED:
-                        status = run.judge(adaptive)
-                        if status is Status.RUNNING and stop:
-                            status = Status.STOPPED
-                        if status is Status.RUNNING:
-                            with run.clock.running():
-                                state = run.refine(method)
-                            continue
-                if status is Status.RUNNING:
-                    on = run.objective if stream is None else objective.take(next(stream))
+                run.look_begins()
+                told = run.state.status
+                if run.agree(saves.save(run) is Status.NOT_SAVED):
+                    status = Status.NOT_SAVED
+                elif run.iteration % record_every == 0 or stopping.limit(run) is not Status.RUNNING:
+                    status, told = look(run)
+                if status is Status.RUNNING and slope is None:
+                    on, before = run.objective if stream is None else objective.take(next(stream)), run.state
                     with run.clock.running():
-                        state = method.step(on, state)
-                    run.state, run.iteration = state, run.iteration + 1
-            if status.success and not run.resolved():
+                        run.state = method.step(on, replace(before, status=told))
+                    run.iteration += 1
+                    slope = contradiction(run, before.control) if run.iteration == 1 else None
+                if slope is not None:
+                    status, why = Status.WRONG_DERIVATIVE, f" At a control near the start {slope}."
+            saves.end(run)
+            if (status.success or status is Status.UNBOUNDED) and not run.resolved():
                 status = Status.UNRESOLVED
-        except KeyboardInterrupt:
-            status = Status.INTERRUPTED
-        except Exception as error:
-            if run.history:
-                error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
-            raise
+            status, why = explain(run, status, why)
+    status = Status.INTERRUPTED if status is Status.RUNNING else status
     met = None if target is None else target.first(tuple(run.history)) is not None
     about = {"tolerance": tolerance, "target": None if target is None else str(target), "target_reached": met}
-    return run.result(status, method).describe(**about)
+    return run.result(status, method, why).describe(**about)
+
+
+@contextmanager
+def _keeping(run: Course, method: Method) -> Iterator[None]:
+    """Let no exception lose what was reached: an interrupt ends the run, a second one and all others carry a result."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        run.part()
+        if run.interrupts.count > 1:
+            interrupt.result = run.result(Status.INTERRUPTED, method)  # type: ignore[attr-defined]
+            raise
+    except Exception as error:
+        run.part()
+        if run.history:
+            error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
+        raise
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What happens between steps: a record, the live line, the callback, the decision to end or to refine the grid."""
+
+    stopping: Stopping
+    adaptive: Adaptive | None
+    callback: Callable[[Record, Control], bool | None] | None
+    method: Method
+    line: Any
+
+    def __call__(self, run: Course) -> tuple[Status, Status]:
+        """How the run goes on, and what the method is told of its work on the present grid."""
+        record = run.record()
+        self.line.set_description_str(_words(record))
+        stop = run.agree(self.callback is not None and self.callback(record, run.copy()))
+        status = self.stopping.status(run, record, stop)
+        if self.adaptive is not None and status is Status.CONVERGED:
+            status = run.judge(self.adaptive)
+            if status is Status.RUNNING and stop:
+                status = Status.STOPPED
+            if status is Status.RUNNING:
+                with run.clock.running():
+                    run.refine(self.method)
+                return self(run)
+        return status, self.stopping.coarse(run, record) if record.level > 0 else run.state.status
+
+
+def _live(progress: bool | None, processes: Processes) -> Any:
+    """A line on the terminal; where there is none, or none is wanted, one that shows nothing."""
+    progress = progress if processes.rank == 0 else False
+    return tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False)
 
 
 def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, record_every: int | None) -> None:
@@ -195,6 +258,23 @@ def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, re
         raise ValueError("target: expected a validation problem beside a target of accuracy, got none")
     if record_every is not None and record_every < 1:
         raise ValueError(f"record_every: expected an integer >= 1, got {record_every}")
+
+
+def _shared(objective: ReducedObjective, processes: Processes) -> ReducedObjective:
+    """The objective among several processes; refused where the mean of the parts is not the whole, on one step."""
+    samples = objective.work.samples
+    if samples < processes.size:
+        raise ValueError(f"processes: expected at most one for each of the {samples} samples, got {processes.size}")
+    shared = ReducedObjective(objective.discretization, memory=objective.memory, processes=processes)
+    start, one = objective.discretization.start(), objective.discretization.on(1)
+    u = one.space.join(start.path.mean(0), start.parameters)
+    whole, mean = ReducedObjective(one).value(u), ReducedObjective(one, processes=processes).value(u)
+    if isfinite(whole) and not abs(whole - mean) <= 1e-3 * max(abs(whole), abs(mean)):
+        raise ValueError(
+            f"processes: expected costs that are averages over the samples, got {whole:.6g} on all of them and "
+            f"{mean:.6g} as the mean of the parts"
+        )
+    return shared
 
 
 def _check_grids(method: Method, objective: ReducedObjective, grids: Sequence[int]) -> None:
@@ -219,242 +299,7 @@ def accuracy(problem: ControlProblem, control: Control, integrator: Integrator |
     return cost.accuracy(objective.final_state(control), control.parameters)
 
 
-@dataclass
-class _Clock:
-    """Seconds spent inside `running`."""
-
-    seconds: float = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - begin
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A recorded control, with its level and value by which it is ranked, and the norm of its derivative."""
-
-    rank: tuple[int, float]
-    norm: float
-    flat: Tensor
-
-
-@dataclass
-class _Run:
-    """One run of the loop: where it is, what it has recorded, its best control on the finest grid."""
-
-    objective: ReducedObjective
-    full_batch: bool
-    validation: ControlProblem | None
-    watch_finest: bool
-    state: State
-    iteration: int = 0
-    history: list[Record] = field(default_factory=list)
-    clock: _Clock = field(default_factory=_Clock)
-    best: _Point | None = None
-    reference: float = 0.0
-    optima: list[float] = field(default_factory=list)
-    error: float | None = None
-    stationary: bool = False
-    before: float = 0.0  # work done before the present finest grid
-
-    def __post_init__(self) -> None:
-        self.look = self.objective.uncounted()
-        if self.validation is not None:
-            steps, integrator = self.objective.space.grid.steps, self.objective.discretization.integrator
-            self.look_validation = discretize(self.validation, steps, integrator, self.objective.memory)
-
-    def judge(self, adaptive: Adaptive) -> Status:
-        """Whether the grid on which the tolerance was met is fine enough; RUNNING if it is to be refined."""
-        self.optima.append(self.history[-1].value)
-        self.error = adaptive.estimate(self.optima, self.objective.discretization.integrator.order)
-        if adaptive.enough(self.error, self.optima[-1]):
-            return Status.CONVERGED
-        return Status.RUNNING if 2 * self.objective.space.grid.steps <= adaptive.limit else Status.MAX_STEPS
-
-    def resolved(self) -> bool:
-        """Whether the grid resolves the states at all; looking is not counted."""
-        units, flat = self.objective.work.units, self.state.control
-        try:
-            return resolved(self.objective, flat if self.state.level == 0 else self.control().flat)
-        finally:
-            self.objective.work.units = units
-
-    def refine(self, method: Method) -> State:
-        """Go on from here with a finest grid of twice the steps, to which all that was recorded now refers."""
-        coarse, work = self.objective, self.objective.work
-        fine = coarse.on(2 * coarse.space.grid.steps)
-        transfer = Transfer(fine.space, coarse.space, LINEAR)
-        control = feasible(transfer.prolong(self.state.control), fine.box)
-        memory = method.transport(self.state.memory, transfer)
-        self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING)
-        self.objective, self.look = fine, self.look.on(fine.space.grid.steps)
-        if self.validation is not None:
-            self.look_validation = self.look_validation.on(fine.space.grid.steps)
-        work.steps, work.units = 2 * work.steps, work.units / 2
-        self.before = work.units
-        self.history = [replace(r, level=r.level + 1, work_units=r.work_units / 2) for r in self.history]
-        if self.best is not None:
-            self.best = replace(self.best, rank=(self.best.rank[0] + 1, self.best.rank[1]))
-        return self.state
-
-    def begin(self, state: State) -> None:
-        """Take the first state, and the norm by which the tolerance is measured: that of the start, on the finest grid.
-
-        A method that begins on a coarse grid has not computed it; then it is looked up, uncounted.
-        """
-        self.state = state
-        objective = self.objective if state.level == 0 and self.full_batch else self.look
-        with self.clock.running() if objective is self.objective else nullcontext():
-            start = state.control if state.level == 0 else self.look.discretization.start().flat
-            _, norm = _evaluate(objective, start)
-        self.reference = norm if isfinite(norm) else 0.0  # by infinity everything would be small
-        self.stationary = norm == 0
-
-    def control(self, flat: Tensor | None = None) -> Control:
-        """A control, by default the current one, on the finest grid."""
-        space, flat = self.objective.space, self.state.control if flat is None else flat
-        coarse = self.objective.on(space.steps_of(flat)).space
-        if coarse != space:
-            flat = feasible(Transfer(space, coarse).prolong(flat), self.objective.box)
-        return Control(space, flat)
-
-    def _notes(self) -> Iterator[str]:
-        """What there is to say besides why the run ended."""
-        if self.state.level > 0:
-            yield f"It was still on level {self.state.level}; its control was prolonged."
-        if self.stationary:
-            yield "The derivative is zero at the start, which need not be a minimum; another start may do better."
-        if self.error is not None:
-            steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
-            yield f"The grid was refined to {steps} steps; the estimated relative discretization error is {error:.1e}."
-
-    def record(self) -> Record:
-        """Evaluate where the run is and note it; on a full batch the method needs that next, so it is charged."""
-        u, level = self.state.control, self.state.level
-        steps = self.objective.space.steps_of(u)
-        if self.full_batch:
-            with self.clock.running():
-                value, norm = _evaluate(self.objective.on(steps), u)
-        else:
-            value, norm = _evaluate(self.look.on(steps), u)
-        if isfinite(value) and isfinite(norm) and (self.best is None or (level, value) < self.best.rank):
-            self.best = _Point((level, value), norm, u)
-        control = self.control()
-        finest = value if level == 0 else self.look.value(control) if self.watch_finest else None
-        spent = (self.objective.work.units, self.clock.seconds)
-        self.history.append(Record(self.iteration, level, steps, *spent, value, norm, finest, self._accuracy(control)))
-        return self.history[-1]
-
-    def _accuracy(self, control: Control) -> float | None:
-        if self.validation is None:
-            return None
-        cost: Any = self.validation.terminal_cost
-        return cost.accuracy(self.look_validation.final_state(control), control.parameters)
-
-    def result(self, status: Status, method: Method) -> Result:
-        """What was recorded, with the last control if a stopping test holds there, else with the best finite one."""
-        objective, x = self.objective, self.objective.discretization.example()[0]
-        last = self.history[-1] if self.history else None
-        if status.success and last is not None:
-            point: _Point | None = _Point((last.level, last.value), last.derivative_norm, self.state.control)
-        else:
-            point = self.best
-        control = self.control() if point is None else self.control(point.flat)
-        accuracy, value, norm = None, nan, nan
-        if point is not None and point.rank[0] == 0:
-            value, norm = point.rank[1], point.norm
-        # After an exception in the user's functions these may fail again; nothing else may be lost by that.
-        with suppress(Exception) if status is Status.RUNNING else nullcontext():
-            accuracy = self._accuracy(control)
-            if point is None or point.rank[0] > 0:
-                value, norm = _evaluate(self.look, control.flat)
-        why = " ".join([status.value, *self._notes()])
-        return Result(
-            control,
-            value,
-            norm,
-            status,
-            f"{why} After {self.iteration} iterations and {objective.work.units:.2f} "
-            f"work units the objective is {value:.6g} and the dual norm of its derivative {norm:.2e}.",
-            self.iteration,
-            objective.work.units,
-            self.clock.seconds,
-            tuple(self.history),
-            dict(self.state.counts),
-            accuracy,
-            about={
-                "steps": objective.space.grid.steps,
-                "integrator": objective.discretization.integrator.name,
-                "recipe": re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)),
-                "dtype": str(x.dtype).removeprefix("torch."),
-                "device": str(x.device),
-                "start_norm": self.reference or None,
-                **({} if self.error is None else {"discretization_error": self.error}),
-            },
-        )
-
-
-@dataclass(frozen=True)
-class _Stopping:
-    """When a run ends."""
-
-    tolerance: float
-    target: Target | None
-    max_iterations: int
-    max_work: float
-    max_seconds: float
-
-    def __post_init__(self) -> None:
-        for name in ("tolerance", "max_iterations", "max_work", "max_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
-
-    def converged(self, run: _Run, record: Record) -> bool:
-        """Whether the tolerance is met on the grid of the record."""
-        return record.derivative_norm <= self.tolerance * run.reference
-
-    def coarse(self, run: _Run, record: Record) -> Status:
-        """What a method is told of its work on a coarse grid, so that it refines the grid unless it is RUNNING."""
-        if not _finite(record):
-            return Status.NOT_FINITE
-        return Status.CONVERGED if self.converged(run, record) else run.state.status
-
-    def limit(self, run: _Run) -> Status:
-        """Why the run cannot go on, or RUNNING."""
-        limits = (
-            (run.state.status is not Status.RUNNING, run.state.status),
-            (run.iteration >= self.max_iterations, Status.MAX_ITERATIONS),
-            (run.objective.work.units - run.before >= self.max_work, Status.MAX_WORK),
-            (run.clock.seconds >= self.max_seconds, Status.MAX_SECONDS),
-        )
-        return next((status for reached, status in limits if reached), Status.RUNNING)
-
-    def status(self, run: _Run, record: Record, stop: bool | None) -> Status:
-        """Why to stop after a record, or RUNNING."""
-        if record.level == 0 and not _finite(record):
-            return Status.NOT_FINITE
-        if record.level == 0 and self.converged(run, record):
-            return Status.CONVERGED
-        if self.target is not None and self.target.reached(record):
-            return Status.TARGET
-        return Status.STOPPED if stop else self.limit(run)
-
-
-def _finite(record: Record) -> bool:
-    return isfinite(record.value) and isfinite(record.derivative_norm)
-
-
-def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:
-    value = objective.value(u)
-    return value, optimality(objective, u) if isfinite(value) else inf
-
-
-def _line(record: Record) -> str:
+def _words(record: Record) -> str:
     parts = [
         f"level {record.level} ({record.steps} steps)",
         f"iteration {record.iteration}",

@@ -33,11 +33,12 @@ class Status(Enum):
         "With half the step the same control ends in states of another size: the grid is too coarse, or the scheme "
         "unstable on it. Take more steps or an implicit scheme."
     )
-    NO_DECREASE = (
-        "No step along the search direction decreased the objective: "
-        "the limit of the precision is reached, or the derivative is wrong."
-    )
+    NO_DECREASE = "No step along the search direction decreased the objective."
+    PRECISION = "The precision limit is reached: rounding or noise hides any further decrease of the objective."
+    WRONG_DERIVATIVE = "Differences of the objective contradict its derivative."
+    UNBOUNDED = "The objective falls without end: it seems to be unbounded below."
     NOT_FINITE = "The objective or its derivative is not finite at the control reached."
+    NOT_SAVED = "A checkpoint could not be written."
     INTERRUPTED = "The run was interrupted from the keyboard."
 
     @property

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isfinite, isnan, log
+from itertools import pairwise
+from math import inf, isfinite, isnan, log
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from ocp.bounds import feasible
 from ocp.control import Control
 from ocp.costs import Tikhonov
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective
@@ -18,7 +21,7 @@ from ocp.strictjson import plain
 from ocp.sweep import without_hvp
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 
-__all__ = ["Check", "Report", "Taylor", "taylor_test", "verify"]
+__all__ = ["Check", "Report", "Slope", "Taylor", "measure_slope", "quick_check", "taylor_test", "verify"]
 
 #: Step lengths of a Taylor test, in multiples of a direction of unit norm.
 STEPS = tuple(0.2 * 2.0**-k for k in range(22))
@@ -141,6 +144,109 @@ def taylor_test(objective: Objective, control: Tensor, direction: Tensor) -> Tay
     return Taylor(STEPS, tuple(abs(change) for change in changes), second, max(rounding, 4 * left), third)
 
 
+@dataclass(frozen=True)
+class Slope:
+    """A slope of the objective as its values show it, beside the one that its derivative states.
+
+    Attributes
+    ----------
+    measured, error : float
+        From central differences, with an estimate of their error; infinite where no difference is finite.
+    stated : float
+        <dJ(u), d>.
+    scale : float
+        |dJ(u)| |d|.
+    decrease : float
+        The largest decrease among the values, less than their noise.
+    eps : float
+        Of the numbers.
+    """
+
+    measured: float
+    error: float
+    stated: float
+    scale: float
+    decrease: float
+    eps: float
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether values and derivative cannot both be right.
+
+        Where the difference quotients are good, they differ from a right slope by less than the square root of eps.
+        """
+        bound = 4 * self.error + 10 * self.eps**0.5 * self.scale
+        return isfinite(bound) and abs(self.measured - self.stated) > bound
+
+    def __str__(self) -> str:
+        return f"the values have the slope {self.measured:.6g}, the derivative has {self.stated:.6g}"
+
+
+def measure_slope(objective: Objective, control: Tensor, direction: Tensor, lengths: Sequence[float]) -> Slope:
+    """The slope of an objective along a direction by central differences of several lengths.
+
+    The best is the one that differs least from the next longer one, and that difference, with the noise of the values,
+    is taken for its error: after Ridders (1982), "Accurate computation of F'(x) and F'(x) F''(x)". The noise is at
+    least that of rounding; values that differ more when the control is moved by its rounding errors have more.
+
+    Parameters
+    ----------
+    objective : Objective
+    control, direction : Tensor
+        Flat.
+    lengths : sequence of float
+        In multiples of the norm of the control, or of 1 where that is smaller; the longest first.
+    """
+    space, eps = objective.space, torch.finfo(control.dtype).eps
+    value, derivative = objective.value(control), objective.derivative(control)
+    moved = [objective.value(control * (1 + k * eps)) - value for k in (0, 1, -1)]
+    noise = max(8 * eps * abs(value), *(2 * abs(change) for change in moved))
+    norm, best, error, low = space.norm(direction), inf, inf, value
+    unit = max(1.0, space.norm(control)) / norm if norm > 0 else 0.0
+    quotients: list[tuple[float, float]] = []
+    for step in (unit * length for length in lengths if unit > 0):
+        ends = [objective.value(torch.add(control, direction, alpha=a)) for a in (step, -step)]
+        low = min([low, *(end for end in ends if isfinite(end))])
+        quotients.append(((ends[0] - ends[1]) / (2 * step), noise / step))
+    for (longer, _), (quotient, uncertain) in pairwise(quotients):
+        if abs(longer - quotient) + uncertain < error:  # not so where one is NaN or infinite
+            best, error = quotient, abs(longer - quotient) + uncertain
+    stated = float(torch.dot(derivative, direction))
+    return Slope(best, error, stated, space.dual_norm(derivative) * norm, value - low - noise, eps)
+
+
+#: Lengths of a few differences around the best one of smooth functions, eps^(1/3), in multiples of it.
+AROUND = (64.0, 8.0, 1.0)
+
+
+def quick_check(objective: Objective, control: Tensor, seed: int = 0) -> Slope:
+    """The slope at a control and at one nearby, as values show it: a check of a derivative for some eight gradients.
+
+    Of the two, that which contradicts more is returned. A derivative that is stale is right at one of them at most.
+
+    Parameters
+    ----------
+    objective : Objective
+    control : Tensor
+        Flat.
+    seed : int
+        Of the random directions.
+    """
+    generator, space = torch.Generator().manual_seed(seed), objective.space
+    lengths = [k * torch.finfo(control.dtype).eps ** (1 / 3) for k in AROUND]
+    way = _like(control, generator)
+    way *= 0.1 * max(1.0, space.norm(control)) / space.norm(way)
+    nearby = feasible(control + way, objective.box)
+    slopes = []
+    for u in (control, nearby):
+        direction, gradient = _like(u, generator), space.gradient(objective.derivative(u))
+        length = space.norm(gradient)
+        if isfinite(length) and length > 0:
+            direction = direction / space.norm(direction) + gradient / length
+        slopes.append(measure_slope(objective, u, direction, lengths))
+    return next((slope for slope in slopes if slope.contradicted), slopes[0])
+
+
 def _has_hessian(objective: Any) -> bool:
     """Whether an objective has second derivatives, down to the pieces of its problem."""
     if isinstance(objective, ShiftedObjective):
@@ -185,7 +291,6 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     >>> verify(discretize(problem, steps=8)).passed
     True
     """
-    units = objective.work.units
     generator = torch.Generator().manual_seed(seed)
     if isinstance(control, Control):
         u = control.flat
@@ -196,7 +301,7 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
         u = start + 0.1 * _like(start, generator)
     else:
         raise ValueError("control: expected one, since this objective does not know the start of its problem; got None")
-    try:
+    with objective.work.looking():
         if not isfinite(objective.value(u)):
             at = "at this control" if control is not None else "near the start of the problem"
             raise ValueError(f"objective: expected a finite value {at}, got {objective.value(u)}")
@@ -206,8 +311,6 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
         checks += _multilevel_checks(objective, u, generator)
         if taylor.third is not None:
             checks += _hessian_checks(objective, u, taylor, generator)
-    finally:
-        objective.work.units = units
     return Report(tuple(checks), taylor)
 
 
@@ -255,6 +358,12 @@ def _taylor_checks(objective: Objective, u: Tensor, generator: torch.Generator) 
     scale = max(abs(slope), 1e-3 * length, 1e-4 * abs(objective.value(u)), torch.finfo(u.dtype).tiny)
     error = abs(central - slope) / scale
     checks.append(Check("derivative against central difference", error, f"<= {bound:.0e}", error <= bound))
+    nearby = u + 0.1 * direction
+    if isfinite(objective.value(nearby)):  # a derivative left over from another control is right there, not here
+        moved = measure_slope(objective, nearby, direction, [k * e for k in AROUND])
+        off = abs(moved.measured - moved.stated) / max(moved.scale, torch.finfo(u.dtype).tiny)
+        expected = f"<= {bound:.0e}" if not moved.contradicted else "within the errors of differences"
+        checks.append(Check("derivative at another control", off, expected, not moved.contradicted))
     return taylor, checks
 
 

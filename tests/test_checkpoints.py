@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from ocp.checkpoints import Advance, Checkpoints, Keep, Memory, Restore, Reverse, StoreAll, Take
+from ocp.checkpoints import Advance, Binomial, Keep, Memory, Restore, Reverse, StoreAll, Take
 from ocp.costs import QuadraticRunning
 from ocp.layers import Dense
 from ocp.objective import discretize
@@ -52,22 +52,22 @@ def fewest(steps, slots):
 
 @pytest.mark.parametrize(("steps", "slots"), CASES)
 def test_a_plan_takes_as_many_steps_again_as_it_says(steps, slots):
-    plan = Checkpoints(slots)
+    plan = Binomial(slots)
     assert run(plan, steps) - steps == plan.extra_steps(steps)
 
 
 @pytest.mark.parametrize(("steps", "slots"), [case for case in CASES if case[0] <= 101])
 def test_no_plan_takes_fewer_steps_again(steps, slots):
-    assert Checkpoints(slots).extra_steps(steps) == fewest(steps, slots)
+    assert Binomial(slots).extra_steps(steps) == fewest(steps, slots)
 
 
 @pytest.mark.parametrize(("steps", "slots", "extra"), [(1000, 10, 3636), (1000, 50, 1948), (10, 3, 15), (50, 50, 49)])
 def test_the_number_of_extra_steps_is_that_of_the_formula(steps, slots, extra):
-    assert Checkpoints(slots).extra_steps(steps) == extra
+    assert Binomial(slots).extra_steps(steps) == extra
 
 
 def test_a_plan_for_many_steps_takes_a_stream_of_actions():
-    assert run(Checkpoints(50), 100_000) == 100_000 + Checkpoints(50).extra_steps(100_000)
+    assert run(Binomial(50), 100_000) == 100_000 + Binomial(50).extra_steps(100_000)
 
 
 def test_where_all_is_stored_no_step_is_taken_again():
@@ -77,12 +77,12 @@ def test_where_all_is_stored_no_step_is_taken_again():
 @pytest.mark.parametrize("slots", [0, -1, 2.5])
 def test_a_plan_without_slots_is_refused(slots):
     with pytest.raises(ValueError, match=f"slots: expected an integer >= 1, got {slots}"):
-        Checkpoints(slots)
+        Binomial(slots)
 
 
 def test_plans_are_known_by_what_they_offer():
     assert isinstance(StoreAll(), Memory)
-    assert isinstance(Checkpoints(3), Memory)
+    assert isinstance(Binomial(3), Memory)
 
 
 def wave(t, x, u):
@@ -123,14 +123,14 @@ def by_plan(request, rand):
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 40])
 def test_the_derivative_is_the_same_under_every_plan(by_plan, slots, rand):
-    all_kept, few_kept = by_plan(StoreAll()), by_plan(Checkpoints(slots))
+    all_kept, few_kept = by_plan(StoreAll()), by_plan(Binomial(slots))
     u = 0.3 * rand(all_kept.space.dimension)
     assert few_kept.value(u) == pytest.approx(all_kept.value(u), rel=1e-14)
     torch.testing.assert_close(few_kept.derivative(u), all_kept.derivative(u), rtol=1e-12, atol=1e-14)
 
 
 def test_states_can_be_asked_for_between_a_value_and_its_derivative(by_plan, rand):
-    all_kept, few_kept = by_plan(StoreAll()), by_plan(Checkpoints(3))
+    all_kept, few_kept = by_plan(StoreAll()), by_plan(Binomial(3))
     u, d = 0.3 * rand(all_kept.space.dimension), rand(all_kept.space.dimension)
     few_kept.value(u)
     assert few_kept.directional(u, d) == pytest.approx(all_kept.directional(u, d), rel=1e-12)
@@ -140,13 +140,13 @@ def test_states_can_be_asked_for_between_a_value_and_its_derivative(by_plan, ran
 
 def test_a_plan_holds_on_every_grid_and_batch(rand):
     problem = ControlProblem(Dense(4), rand(6, 4), lambda x: x.square().sum())
-    objective = discretize(problem, 16, memory=Checkpoints(3))
+    objective = discretize(problem, 16, memory=Binomial(3))
     others = (objective.on(8), objective.take(torch.arange(2)), objective.uncounted())
-    assert {other.memory for other in others} == {Checkpoints(3)}
+    assert {other.memory for other in others} == {Binomial(3)}
 
 
-@pytest.mark.parametrize("memory", [10, Checkpoints, "all"])
+@pytest.mark.parametrize("memory", [10, Binomial, "all"])
 def test_what_is_no_plan_is_refused(memory, rand):
     problem = ControlProblem(Dense(4), rand(6, 4), lambda x: x.square().sum())
-    with pytest.raises(TypeError, match="memory: expected StoreAll\\(\\) or Checkpoints\\(slots\\), got"):
+    with pytest.raises(TypeError, match="memory: expected StoreAll\\(\\) or Binomial\\(slots\\), got"):
         discretize(problem, 16, memory=memory)

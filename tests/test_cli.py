@@ -490,3 +490,37 @@ def test_an_error_of_value_in_the_users_own_code_keeps_its_traceback(call, tmp_p
     (tmp_path / folder).mkdir(exist_ok=True)
     file = write("def problem():\n    raise ValueError('mine')\n", f"{folder}/mine.py".lstrip("/"))
     assert isinstance(call("solve", file).exception, ValueError)
+
+
+def flat(folder):
+    return Result.load(folder).control.flat
+
+
+def test_a_solve_goes_on_from_its_checkpoint_to_the_same_end(call, write, tmp_path):
+    name, saves = write(CONTROL), tmp_path / "saves"
+    call("solve", name, "--out", tmp_path / "whole")
+    call("solve", name, "--max-iterations", 3, "--checkpoint", saves, "--every", 1, "--out", tmp_path / "part")
+    assert sorted(path.name for path in saves.glob("*.ocp")) == [f"{k:09d}.ocp" for k in (1, 2, 3)]
+    resumed = call("solve", name, "--checkpoint", saves, "--resume", "--out", tmp_path / "rest")
+    assert resumed.exit_code == 0, resumed.output
+    assert flat(tmp_path / "rest").equal(flat(tmp_path / "whole"))
+    first = call(
+        "solve", name, "--checkpoint", saves, "--resume-from", saves / "000000001.ocp", "--out", tmp_path / "rest"
+    )
+    assert first.exit_code == 1  # it is no longer there
+    assert "resume:" in first.output
+
+
+def test_a_new_solve_on_a_folder_with_checkpoints_is_refused_in_one_line(call, write, tmp_path):
+    name = write(CONTROL)
+    call("solve", name, "--checkpoint", tmp_path / "saves", "--out", tmp_path)
+    result = call("solve", name, "--checkpoint", tmp_path / "saves", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: checkpoint: expected a folder without checkpoints for a new run")
+
+
+def test_solve_can_check_the_derivative_first(call, write, tmp_path):
+    assert call("solve", write(CONTROL), "--check", "--out", tmp_path).exit_code == 0
+    result = call("solve", write(CORRUPTED, "wrong.py"), "--check", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "WRONG_DERIVATIVE" in result.output

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.checkpoints import Checkpoints, StoreAll
+from ocp.checkpoints import Binomial, StoreAll
 from ocp.costs import LeastSquares, QuadraticRunning
 from ocp.discretization import Discretization
 from ocp.dynamics import FunctionDynamics
@@ -168,7 +168,7 @@ def alive():
     return sum(issubclass(type(thing), torch.Tensor) for thing in objects), len(objects)
 
 
-@pytest.mark.parametrize("memory", [StoreAll(), Checkpoints(3)], ids=str)
+@pytest.mark.parametrize("memory", [StoreAll(), Binomial(3)], ids=str)
 @pytest.mark.parametrize("dynamics", [Dense(2), swing], ids=["layer", "function"])
 def test_memory_does_not_grow(dynamics, memory, rand):
     size = 1 if dynamics is swing else None
@@ -190,7 +190,7 @@ def test_memory_does_not_grow(dynamics, memory, rand):
     assert after[1] <= before[1] + 20
 
 
-@pytest.mark.parametrize(("memory", "steps"), [(StoreAll(), 100_000), (Checkpoints(300), 5_000)], ids=str)
+@pytest.mark.parametrize(("memory", "steps"), [(StoreAll(), 100_000), (Binomial(300), 5_000)], ids=str)
 def test_many_steps_can_be_taken(memory, steps):
     x = torch.ones(1, 1, dtype=torch.float64)
     problem = ControlProblem(Dense(1), x, LeastSquares(x))

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ocp import Checkpoints, ControlProblem, LeastSquares, StoreAll, discretize, minimize, sweep
+from ocp import Binomial, ControlProblem, LeastSquares, StoreAll, discretize, minimize, sweep
 from ocp.layers import Antisymmetric, Convolution, Dense
 from ocp.methods import LBFGS
 from ocp.tableaus import EULER, HEUN, RK4
@@ -160,7 +160,7 @@ class Network:
 
 def ours(network: Network) -> Callable[[], Tensor]:
     case = network.case
-    memory = StoreAll() if case.slots is None else Checkpoints(case.slots)
+    memory = StoreAll() if case.slots is None else Binomial(case.slots)
     problem = ControlProblem(network.layer, network.x, LeastSquares(network.target))
     objective, u = discretize(problem, case.steps, case.integrator, memory), network.u
 

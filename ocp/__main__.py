@@ -1,0 +1,5 @@
+"""``python -m ocp``: the command, also for launchers that start a module."""
+
+from ocp.cli import main
+
+main(prog_name="ocp")
