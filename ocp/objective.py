@@ -250,7 +250,7 @@ class ReducedObjective:
             else:
                 (evaluation.derivative,) = self.processes.total(self._share, own)
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
-        return evaluation.derivative._lazy_clone()  # a copy for whoever writes to it, and for no one else
+        return evaluation.derivative.clone()
 
     def _adjoint(self, u: Tensor) -> Tensor:
         """The derivative on the samples of this process."""
@@ -365,7 +365,7 @@ class ReducedObjective:
         if known is None:
             known = _Evaluation(control, control._version, None, local)
             self._recent, forgotten = [known, *self._recent[:2]], self._recent[2:]
-            # Fresh pages cost as much as a pass over them. Whoever still holds a copy gets one of its own on writing.
+            # Fresh pages cost as much as a pass over them, and nobody else holds these.
             self._spare = [e.derivative for e in forgotten if e.derivative is not None] or self._spare
         buffer.holds = known
         return buffer

@@ -1,4 +1,4 @@
-"""Binomial: a run that is taken up again is the run that was never interrupted; what is damaged is refused."""
+"""Checkpoints: a run that is taken up again is the run that was never interrupted; what is damaged is refused."""
 
 import errno
 import json
