@@ -11,7 +11,7 @@ from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
 from ocp.grid import TimeGrid
 from ocp.linearsolve import ConstantJacobian, DenseLU
 from ocp.linesearch import Armijo, StrongWolfe
-from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, State, TorchOptimizer
+from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, State, TorchOptimizer, Visit
 from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Measured, Nested, Scheduled, Settled
 from ocp.network import residual_network
 from ocp.objective import ReducedObjective, ShiftedObjective, discretize
@@ -89,6 +89,7 @@ __all__ = [
     "Transfer",
     "TrustRegion",
     "Verlet",
+    "Visit",
     "accuracy",
     "discretize",
     "layers",

@@ -232,7 +232,7 @@ def solve_(
     check: bool,
     **options: Any,
 ) -> None:
-    """Solve problem NAME, or that of the file NAME; write result.json, control.pt and convergence.png.
+    """Solve problem NAME, or that of the file NAME; write result.json, control.pt, convergence.png, grids.png.
 
     For a problem with a single sample, as those of classical control, also write the states, control and costates as
     trajectory.png and trajectory.csv.
@@ -264,6 +264,7 @@ def _report(name: str, study: Study, method: str, result: Result, goal: Target |
     """Write a result to a folder and print it."""
     result.save(folder)
     plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
+    plots.grids(result).savefig(folder / "grids.png", dpi=150)
     click.echo(str(result))
     for label, value in (("validation", result.validation_accuracy), ("test", result.test_accuracy)):
         if value is not None:
@@ -274,7 +275,7 @@ def _report(name: str, study: Study, method: str, result: Result, goal: Target |
     if study.optimum is not None:
         click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
-    written = ["result.json", "control.pt", "convergence.png", *_trajectory(result, study.problem, folder)]
+    written = ["result.json", "control.pt", "convergence.png", "grids.png", *_trajectory(result, study.problem, folder)]
     click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
 
 

@@ -196,7 +196,8 @@ class Course:
         transfer = Transfer(fine.space, coarse.space, LINEAR)
         control = feasible(transfer.prolong(self.state.control), fine.box)
         memory = method.transport(self.state.memory, transfer)
-        self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING)
+        visits = tuple(replace(v, begin=v.begin / 2, end=v.end / 2) for v in self.state.visits)
+        self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING, visits=visits)
         self._finest(fine.space.grid.steps)
         work.steps, work.units = 2 * work.steps, work.units / 2
         self.before = work.units
@@ -313,6 +314,7 @@ class Course:
                 "start_norm": self.reference or None,
                 **({} if self.error is None else {"discretization_error": self.error}),
             },
+            visits=self.state.visits,
         )
 
 

@@ -20,7 +20,35 @@ from ocp.status import Status
 from ocp.transfer import Transfer
 from ocp.trustregion import TrustRegion, steihaug
 
-__all__ = ["LBFGS", "GradientDescent", "Method", "NewtonCG", "NonlinearCG", "SciPy", "State", "TorchOptimizer"]
+__all__ = ["LBFGS", "GradientDescent", "Method", "NewtonCG", "NonlinearCG", "SciPy", "State", "TorchOptimizer", "Visit"]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What became of one correction that a cycle asked of a coarser grid.
+
+    Attributes
+    ----------
+    steps, coarse : int
+        Of the grid that asked, and of the one that was asked.
+    begin, end : float
+        Work units when the visit began and when its outcome was known.
+    mismatch : float
+        |tau| by the size of the restricted derivative: what the coarse objective had to be corrected for.
+    expected, decrease : float
+        Decrease of the coarse model, and of the objective that asked; 0 where the correction was refused.
+    step : float
+        Share of the correction that was taken; 0 where it was refused.
+    """
+
+    steps: int
+    coarse: int
+    begin: float
+    end: float
+    mismatch: float
+    expected: float
+    decrease: float
+    step: float
 
 
 @dataclass(frozen=True)
@@ -39,6 +67,8 @@ class State:
         Events worth telling, such as refused coarse corrections.
     level : int
         Of the grid that the control lives on; 0 is the finest.
+    visits : tuple of Visit
+        All that cycles have made so far.
     """
 
     control: Tensor
@@ -46,6 +76,7 @@ class State:
     status: Status = Status.RUNNING
     counts: Mapping[str, int] = field(default_factory=dict)
     level: int = 0
+    visits: tuple[Visit, ...] = ()
 
 
 @runtime_checkable

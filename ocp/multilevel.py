@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ocp.bounds import Box, feasible, masked
 from ocp.linesearch import Armijo, LineSearch
-from ocp.methods import LBFGS, Method, State
+from ocp.methods import LBFGS, Method, State, Visit
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective, free_part
 from ocp.status import Status
 from ocp.transfer import CONSTANT, Interpolation, Transfer, coarse_grids
@@ -124,10 +124,11 @@ class _Level:
 
 @dataclass
 class _Scratch:
-    """The levels and counts of one step, while it runs."""
+    """The levels, counts and visits of one step, while it runs."""
 
     levels: dict[int, _Level]
     counts: Counter[str] = field(default_factory=Counter)
+    visits: list[Visit] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,10 @@ class Cycle:
             control, status = self._cycle(objective, state.control, (steps, *coarser), self.shape, scratch)
         else:
             control, status = self._smooth(objective, state.control, 1, scratch)
-        return replace(state, control=control, memory=scratch.levels, status=status, counts=scratch.counts)
+        visits = (*state.visits, *scratch.visits)
+        return replace(
+            state, control=control, memory=scratch.levels, status=status, counts=scratch.counts, visits=visits
+        )
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         level = memory.get(transfer.coarse.grid.steps)
@@ -251,23 +255,29 @@ class Cycle:
         coarse, box = objective.on(coarser[0]), objective.box
         transfer = Transfer(objective.space, coarse.space, self.interpolation)
         derivative, free = free_part(objective, u)
-        share = self.visit_ratio * objective.space.dual_norm(derivative)
-        if not coarse.space.dual_norm(transfer.restrict_dual(derivative)) >= share:
+        restricted = coarse.space.dual_norm(transfer.restrict_dual(derivative))
+        if not restricted >= self.visit_ratio * objective.space.dual_norm(derivative):
             scratch.counts["skipped"] += 1
             return None
         origin = transfer.restrict(u)
         room = None if box is None or free is None else transfer.restrict_box(box, u, free, origin)
         model = self.model(derivative, coarse, transfer, origin, level.radius, room)
+        expected = model.value(origin)
         v, _ = self._cycle(model, origin, tuple(coarser), shape, scratch, self.visits.floor(rate))
+        expected -= model.value(v)
         correction = masked(transfer.prolong(v - origin), free)
         length = objective.space.norm(correction)
         trial = self.search(objective, u, correction, 1.0) if isfinite(length) and length > 0 else None
         scratch.counts["refused" if trial is None else "corrections"] += 1
+        decrease, step = (0.0, 0.0) if trial is None else (before - objective.value(trial.control), trial.step)
+        mismatch = coarse.space.dual_norm(model.shift) / max(restricted, torch.finfo(u.dtype).tiny)
+        end = objective.work.units
+        scratch.visits.append(Visit(n, coarser[0], spent, end, mismatch, expected, decrease, step))
         wait, patience = self.visits.after(
             level.patience, trial is not None and _rate(objective, before, spent, trial.control) >= rate
         )
         least = torch.finfo(u.dtype).eps ** 0.5 * max(1.0, objective.space.norm(u))
-        radius = max(_radius(level.radius, length, 0.0 if trial is None else trial.step), least)
+        radius = max(_radius(level.radius, length, step), least)
         scratch.levels[n] = replace(level, radius=radius, wait=wait, patience=patience)
         return None if trial is None else trial.control
 

@@ -8,6 +8,7 @@ from math import nan
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ from ocp.result import Record, Result, Target
 from ocp.trajectory import Trajectory
 from ocp.verify import Report
 
-__all__ = ["convergence", "taylor", "trajectory"]
+__all__ = ["convergence", "grids", "taylor", "trajectory"]
 
 #: Colors that stay apart in print and for color-blind readers: Wong (2011), "Points of view: color blindness".
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -142,6 +143,90 @@ def _dress(axes: Sequence[Sequence[Axes]], lower: str, target: Target | None) ->
             axis.spines[["top", "right"]].set_visible(False)
     axes[1][0].set_xlabel("work units (gradients on the finest grid, all samples)")
     axes[1][1].set_xlabel("seconds")
+
+
+def grids(result: Result) -> Figure:
+    """What the grids did in one run, against work.
+
+    On top the objective, colored by the grid that was worked on. In the middle the grids: a bar where one was worked
+    on, thinner ones below for what cycles asked of coarser grids, blue where the correction was taken and red where it
+    was refused. At the bottom, for each correction, the share of it that was taken, what the objective gained by what
+    the coarse model expected, and the mismatch that the model had to be corrected for, |tau| by the size of the
+    restricted derivative; all three are cut at 2.
+
+    Parameters
+    ----------
+    result : Result
+        With a history.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    if not result.history:
+        raise ValueError("result: expected one with a history, got none")
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
+    steps = sorted({r.steps for r in result.history} | {n for v in result.visits for n in (v.steps, v.coarse)})
+    height = {n: k for k, n in enumerate(steps)}
+    shades = colormaps["viridis"](np.linspace(0.9, 0.1, len(steps)))  # the finest grid is the darkest
+    for stay in _stays(result.history):
+        n = stay[-1].steps
+        color = shades[height[n]]
+        work = [r.work_units for r in stay]
+        top.plot(
+            work, [_ordinate(r, "value") for r in stay], color=color, linewidth=1.4, label=f"{n} step{'s' * (n > 1)}"
+        )
+        middle.barh(height[n], work[-1] - work[0], left=work[0], height=0.7, color=color)
+    for visit in result.visits:
+        color = COLORS[5] if visit.step else COLORS[1]
+        middle.barh(height[visit.coarse], visit.end - visit.begin, left=visit.begin, height=0.35, color=color)
+    _diagnose(bottom, result)
+    if top.dataLim.y1 > 10 * top.dataLim.y0 > 0:
+        top.set_yscale("log")
+    top.set_ylabel("objective")
+    top.legend(frameon=False, fontsize="small")
+    middle.set_yticks(range(len(steps)), [str(n) for n in steps])
+    middle.set_ylabel("steps of the grid")
+    bottom.set_xlabel("work units (gradients on the finest grid, all samples)")
+    for axis in (top, middle, bottom):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _stays(history: Sequence[Record]) -> list[list[Record]]:
+    """The history by grids; each part begins where the one before ended."""
+    stays = [[history[0]]]
+    for record in history:
+        if record.steps == stays[-1][-1].steps:
+            stays[-1].append(record)
+        else:
+            stays.append([replace(record, work_units=stays[-1][-1].work_units), record])
+    return stays
+
+
+def _diagnose(axis: Axes, result: Result) -> None:
+    """Share, success and mismatch of each correction of a run."""
+    work = [visit.end for visit in result.visits]
+    for name, marker, color, values in (
+        ("share taken", "o", COLORS[0], [v.step for v in result.visits]),
+        (
+            "gained / expected",
+            "v",
+            COLORS[2],
+            [v.decrease / v.expected if v.expected > 0 else nan for v in result.visits],
+        ),
+        ("mismatch", "_", COLORS[1], [v.mismatch for v in result.visits]),
+    ):
+        axis.plot(work, np.clip(values, -0.1, 2.0), marker, color=color, label=name, markersize=5)
+    axis.set_ylim(-0.15, 2.05)
+    axis.set_ylabel("corrections")
+    if result.visits:
+        axis.legend(frameon=False, fontsize="small", ncols=3)
+    else:
+        axis.text(0.5, 0.5, "no corrections were asked for", transform=axis.transAxes, ha="center")
 
 
 def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None = None) -> Figure:

@@ -13,6 +13,7 @@ import torch
 from ocp.control import Control, ControlSpace
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator
+from ocp.methods import Visit
 from ocp.objective import discretize
 from ocp.problem import ControlProblem
 from ocp.status import SolveError, Status
@@ -115,6 +116,8 @@ class Result:
         What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
         device; the derivative's norm
         at the start, by which the tolerance is measured; and whatever the caller adds.
+    visits : tuple of Visit
+        The corrections that cycles asked of coarser grids.
     """
 
     control: Control | None
@@ -130,6 +133,7 @@ class Result:
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    visits: tuple[Visit, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -203,7 +207,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
-        values = {name: value for name, value in vars(self).items() if name not in ("control", "about", "history")}
+        apart = ("control", "about", "history", "visits")
+        values = {name: value for name, value in vars(self).items() if name not in apart}
+        values["visits"] = [asdict(visit) for visit in self.visits]
         values |= {"status": self.status.name, "success": self.success, "counts": dict(self.counts)}
         return plain({**self.about, **values, "history": [asdict(record) for record in self.history]})
 
@@ -223,7 +229,7 @@ class Result:
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> Result:
-        own = set(cls.__dataclass_fields__) - {"control", "about", "history", "status"}
+        own = set(cls.__dataclass_fields__) - {"control", "about", "history", "status", "visits"}
         missing = sorted((own | {"history", "status"}) - set(values))
         if missing:
             raise ValueError(f"result: expected the fields of a saved result, got none for {', '.join(missing)}")
@@ -234,12 +240,14 @@ class Result:
             {k: float("nan") if v is None and k in numbers_only else v for k, v in record.items()}
             for record in values["history"]
         ]
-        about = {k: v for k, v in values.items() if k not in own | {"history", "status", "success"}}
+        about = {k: v for k, v in values.items() if k not in own | {"history", "status", "success", "visits"}}
         numbers = {k: values[k] for k in own}
         for name in numbers_only:
             numbers[name] = float("nan") if numbers[name] is None else numbers[name]
         history = tuple(Record(**record) for record in records)
-        return cls(control=None, status=Status[values["status"]], history=history, about=about, **numbers)
+        visits = tuple(Visit(**visit) for visit in values.get("visits", ()))  # older results have none
+        status = Status[values["status"]]
+        return cls(control=None, status=status, history=history, about=about, visits=visits, **numbers)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``result.json`` and ``control.pt`` to a folder, which is made where it is missing."""

@@ -16,7 +16,7 @@ from typing import IO, Any
 from ocp.batches import Batches
 from ocp.codec import decode, encode
 from ocp.course import Course, Point, recipe
-from ocp.methods import Method, State
+from ocp.methods import Method, State, Visit
 from ocp.multilevel import Progress, _Level, _Stay
 from ocp.objective import ReducedObjective
 from ocp.processes import ALONE, Processes
@@ -38,6 +38,7 @@ KNOWN: Mapping[str, type] = {
     "Stay": _Stay,
     "Progress": Progress,
     "Record": Record,
+    "Visit": Visit,
     "Point": Point,
 }
 

@@ -184,7 +184,7 @@ def test_solve_writes_result_control_and_figure(call, write, tmp_path, method):
     out = tmp_path / "a" / "out"
     result = call("solve", write(CONTROL), "--method", method, "--out", out)
     assert result.exit_code == 0, result.output
-    files = ["control.pt", "convergence.png", "result.json", "trajectory.csv", "trajectory.png"]
+    files = ["control.pt", "convergence.png", "grids.png", "result.json", "trajectory.csv", "trajectory.png"]
     assert sorted(path.name for path in out.iterdir()) == files
     saved = Result.load(out)
     assert saved.success
@@ -217,6 +217,7 @@ def test_solve_leaves_no_trajectory_of_another_problem_behind(call, write, tmp_p
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "control.pt",
         "convergence.png",
+        "grids.png",
         "result.json",
     ]
     assert "trajectory" not in result.output

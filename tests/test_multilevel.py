@@ -680,6 +680,36 @@ def test_a_cycle_on_a_coarse_grid_goes_on_to_the_grids_that_are_coarser_still(mo
     assert visited(models, objective) == [4, 4, 2, 4]
 
 
+@every_problem
+def test_every_correction_is_told_as_a_visit_with_what_it_cost_and_gained(problem):
+    objective, start = started(problem, move=0.1)
+    before = objective.work.units
+    last = run(Cycle(3, visits=Always(), visit_ratio=0.0), objective, start, 4)[-1]
+    assert len(last.visits) == last.counts["corrections"] + last.counts["refused"] > 0
+    assert {(v.steps, v.coarse) for v in last.visits} == {(16, 8), (8, 4)}
+    for v in last.visits:
+        assert before <= v.begin < v.end <= objective.work.units
+        assert (v.step > 0) == (v.decrease > 0)
+        assert v.expected >= 0
+
+
+def test_the_mismatch_of_a_visit_is_what_the_coarse_derivative_misses():
+    objective, start = started(LQR)
+    (visit,) = run(Cycle(2, OnShifted(LBFGS()), visits=Always()), objective, start, 1)[-1].visits
+    coarse = objective.on(visit.coarse)
+    transfer = Transfer(objective.space, coarse.space)
+    restricted = transfer.restrict_dual(objective.derivative(start))
+    missed = coarse.space.dual_norm(coarse.derivative(transfer.restrict(start)) - restricted)
+    assert visit.mismatch == pytest.approx(missed / coarse.space.dual_norm(restricted), rel=1e-12)
+
+
+def test_visits_of_a_run_are_in_its_result_in_the_order_of_work():
+    result = minimize(CLASSIFICATION, 16, MGOPT(3, visits=Always(), refine=Scheduled(3)), max_iterations=9)
+    ends = [visit.end for visit in result.visits]
+    assert len(ends) == result.counts["corrections"] + result.counts.get("refused", 0)
+    assert ends == sorted(ends)
+
+
 def test_the_counts_of_a_cycle_survive_refinement():
     result = minimize(CLASSIFICATION, 16, MGOPT(3, visits=Always(), refine=Scheduled(3)), max_iterations=9)
     assert result.counts["corrections"] + result.counts.get("refused", 0) + result.counts.get("skipped", 0) >= 6

@@ -18,6 +18,7 @@ from ocp import (
     Target,
     TimeGrid,
     Trajectory,
+    Visit,
     discretize,
     plots,
     verify,
@@ -333,3 +334,34 @@ def test_a_taylor_test_is_drawn_with_lines_of_slope_one_two_and_three(report, tm
 def test_without_second_derivatives_a_taylor_test_has_no_line_of_slope_three(report):
     figure = plots.taylor(replace(report, taylor=replace(report.taylor, third=None)))
     assert len(drawn(figure)[0]) == 4
+
+
+VISITS = (
+    Visit(steps=16, coarse=8, begin=1.0, end=1.5, mismatch=0.1, expected=0.2, decrease=0.1, step=1.0),
+    Visit(steps=16, coarse=8, begin=2.0, end=2.5, mismatch=5.0, expected=0.0, decrease=0.0, step=0.0),
+)
+
+
+def test_grids_shows_where_the_work_was_done_and_what_became_of_corrections():
+    records = tuple(replace(r, steps=8 if r.level else 16) for r in history())
+    figure = plots.grids(result(records, visits=VISITS))
+    top, middle, bottom = figure.axes
+    assert [line.get_label() for line in top.get_lines()] == ["8 steps", "16 steps"]
+    assert [label.get_text() for label in middle.get_yticklabels()] == ["8", "16"]
+    spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in middle.patches]
+    assert spans == [(0.0, 1.0), (1.0, 5.5), (1.0, 1.5), (2.0, 2.5)]
+    taken, gained, mismatch = (line.get_ydata().tolist() for line in bottom.get_lines())
+    assert taken == [1.0, 0.0]
+    assert gained[0] == 0.5
+    assert np.isnan(gained[1])
+    assert mismatch == [0.1, 2.0]
+
+
+def test_grids_says_so_where_no_correction_was_asked_for():
+    figure = plots.grids(result())
+    assert [text.get_text() for text in figure.axes[2].texts] == ["no corrections were asked for"]
+
+
+def test_grids_without_a_history_is_refused():
+    with pytest.raises(ValueError, match="result: expected one with a history"):
+        plots.grids(result(()))
