@@ -163,7 +163,8 @@ class _Jacobians:
         self._number = stages.number
 
     def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
-        out.copy_(self.mapped.function(t, x, self._u[j // self._number]))
+        # A copy, since the function may write to it; the transposes need the control as it was.
+        out.copy_(self.mapped.function(t, x, self._u[j // self._number].clone()))
 
     def linearize(self) -> None:
         stages, r = self.stages, self._number

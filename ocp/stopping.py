@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from ocp.course import Course
@@ -16,6 +17,11 @@ from ocp.status import Status
 from ocp.verify import Slope, measure_slope, quick_check
 
 __all__ = ["Stopping", "checked", "contradiction", "explain"]
+
+
+#: After so many records on the finest grid in which the value changed by its rounding errors alone, and the smallest
+#: norm of the derivative was not halved, the precision is exhausted.
+STALL = 60
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,19 @@ class Stopping:
             return Status.CONVERGED
         if self.target is not None and self.target.reached(record):
             return Status.TARGET
+        if run.full_batch and _stalled(run):
+            return Status.PRECISION
         return Status.STOPPED if stop else self.limit(run)
+
+
+def _stalled(run: Course) -> bool:
+    """Whether nothing but rounding errors has changed for a while."""
+    last = run.history[-STALL:]
+    if len(last) < STALL or any(record.level for record in last):
+        return False
+    values, norms = [r.value for r in last], [r.derivative_norm for r in last]
+    rounding = 8 * torch.finfo(run.state.control.dtype).eps * max(map(abs, values))
+    return max(values) - min(values) <= rounding and min(norms[STALL // 2 :]) > 0.5 * min(norms[: STALL // 2])
 
 
 def explain(run: Course, status: Status, why: str = "") -> tuple[Status, str]:

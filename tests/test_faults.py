@@ -229,12 +229,12 @@ class Stale:
     def __init__(self):
         self.last, self.right = None, sweep.adjoint
 
-    def __call__(self, discretization, control, states, costates=None):
+    def __call__(self, discretization, control, states, costates=None, out=None):
         last, self.last = self.last, self.right(discretization, control, states, costates)
         return self.last if last is None or last.shape != self.last.shape else last
 
 
-def shifted(discretization, control, states, costates=None, right=sweep.adjoint):
+def shifted(discretization, control, states, costates=None, out=None, right=sweep.adjoint):
     derivative = right(discretization, control, states, costates)
     space = discretization.space
     return space.join(space.path(derivative).roll(1, dims=0), space.parameters(derivative))
@@ -487,7 +487,8 @@ def test_dynamics_that_change_the_control_later_on_leave_the_solver_its_own(unch
         result = minimize(cubic(f, running_cost=None), N, LBFGS(), start=start, max_iterations=5)
     right = minimize(cubic(running_cost=None), N, LBFGS(), start=start, max_iterations=5)
     assert float(right.control.flat.abs().max()) > 0.2
-    assert torch.equal(result.control.flat, right.control.flat)
+    # Dynamics that look at their numbers are differentiated another way, which rounds differently.
+    torch.testing.assert_close(result.control.flat, right.control.flat, rtol=1e-10, atol=0.0)
 
 
 def test_a_callback_that_changes_the_control_leaves_the_solver_its_own():
