@@ -90,14 +90,13 @@ class Evaluations(Protocol):
 
 
 def offers(piece: Any, method: str, derivative: str) -> bool:
-    """Whether a piece has an optional method that fits its derivative.
+    """Whether a piece has an optional method that fits its value and its derivative.
 
-    A subclass that overrides the derivative alone has made the method of its parent into that of another function.
+    A subclass that overrides one of these alone has made the method of its parent into that of another function.
     """
     kinds = type(piece).__mro__
-    first = (next((kind for kind in kinds if name in vars(kind)), None) for name in (method, derivative))
-    fast, plain = first
-    return fast is not None and plain is not None and issubclass(fast, plain)
+    fast, *plain = (next((kind for kind in kinds if n in vars(kind)), None) for n in (method, "__call__", derivative))
+    return fast is not None and all(kind is not None and issubclass(fast, kind) for kind in plain)
 
 
 #: States of at most so many numbers, all samples together, have their Jacobians computed: one backward pass for each

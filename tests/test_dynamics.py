@@ -125,10 +125,13 @@ def test_what_cannot_be_called_is_refused():
         as_dynamics(1.0, 1)
 
 
-def test_a_method_for_speed_counts_as_long_as_it_fits_the_derivative():
+def test_a_method_for_speed_counts_as_long_as_it_fits_value_and_derivative():
     class Plain:
+        def __call__(self):
+            """The value."""
+
         def vjp(self):
-            """Alone."""
+            """Its derivative."""
 
     class Fast(Plain):
         def over(self):
@@ -142,7 +145,12 @@ def test_a_method_for_speed_counts_as_long_as_it_fits_the_derivative():
         def over(self):
             """For the other derivative."""
 
-    assert [offers(kind(), "over", "vjp") for kind in (Plain, Fast, Other, Both)] == [False, True, False, True]
+    class Called(Both):
+        def __call__(self):
+            """Another value."""
+
+    kinds = (Plain, Fast, Other, Both, Called)
+    assert [offers(kind(), "over", "vjp") for kind in kinds] == [False, True, False, True, False]
 
 
 def test_the_controls_of_a_module_are_bound_to_its_steps(rand):
