@@ -1,5 +1,6 @@
 """Several processes on parts of the samples: the same result on all, and that of one process up to rounding."""
 
+import copy
 import json
 import os
 import subprocess
@@ -115,6 +116,8 @@ def learning(samples=23):
 
 
 PROBLEM = learning()
+#: One for each process: here they are threads, and torch lends a module's parameters to one call at a time.
+COPIES = [copy.deepcopy(PROBLEM) for _ in range(4)]
 RUNS = {
     "gradient descent": (GradientDescent(), {}),
     "conjugate gradients": (NonlinearCG(), {}),
@@ -133,7 +136,9 @@ every_run = pytest.mark.parametrize(("method", "settings"), RUNS.values(), ids=R
 def test_processes_agree_to_the_last_bit_and_with_one_process_up_to_rounding(method, settings, size):
     settings = {"tolerance": 1e-9, "max_iterations": 12, "validation": PROBLEM, **settings}
     alone = minimize(PROBLEM, N, method, **settings)
-    results = together(size, lambda p: minimize(PROBLEM, N, method, processes=p, **settings))
+    results = together(
+        size, lambda p: minimize(COPIES[p.rank], N, method, processes=p, **{**settings, "validation": COPIES[p.rank]})
+    )
     for result in results:
         assert torch.equal(result.control.flat, results[0].control.flat)
         assert result.iterations == alone.iterations
@@ -212,7 +217,7 @@ def test_one_process_that_wants_to_stop_stops_all():
         def callback(record, control):
             return record.iteration == 3 and process.rank == 1
 
-        return minimize(PROBLEM, N, LBFGS(), processes=process, callback=callback)
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, callback=callback)
 
     assert [(r.status, r.iterations) for r in together(3, job)] == [(Status.STOPPED, 3)] * 3
 
@@ -222,7 +227,9 @@ def test_the_slowest_clock_decides_for_all():
         def slow(record, control):
             threading.Event().wait(0.02 * process.rank)
 
-        return minimize(PROBLEM, N, LBFGS(), processes=process, max_seconds=0.2, tolerance=0.0, callback=slow)
+        return minimize(
+            COPIES[process.rank], N, LBFGS(), processes=process, max_seconds=0.2, tolerance=0.0, callback=slow
+        )
 
     results = together(2, job)
     assert len({(r.status, r.iterations) for r in results}) == 1
@@ -234,7 +241,7 @@ def test_an_error_in_one_process_ends_the_others():
             if record.iteration == 2 and process.rank == 1:
                 raise LookupError("mine")
 
-        return minimize(PROBLEM, N, LBFGS(), processes=process, callback=fail)
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, callback=fail)
 
     other, own = together(2, job)
     assert isinstance(own, LookupError)
@@ -258,12 +265,12 @@ def test_more_processes_than_samples_are_refused():
 def test_a_run_goes_on_with_another_number_of_processes(again, tmp_path):
     settings = {"tolerance": 1e-9, "checkpoint": Checkpoint(tmp_path, seconds=0.0)}
     whole = minimize(PROBLEM, N, LBFGS(), tolerance=1e-9, max_iterations=16)
-    together(2, lambda p: minimize(PROBLEM, N, LBFGS(), processes=p, max_iterations=6, **settings))
+    together(2, lambda p: minimize(COPIES[p.rank], N, LBFGS(), processes=p, max_iterations=6, **settings))
     saved = {path.name: path.read_bytes() for path in tmp_path.glob("*.ocp")}
     assert sorted(saved) == [f"{k:09d}.ocp" for k in (4, 5, 6)]
 
     def job(process):
-        return minimize(PROBLEM, N, LBFGS(), processes=process, max_iterations=16, resume=True, **settings)
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, max_iterations=16, resume=True, **settings)
 
     for result in together(again, job) if again > 1 else [job(ALONE)]:
         assert result.value == pytest.approx(whole.value, rel=1e-9)
