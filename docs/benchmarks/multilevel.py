@@ -292,9 +292,12 @@ def ablated(folder: Path) -> str:
     for name in variants(1):
         row = [name]
         for problem, runs in found.items():
-            row += [number(middle([r for r in runs if r["variant"] == name], t)) for t in targets[problem]]
+            own = [r for r in runs if r["variant"] == name]
+            row += [*(number(middle(own, t)) for t in targets[problem]), str(len(own))]
         rows.append(row)
-    headers = ["variant", *(f"{p}, {q} {v:.3g}" for p, ts in targets.items() for q, v in ts)]
+    headers = ["variant"]
+    for problem, goals in targets.items():
+        headers += [*(f"{problem}, {quantity} {value:.3g}" for quantity, value in goals), "seeds"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n"
 
 
@@ -313,7 +316,8 @@ nested iteration ends at; both on the tuning seeds, with 5 % added.
 """
 BEST = """The method of any kind that is best on one grid, by work and by seconds, against the best of MG/OPT.
 """
-ABLATION = """L-BFGS, N = 128: work to the accuracy and to the deep value of the tables above.
+ABLATION = """L-BFGS, N = 128: work to the accuracy and to the deep value of the tables above, with the number of seeds
+that have been run.
 """
 
 
