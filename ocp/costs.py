@@ -304,7 +304,7 @@ class Readout:
     def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         w = self._part(q)
         pz, pq = self.cost.derivative(self.module(w, x), q)
-        pw, px = pullback(self.module, (w, x), pz)
+        pw, px = self.module.pullback(w, x, pz)
         self._part(pq).add_(pw)
         return px, pq
 
@@ -314,7 +314,7 @@ class Readout:
         pz, _ = self.cost.derivative(z, q)
         dpz, hq = self.cost.hvp(z, q, dz, dq)
         # The tangent of the transpose dz/d(w, x)^T pz: by the module's own second derivative, and by pz.
-        own, by_cost = hvp(self.module, (w, x), (dw, dx), pz), pullback(self.module, (w, x), dpz)
+        own, by_cost = hvp(self.module, (w, x), (dw, dx), pz), self.module.pullback(w, x, dpz)
         hw, hx = (a + b for a, b in zip(own, by_cost, strict=True))
         self._part(hq).add_(hw)
         return hx, hq

@@ -97,11 +97,16 @@ class Opening:
     inputs: Tensor
     offset: int = 0
 
+    def _part(self, q: Tensor) -> Tensor:
+        return q[self.offset : self.offset + self.module.size]
+
     def __call__(self, q: Tensor) -> Tensor:
-        return self.module(q[self.offset : self.offset + self.module.size], self.inputs)
+        return self.module(self._part(q), self.inputs)
 
     def vjp(self, q: Tensor, p: Tensor) -> Tensor:
-        return pullback(self, (q,), p)[0]
+        by_parameters = torch.zeros_like(q)
+        self._part(by_parameters).copy_(self.module.by_parameters(self._part(q), self.inputs, p))
+        return by_parameters
 
     def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
         return torch.func.jvp(self, (q,), (dq,))[1]

@@ -212,3 +212,45 @@ def test_a_parameter_in_two_places_is_one(rand):
     flat, x, K = FlatModule(Twice().double()), rand(5, 3), rand(3, 3)
     assert flat.size == 9
     torch.testing.assert_close(flat(K.reshape(-1), x), x @ K.T @ K.T, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_derivative_of_a_linear_module_is_that_of_its_tape(bias, rand, unchanged):
+    flat = FlatModule(nn.Linear(3, 2, bias=bias).double())
+    w, x, p = rand(flat.size), rand(5, 4, 3), rand(5, 4, 2)
+    with unchanged(w, x, p):
+        by_hand = flat.pullback(w, x, p)
+    for own, tape in zip(by_hand, pullback(flat, (w, x), p), strict=True):
+        torch.testing.assert_close(own, tape, rtol=1e-13, atol=1e-13)
+    assert torch.equal(flat.by_parameters(w, x, p), by_hand[0])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked():
+    module = nn.Linear(3, 2)
+    module.register_forward_hook(lambda module, arguments, output: 2 * output)
+    return module
+
+
+def patched():
+    module = nn.Linear(3, 2)
+    module.forward = lambda x: 2 * nn.functional.linear(x, module.weight, module.bias)
+    return module
+
+
+@pytest.mark.parametrize("make", [lambda: Doubled(3, 2), hooked, patched], ids=["subclass", "hook", "patch"])
+def test_what_only_looks_like_a_linear_module_has_its_own_derivative(make, rand):
+    flat = FlatModule(make().double())
+    w, x, p = rand(flat.size), rand(5, 3), rand(5, 2)
+    torch.testing.assert_close(flat.by_parameters(w, x, p)[:6].view(2, 3), 2 * p.T @ x, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(flat.pullback(w, x, p)[0], flat.by_parameters(w, x, p), rtol=1e-13, atol=1e-13)
+
+
+def test_inputs_that_are_no_numbers_to_differentiate_by_are_taken():
+    flat = FlatModule(nn.Embedding(3, 2).double())
+    derivative = flat.by_parameters(flat.start(), torch.tensor([0, 2, 2]), torch.ones(3, 2).double())
+    assert derivative.tolist() == [1, 1, 0, 0, 2, 2]
