@@ -226,16 +226,17 @@ class LBFGS:
     @staticmethod
     def _solve(objective: Objective, pairs: tuple[tuple[Tensor, Tensor], ...], d: Tensor) -> Tensor:
         """The inverse Hessian model applied to a derivative: the two-loop recursion."""
-        q, alphas, space = d.clone(), [], objective.space
+        q, products, space = d.clone(), [], objective.space
         for s, y in reversed(pairs):
-            alphas.append(torch.dot(s, q) / torch.dot(s, y))
-            q.sub_(y * alphas[-1])
+            sy = float(torch.dot(s, y))
+            products.append((sy, float(torch.dot(s, q)) / sy))
+            q.sub_(y, alpha=products[-1][1])
         r = space.gradient(q)
         if pairs:
             s, y = pairs[-1]
-            r.mul_(torch.dot(s, y) / torch.dot(y, space.gradient(y)))
-        for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
-            r.add_(s * (alpha - torch.dot(y, r) / torch.dot(s, y)))
+            r.mul_(products[0][0] / float(torch.dot(y, space.gradient(y))))
+        for (s, y), (sy, alpha) in zip(pairs, reversed(products), strict=True):
+            r.add_(s, alpha=alpha - float(torch.dot(y, r)) / sy)
         return r
 
 
