@@ -331,6 +331,14 @@ def test_a_noisy_objective_is_no_false_success(method, tolerance):
 # Interrupts and callbacks
 
 
+@pytest.fixture(autouse=True, scope="module")
+def listening():
+    """Python's own handler, also where the tests run in the background of a shell, which ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press(times=1):
     for _ in range(times):
         os.kill(os.getpid(), signal.SIGINT)
