@@ -69,7 +69,8 @@ class FlatModule:
         """
         if self._is_linear():
             return self.by_parameters(flat, x, cotangent), cotangent @ self._parts(flat)[0]
-        return pullback(self, (flat, x), cotangent)
+        by_parameters, by_input = pullback(self, (flat, x), cotangent)
+        return by_parameters, by_input
 
     def by_parameters(self, flat: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
         """The first part of `pullback` alone."""
