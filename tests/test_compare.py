@@ -114,6 +114,17 @@ def test_the_seed_is_that_of_the_batches():
     assert not torch.equal(one.control.flat, other.control.flat)
 
 
+def test_with_mini_batches_mgopt_carries_its_memory_and_makes_no_cycles():
+    settings = {"max_iterations": 60, "tolerance": 0.0}
+    noisy, exact = (
+        solve("learning", learning(0), Run("mgopt", smoother, batch_size=size, settings=settings))
+        for smoother, size in (("adam", 4), ("gd", None))
+    )
+    assert [min(record.level for record in result.history) for result in (noisy, exact)] == [0, 0]
+    assert "corrections" not in noisy.counts
+    assert exact.visits
+
+
 @pytest.mark.parametrize(("name", "value"), [("method", "multigrid"), ("smoother", "sqp")])
 def test_an_unknown_name_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected one of .*, got '{value}'"):
