@@ -55,11 +55,13 @@ def problem(
         data.mnist(dtype, folder, data_seed),
         Dense(width),
         horizon=4.0,
-        regularization=1e-2,  # with 1e-5, as for the digits, two of three seeds miss the target
+        # With 1e-2 one grid passes an accuracy of 0.904 on its way, and all methods end at 0.88 to 0.90, the lower the
+        # objective, the lower; with 0.1 they end at 0.895 to 0.899.
+        regularization=0.1,
         seed=seed,
         device=device,
         steps=128,
         levels=8,
         settings={"max_work": 50, "tolerance": 1e-3},
-        target=("accuracy", 0.9),
+        target=("accuracy", 0.89),
     )

@@ -10,18 +10,20 @@ Learning rates are tuned on the seeds 100 and 101 with N = 128, for a single gri
 takes that of nested iteration. The targets come from these seeds, too. The seeds that are reported are 0 to 4.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 
 import click
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 import ocp
-from ocp import catalog, strictjson
+from ocp import catalog, plots, strictjson
 from ocp.compare import Run, solve
 from ocp.multilevel import coherent
 
@@ -34,6 +36,8 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 #: Smoothers, each with its batch size; None is the full batch, where a line search needs no rate.
 SMOOTHERS = {"gd": None, "sgd": 64, "adam": 64, "lbfgs": None}
 METHODS = ("single", "nested", "mgopt")
+#: Those that are drawn.
+DRAWN = ("lbfgs", "adam")
 #: Work units that a run may take.
 BUDGET = {"single": 60.0, "nested": 30.0, "mgopt": 30.0}
 
@@ -301,6 +305,37 @@ def ablated(folder: Path) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n"
 
 
+def figures(folder: Path, out: Path) -> None:
+    """For each smoother of `DRAWN` the objective on the finest grid against work and seconds: medians over the seeds."""
+    cases = list(load(folder))
+    grids = sorted({steps for _, steps, _ in cases})
+    for smoother in DRAWN:
+        figure = Figure(figsize=(3 * len(PROBLEMS), 2.6 * 2 * len(grids)), layout="constrained")
+        axes = figure.subplots(2 * len(grids), len(PROBLEMS), squeeze=False)
+        for problem, steps, runs in cases:
+            column, row = PROBLEMS.index(problem), 2 * grids.index(steps)
+            for abscissa, unit in enumerate(("work units", "seconds")):
+                axis = axes[row + abscissa, column]
+                for method, color in zip(METHODS, plots.COLORS, strict=False):
+                    own = [r["points"] for r in runs if (r["smoother"], r["method"]) == (smoother, method)]
+                    if own:
+                        axis.loglog(*median_curve(own, abscissa), color=color, label=method)
+                axis.set(title=f"{problem}, N = {steps}", xlabel=unit)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("objective")
+        axes[0, 0].legend(frameon=False)
+        figure.savefig(out / f"multilevel_{smoother}.png", dpi=90)
+
+
+def median_curve(runs: Iterable[Sequence], abscissa: int) -> tuple[np.ndarray, np.ndarray]:
+    """Median over the runs of the best objective so far, from where all of them have one."""
+    curves = [np.array([(p[abscissa], p[3]) for p in points if p[abscissa] > 0 and isfinite(p[3])]) for points in runs]
+    begin, end = max(c[0, 0] for c in curves), max(c[-1, 0] for c in curves)
+    x = np.geomspace(begin, max(end, 1.01 * begin), 200)
+    steps = [c[np.searchsorted(c[:, 0], x, side="right") - 1, 1] for c in curves]
+    return x, np.median(steps, axis=0)
+
+
 HEAD = f"""# Many grids: results
 
 Written by `docs/benchmarks/multilevel.py`. Medians over {len(SEEDS)} seeds; a seed that misses the target counts as
@@ -351,6 +386,7 @@ def main(quick, redraw, part, chosen, steps, smoother, workers) -> None:
                 done.result()
     text = report(folder)
     (folder / "README.md" if quick else folder.with_suffix(".md")).write_text(text)
+    figures(folder, folder if quick else DOCS / "figures")
     click.echo(text)
 
 
