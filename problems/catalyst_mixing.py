@@ -7,8 +7,8 @@ Minimize -1 + x1(1) + x2(1) subject to
 where u is the share of the first catalyst: Gunn & Thomas (1965), "Mass transport and chemical reaction in
 multifunctional catalyst systems"; problem 14 of Dolan, More & Munson (2004), "Benchmarking optimization software with
 COPS 3.0", which prints -0.04806. The optimal control is 1, then singular at about 0.227, then 0. The optimum -0.0480557
-comes from discrete optima for RK4 on up to 800 steps. The search starts at u = 1. Explicit Euler has very many local
-optima here, whose values differ by 1e-4 to 1e-3 of the optimum.
+comes from discrete optima for RK4 on up to 800 steps. Explicit Euler has very many local optima here, whose values
+differ by 1e-4 to 1e-3 of the optimum; of 30 starts, u = 1 - t led to good ones on all grids.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
             initial_state=torch.tensor([[1.0, 0.0]], dtype=dtype, device=device),
             terminal_cost=loss,
             control_size=1,
-            start=1.0,
+            start=lambda t: 1 - t,
             bounds=(0.0, 1.0),
         ),
         steps=128,
