@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from ocp.modules import FlatModule, Mapped, hvp, pullback
 
-__all__ = ["Dynamics", "Evaluations", "FunctionDynamics", "ModuleDynamics", "Stages", "as_dynamics", "offers"]
+__all__ = [
+    "Dynamics",
+    "Evaluations",
+    "FunctionDynamics",
+    "ModuleDynamics",
+    "Stages",
+    "as_dynamics",
+    "gradients",
+    "offers",
+]
 
 
 @runtime_checkable
@@ -172,7 +181,7 @@ class _Jacobians:
         with torch.enable_grad():
             x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
             columns = self.mapped(t, x, u, values).flatten(1).unbind(1)  # each entry of f, at all stages
-        rows = [_gradients(entry, (x, u)) for entry in columns]
+        rows = [gradients(entry, (x, u)) for entry in columns]
         by_state, self._by_control = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
         self._by_state = by_state.flatten(2).mT.unbind(0)
         self._costates = [c.view(-1) for c in stages.value]
@@ -188,8 +197,11 @@ class _Jacobians:
         torch.mul(by_stage.sum(1).squeeze(1), alpha, out=out)
 
 
-def _gradients(entry: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
-    """Derivatives of one entry of f at many points, each by the state and control of its own point."""
+def gradients(entry: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+    """Derivatives of one entry of f at many points, each by the state and control of its own point.
+
+    The tape stays, and an argument that the entry does not depend on has the derivative zero.
+    """
     if not entry.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     grads = torch.autograd.grad(entry, leaves, torch.ones_like(entry), retain_graph=True, allow_unused=True)

@@ -18,6 +18,7 @@ from ocp.control import Control, ControlSpace
 from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
+from ocp.linearization import Linearization
 from ocp.problem import ControlProblem
 from ocp.processes import ALONE, Processes
 from ocp.recording import Record
@@ -93,6 +94,7 @@ class _Evaluation:
     """What is known at one control. The tensor's version tells whether it was changed since.
 
     Among several processes ``local`` is the value on the samples of this one, until the total is asked for.
+    ``steps`` is what `sweep.linearize` gave, once a Hessian product was asked for.
     """
 
     control: Tensor
@@ -100,6 +102,7 @@ class _Evaluation:
     value: float | None
     local: Tensor | None = None
     derivative: Tensor | None = None
+    steps: tuple[Linearization | None] | None = None
 
     def at(self, control: Tensor) -> bool:
         return self.control is control and self.version == control._version
@@ -285,13 +288,17 @@ class ReducedObjective:
         u, v = self._flat(control), self._flat(direction)
         for piece, expected in sweep.without_hvp(self.discretization).items():
             raise ValueError(f"{piece}: expected {expected}")
-        states = self._forward(u).states
+        buffer = self._forward(u)
+        states, known = buffer.states, buffer.holds
+        assert known is not None
         key = ("tangents", u.dtype, u.device, *states.shape)
         if key not in self._buffers:
             self._buffers[key] = torch.empty_like(states)
         own = torch.zeros_like(u)
         if self._share > 0:
-            own = sweep.second_adjoint(self._own, u, v, states, self._buffers[key])
+            if known.steps is None:
+                known.steps = (sweep.linearize(self._own, u, states),)
+            own = sweep.second_adjoint(self._own, u, v, states, self._buffers[key], *known.steps)
         (product,) = self.processes.total(self._share, own)
         self.work.charge(2.0, self._steps, self._shape[0])
         return product

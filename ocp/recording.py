@@ -16,7 +16,7 @@ from ocp.grid import TimeGrid
 from ocp.problem import ControlProblem
 from ocp.tableaus import Tableau
 
-__all__ = ["Record", "Staged", "Stepwise", "Taped", "explicit"]
+__all__ = ["BY_AUTOGRAD", "Record", "Staged", "Stepwise", "Taped", "explicit"]
 
 
 class Record(Protocol):
@@ -377,7 +377,7 @@ def explicit(
         A state and the control of a step.
     """
     f, L = problem.dynamics, problem.running_cost
-    by_autograd = type(f) in (FunctionDynamics, ModuleDynamics) and type(L) in _BY_AUTOGRAD
+    by_autograd = type(f) in (FunctionDynamics, ModuleDynamics) and type(L) in BY_AUTOGRAD
     by_stages = tableau is not None and offers(f, "over", "vjp") and _suits(f, x, u)
     many = L is None or (offers(L, "derivative_along", "derivative") and _suits(L, x, u))
     if tableau is not None and by_stages and (many or not by_autograd):
@@ -385,7 +385,8 @@ def explicit(
     return Taped(integrator, grid, x.new_empty(steps + 1, *x.shape)) if by_autograd else None
 
 
-_BY_AUTOGRAD = (type(None), RunningFunction, QuadraticRunning)
+#: Running costs that autograd can follow, and none.
+BY_AUTOGRAD = (type(None), RunningFunction, QuadraticRunning)
 
 
 def _suits(piece: Any, x: Tensor, u: Tensor) -> bool:

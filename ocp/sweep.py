@@ -10,10 +10,11 @@ from torch import Tensor
 from ocp.checkpoints import Action, Advance, Keep, Memory, Restore, Reverse, Take
 from ocp.costs import Readout
 from ocp.discretization import Discretization
+from ocp.linearization import Linearization, linearizes
 from ocp.problem import ControlProblem
 from ocp.recording import Record, Stepwise
 
-__all__ = ["Planned", "adjoint", "forward", "record", "second_adjoint", "tangent", "without_hvp"]
+__all__ = ["Planned", "adjoint", "forward", "linearize", "record", "second_adjoint", "tangent", "without_hvp"]
 
 
 #: A plan takes the steps that it does not remember so many at a time, in storage of that size.
@@ -245,8 +246,23 @@ def tangent(
 
 
 @torch.no_grad()
+def linearize(discretization: Discretization, control: Tensor, states: Tensor) -> Linearization | None:
+    """All steps at once, for `second_adjoint` at this control in many directions; None where that is not offered."""
+    if not linearizes(discretization):
+        return None
+    space, cost = discretization.space, discretization.problem.terminal_cost
+    p = torch.zeros_like(states[-1]) if cost is None else cost.derivative(states[-1], space.parameters(control))[0]
+    return Linearization(discretization, states, space.path(control), p)
+
+
+@torch.no_grad()
 def second_adjoint(
-    discretization: Discretization, control: Tensor, direction: Tensor, states: Tensor, tangents: Tensor
+    discretization: Discretization,
+    control: Tensor,
+    direction: Tensor,
+    states: Tensor,
+    tangents: Tensor,
+    steps: Linearization | None = None,
 ) -> Tensor:
     """Tangent sweep, then the tangent of the costate sweep: the Hessian of the discrete objective, applied to a vector.
 
@@ -261,6 +277,8 @@ def second_adjoint(
         The trajectory that `forward` wrote for this control.
     tangents : Tensor
         Of the shape of ``states``; overwritten with the tangents of x_0, ..., x_N.
+    steps : Linearization, optional
+        What `linearize` gave for this control; it serves all directions.
 
     Returns
     -------
@@ -270,20 +288,28 @@ def second_adjoint(
     problem: Any = discretization.problem
     integrator: Any = discretization.integrator
     grid, space = discretization.grid, discretization.space
-    tangent(discretization, control, direction, states, tangents)
+    q, dq, dpath = space.parameters(control), space.parameters(direction), space.path(direction)
+    if steps is None:
+        tangent(discretization, control, direction, states, tangents)
+    else:
+        tangents.copy_(steps.tangents(problem.initial_state.jvp(q, dq), dpath))
     h, t, x, dx = grid.h, grid.nodes, states.unbind(0), tangents.unbind(0)
-    u, q = space.path(control).unbind(0), space.parameters(control)
-    du, dq = space.path(direction).unbind(0), space.parameters(direction)
     product = torch.zeros_like(control)
-    by_step, by_parameters = space.path(product).unbind(0), space.parameters(product)
+    by_path, by_parameters = space.path(product), space.parameters(product)
     p, dp = torch.zeros_like(x[-1]), torch.zeros_like(x[-1])
     if problem.terminal_cost is not None:
         p, _ = problem.terminal_cost.derivative(x[-1], q)
         dp, hq = problem.terminal_cost.hvp(x[-1], q, dx[-1], dq)
         by_parameters += hq
-    for k in reversed(range(grid.steps)):
-        p, dp, dpu = integrator.pullback_tangent(problem, t[k], h, x[k], u[k], p, dx[k], du[k], dp)
-        by_step[k].copy_(dpu)
+    if steps is None:
+        u, du, by_step = space.path(control).unbind(0), dpath.unbind(0), by_path.unbind(0)
+        for k in reversed(range(grid.steps)):
+            p, dp, dpu = integrator.pullback_tangent(problem, t[k], h, x[k], u[k], p, dx[k], du[k], dp)
+            by_step[k].copy_(dpu)
+    else:
+        p = steps.costate
+        dp, second = steps.second(tangents, dpath, dp)
+        by_path.copy_(second)
     by_parameters += problem.initial_state.vjp(q, dp) + problem.initial_state.hvp(q, p, dq)
     for cost in problem.control_cost:
         product += cost.hvp(space, control, direction)

@@ -30,6 +30,7 @@ ORDER = [
     "integrators",
     "network",
     "discretization",
+    "linearization",
     "checkpoints",
     "sweep",
     "diagnosis",

@@ -306,7 +306,7 @@ def ablated(folder: Path) -> str:
 
 
 def figures(folder: Path, out: Path) -> None:
-    """For each smoother of `DRAWN` the objective on the finest grid against work and seconds: medians over the seeds."""
+    """For each smoother of `DRAWN` the objective on the finest grid against work and seconds; medians over seeds."""
     cases = list(load(folder))
     grids = sorted({steps for _, steps, _ in cases})
     for smoother in DRAWN:
