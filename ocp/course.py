@@ -86,6 +86,7 @@ class Course:
     mark: tuple[int, int] = (0, 0)
     interrupted: bool = False
     parted: bool = False
+    resumed: int | None = None  # the iteration at which it was taken up again
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -135,6 +136,7 @@ class Course:
             self._take(saved)
         except (AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise ValueError(f"resume: expected the state of a run, got {type(error).__name__}: {error}") from error
+        self.resumed = self.iteration
 
     def _take(self, saved: Mapping[str, Any]) -> None:
         for name in (*PLAIN, "history", "optima"):
@@ -313,6 +315,7 @@ class Course:
                 "device": str(x.device),
                 "start_norm": self.reference or None,
                 **({} if self.error is None else {"discretization_error": self.error}),
+                **({} if self.resumed is None else {"resumed": self.resumed}),
             },
             visits=self.state.visits,
         )

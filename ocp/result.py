@@ -114,8 +114,8 @@ class Result:
         Coarse corrections taken, refused and skipped; grids refused; values that were not finite.
     about : mapping
         What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
-        device; the derivative's norm
-        at the start, by which the tolerance is measured; and whatever the caller adds.
+        device; the derivative's norm at the start, by which the tolerance is measured; ``resumed``, the iteration at
+        which the run was taken up again, if it was; and whatever the caller adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
     """
@@ -181,12 +181,13 @@ class Result:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
-        steps, scheme = self.about.get("steps"), self.about.get("integrator")
+        steps, scheme, resumed = (self.about.get(name) for name in ("steps", "integrator", "resumed"))
         lines = {
             "status": f"{self.status.name} (success: {self.success})",
             "message": self.message,
             **({"target": self._target()} if self.about.get("target") else {}),
             **({"grid": f"{steps} steps of {scheme}"} if steps and scheme else {}),
+            **({} if resumed is None else {"resumed": f"at iteration {resumed}"}),
             "value": f"{self.value:.10g}",
             "derivative norm": f"{self.derivative_norm:.3e}{self._relative()}",
             "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
