@@ -204,6 +204,11 @@ class ModuleDynamics:
     module : nn.Module
         Maps (batch, *state) to the same shape; a residual block without its skip connection.
 
+    Raises
+    ------
+    ValueError
+        If it has no parameters, or all of them are frozen: they are the control.
+
     Examples
     --------
     >>> ModuleDynamics(nn.Sequential(nn.Linear(4, 4), nn.Tanh())).control_size
@@ -212,6 +217,10 @@ class ModuleDynamics:
 
     def __init__(self, module: nn.Module):
         self.flat = FlatModule(module)
+        if not self.flat.size:
+            raise ValueError(
+                f"module: expected one with parameters that require gradients, the control, got {type(module).__name__}"
+            )
         self.control_size = self.flat.size
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:

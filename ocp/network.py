@@ -37,6 +37,7 @@ def residual_network(
     The state is opening(inputs), the dynamics are the block, and the cost is seen through closing. The
     parameters of opening and closing are the parameters q, in this order. The start holds the modules' own
     parameters; the block's are the same on every step, so that the start is one function of time on any grid.
+    Frozen parameters (``requires_grad=False``) are no part of the control, and stay what they are.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def residual_network(
     TypeError
         If the inputs are no tensor, or ``block`` is neither a module nor a layer.
     ValueError
-        If the inputs are not finite.
+        If the inputs are not finite, or the block has no parameters to train.
 
     Examples
     --------
@@ -365,7 +366,7 @@ def _check_blocks(opening: FlatModule, blocks: Sequence[FlatModule], weights: Te
             )
         if not torch.allclose(blocks[0](w, x), y, equal_nan=True):
             raise ValueError(
-                "blocks: expected blocks that differ in nothing but their parameters, "
+                "blocks: expected blocks that differ in nothing but the parameters that are trained, "
                 f"got block {k}, which with equal parameters is another function than block 0"
             )
         x = y
