@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ocp.control import Control, ControlSpace
-from ocp.costs import Readout
+from ocp.costs import Readout, TerminalCost
 from ocp.dynamics import Dynamics, ModuleDynamics
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
@@ -59,7 +59,8 @@ def residual_network(
     Raises
     ------
     TypeError
-        If the inputs are no tensor, or ``block`` is neither a module nor a layer.
+        If the inputs are no tensor, ``block`` is neither a module nor a layer, or ``cost`` is no `TerminalCost`, as a
+        loss of torch is none.
     ValueError
         If the inputs are not finite, or the block has no parameters to train.
 
@@ -383,6 +384,11 @@ def _assemble(
     control_cost: Any,
 ) -> ControlProblem:
     """The problem whose start has the given weights, shape (steps, control_size), on as many steps."""
+    if not isinstance(cost, TerminalCost):
+        raise TypeError(
+            "cost: expected CrossEntropy(labels), LeastSquares(target) or another TerminalCost, which has a method "
+            f"derivative(x, q), got {type(cost).__name__}"
+        )
     first, last = FlatModule(opening or nn.Identity()), FlatModule(closing or nn.Identity())
     space = ControlSpace(TimeGrid(horizon, len(weights)), dynamics.control_size, first.size + last.size)
     parameters = torch.cat((first.start().to(weights), last.start().to(weights)))
