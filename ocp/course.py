@@ -238,11 +238,15 @@ class Course:
         control = self.control()
         return replace(control, flat=control.flat.clone())
 
-    def _notes(self) -> Iterator[str]:
+    def _notes(self, status: Status) -> Iterator[str]:
         """What there is to say besides why the run ended."""
         if self.state.level > 0:
-            yield f"It was still on level {self.state.level}; its control was prolonged."
-        if self.stationary:
+            steps = self.objective.space.steps_of(self.state.control)
+            yield f"The run ended on {_steps(steps)}; from there its control was prolonged to the finest grid."
+        first = next((record for record in self.history if record.level == 0), None)
+        if first is not None and first.iteration > 0 and first.derivative_norm == self.reference:
+            yield f"The start is not finite on the finest grid; iteration {first.iteration} takes its place."
+        if self.stationary and status.success:
             yield "The derivative is zero at the start, which need not be a minimum; another start may do better."
         if self.error is not None:
             steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
@@ -293,7 +297,7 @@ class Course:
             accuracy = self._accuracy(control)
             if (point is None or point.rank[0] > 0) and not self.parted:
                 value, norm = _evaluate(self.look, control.flat)
-        told = " ".join([status.value + why, *self._notes()])
+        told = " ".join([status.value + why, *self._notes(status)])
         return Result(
             control,
             value,

@@ -26,7 +26,7 @@ from ocp.processes import ALONE, Processes
 from ocp.result import Record, Result, Target
 from ocp.saves import Checkpoint, identity, saving
 from ocp.status import Status
-from ocp.stopping import Stopping, checked, contradiction, explain
+from ocp.stopping import Stopping, blind, checked, contradiction, explain
 from ocp.transfer import depth
 
 __all__ = ["accuracy", "minimize"]
@@ -98,7 +98,8 @@ def minimize(
         ``callback(record, control)`` after each record, with a copy of the control; the run stops if it returns True.
     check_derivative : bool
         Before the first step, compare the derivative with differences of values at two controls (`ocp.quick_check`);
-        some eight gradients, which are not counted. It ends the run if it is wrong.
+        some eight gradients, which are not counted. It ends the run if it is wrong. Where the derivative is zero at the
+        start this is done in any case.
     checkpoint : Checkpoint or path, optional
         Save the run to this folder as it goes, by default every ten seconds and at its end.
     resume : bool or path
@@ -166,6 +167,8 @@ def minimize(
             slope = checked(run) if check_derivative and saved is None else None
             run.restore(saved) if saved is not None else run.begin(method)
             stream = None if batches is None else batches.stream(samples, run.iteration)
+            if run.stationary and saved is None:
+                slope = blind(run)
             while status is Status.RUNNING:
                 run.look_begins()
                 told = run.state.status

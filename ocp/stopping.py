@@ -16,7 +16,7 @@ from ocp.result import Record, Target
 from ocp.status import Status
 from ocp.verify import Slope, measure_slope, quick_check
 
-__all__ = ["Stopping", "checked", "contradiction", "explain"]
+__all__ = ["Stopping", "blind", "checked", "contradiction", "explain"]
 
 
 #: After so many records on the finest grid in which the value changed by its rounding errors alone, and the smallest
@@ -133,6 +133,15 @@ def checked(run: Course) -> Slope | None:
 
 def contradiction(run: Course, before: Tensor) -> Slope | None:
     """The slope at the control after a step, if that step led up and values contradict the derivative there."""
+def blind(run: Course) -> Slope | None:
+    """The same where the derivative is zero in all its entries, as that of a cost which autograd cannot follow is."""
+    start = run.look.discretization.start().flat
+    if bool(run.look.derivative(start).any()):
+        return None
+    slope = quick_check(run.look, start)
+    return slope if slope.contradicted else None
+
+
     u, space = run.state.control, run.objective.space
     if u.shape != before.shape or run.state.status is not Status.RUNNING:
         return None

@@ -207,7 +207,8 @@ def measure_slope(objective: Objective, control: Tensor, direction: Tensor, leng
     for step in (unit * length for length in lengths if unit > 0):
         ends = [objective.value(torch.add(control, direction, alpha=a)) for a in (step, -step)]
         low = min([low, *(end for end in ends if isfinite(end))])
-        quotients.append(((ends[0] - ends[1]) / (2 * step), noise / step))
+        rounding = 8 * eps * max(map(abs, ends))  # more than that of a value which is zero
+        quotients.append(((ends[0] - ends[1]) / (2 * step), max(noise, rounding) / step))
     for (longer, _), (quotient, uncertain) in pairwise(quotients):
         if abs(longer - quotient) + uncertain < error:  # not so where one is NaN or infinite
             best, error = quotient, abs(longer - quotient) + uncertain

@@ -300,6 +300,36 @@ def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_e
 @every_searching
 def test_single_precision_ends_at_its_limit_and_says_so(method, problem):
     single = replace(problem, initial_state=problem.initial_state(torch.zeros(0)).float(), start=None)
+BLIND = {
+    "a detached cost": {"terminal_cost": lambda x: x.detach().square().sum(), "running_cost": None},
+    "a cost by numbers": {"terminal_cost": lambda x: torch.tensor(x.norm().item()).double(), "running_cost": None},
+    "detached dynamics": {"f": lambda t, x, u: (u - x).detach(), "running_cost": None},
+}
+
+
+@every_method
+@pytest.mark.parametrize("pieces", BLIND.values(), ids=BLIND.keys())
+def test_a_derivative_that_is_zero_where_values_change_is_no_success(method, pieces):
+    result = minimize(cubic(**pieces), N, method)
+    assert result.status is Status.WRONG_DERIVATIVE
+    assert result.iterations == 0
+    assert "need not be a minimum" not in result.message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["free", "at a bound"])
+@pytest.mark.parametrize("power", [2, 3, 4])
+@pytest.mark.parametrize(
+    "cost", [lambda x: x.abs().sum(), lambda x: 3 - x.cos().sum(), lambda x: 0 * x.sum()], ids=["abs", "cos", "flat"]
+)
+def test_a_start_that_is_the_optimum_is_a_success(cost, power, bounds, dtype):
+    problem = cubic(
+        initial_state=0 * X0.to(dtype), terminal_cost=lambda x: cost(x**power), running_cost=None, bounds=bounds
+    )
+    result = minimize(problem, N, LBFGS())
+    assert (result.status, result.iterations) == (Status.CONVERGED, 0)
+
+
     result = minimize(single, 16, method, tolerance=1e-12)
     assert result.status is Status.PRECISION
     assert not result.success
