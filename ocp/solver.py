@@ -84,7 +84,8 @@ def minimize(
         compared. Like the accuracy it is neither counted as work nor timed. A target of value asks for it.
     tolerance : float
         Stop when the dual norm of the derivative on the finest grid, or with bounds that of the projected gradient step
-        (`ocp.objective.optimality`), is at most this share of that at the start.
+        (`ocp.objective.optimality`), is at most this share of that at the start. Where the start is not finite on that
+        grid, but is on a coarser one, the first control that is finite on it counts as the start.
     target : Target, optional
         Stop when it is reached.
     max_iterations : int

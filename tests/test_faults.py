@@ -116,6 +116,23 @@ def test_an_objective_that_is_not_finite_at_the_start_ends_the_run_before_any_st
     assert torch.equal(result.control.flat, torch.full((N,), 0.3, dtype=torch.float64))
 
 
+def test_a_start_that_is_finite_on_coarse_grids_only_is_cured_and_the_tolerance_is_met():
+    """Without control the state is infinite before the end of the horizon, which long steps overlook."""
+    problem = ControlProblem(
+        lambda t, x, u: x**2 + u,
+        torch.full((1, 1), 2.0).double(),
+        lambda x: x.square().sum(),
+        lambda t, x, u: 0.1 * u.square().sum(),
+        control_size=1,
+    )
+    result = minimize(problem, 64, MGOPT(5))
+    first = next(record for record in result.history if record.level == 0)
+    assert discretize(problem, 64).value(torch.zeros(64).double()) == math.inf
+    assert result.status is Status.CONVERGED
+    assert result.derivative_norm <= 1e-6 * first.derivative_norm
+    assert f"not finite on the finest grid; iteration {first.iteration} takes its place." in result.message
+
+
 def torch_start(number):
     return Control(ControlSpace(TimeGrid(1.0, 1), 1), torch.tensor([number], dtype=torch.float64))
 
@@ -283,23 +300,6 @@ def test_the_check_before_a_run_costs_a_few_gradients_and_is_not_counted():
     assert torch.equal(checked.control.flat, quiet.control.flat)
 
 
-@every_method
-@pytest.mark.parametrize("record_every", [1, 100])
-def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_every, monkeypatch):
-    monkeypatch.setattr(sweep, "adjoint", WRONG["flipped"]())
-    result = minimize(PROBLEM, N, method, record_every=record_every, max_iterations=200)
-    assert result.status is Status.WRONG_DERIVATIVE
-    assert result.iterations <= 6
-    assert result.value == fresh(result)
-
-
-# Precision and noise
-
-
-@pytest.mark.parametrize("problem", [STUDIES["cubic"], STUDIES["van der pol"]], ids=["cubic", "van der pol"])
-@every_searching
-def test_single_precision_ends_at_its_limit_and_says_so(method, problem):
-    single = replace(problem, initial_state=problem.initial_state(torch.zeros(0)).float(), start=None)
 BLIND = {
     "a detached cost": {"terminal_cost": lambda x: x.detach().square().sum(), "running_cost": None},
     "a cost by numbers": {"terminal_cost": lambda x: torch.tensor(x.norm().item()).double(), "running_cost": None},
@@ -330,6 +330,23 @@ def test_a_start_that_is_the_optimum_is_a_success(cost, power, bounds, dtype):
     assert (result.status, result.iterations) == (Status.CONVERGED, 0)
 
 
+@every_method
+@pytest.mark.parametrize("record_every", [1, 100])
+def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_every, monkeypatch):
+    monkeypatch.setattr(sweep, "adjoint", WRONG["flipped"]())
+    result = minimize(PROBLEM, N, method, record_every=record_every, max_iterations=200)
+    assert result.status is Status.WRONG_DERIVATIVE
+    assert result.iterations <= 6
+    assert result.value == fresh(result)
+
+
+# Precision and noise
+
+
+@pytest.mark.parametrize("problem", [STUDIES["cubic"], STUDIES["van der pol"]], ids=["cubic", "van der pol"])
+@every_searching
+def test_single_precision_ends_at_its_limit_and_says_so(method, problem):
+    single = replace(problem, initial_state=problem.initial_state(torch.zeros(0)).float(), start=None)
     result = minimize(single, 16, method, tolerance=1e-12)
     assert result.status is Status.PRECISION
     assert not result.success
