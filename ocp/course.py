@@ -334,9 +334,13 @@ class Course:
         )
 
 
-def recipe(method: Method) -> str:
-    """A method in words, the same in every process."""
-    return re.sub(r" at 0x\w+", "", re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)))
+def recipe(part: Any) -> str:
+    """A method, or a part of one, in words, the same in every process."""
+    return re.sub(r" at 0x\w+", "", re.sub(r"<function (\w+) at \w+>", r"\1", repr(part)))
+
+
+def _steps(number: int) -> str:
+    return "a grid of one step" if number == 1 else f"a grid of {number} steps"
 
 
 def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:

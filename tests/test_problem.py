@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ocp.control import Control, ControlSpace
-from ocp.costs import CrossEntropy, QuadraticRunning, Readout, TerminalFunction, Tikhonov
+from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, TerminalFunction, Tikhonov
 from ocp.grid import TimeGrid
 from ocp.layers import Dense
 from ocp.modules import FlatModule
@@ -250,5 +250,11 @@ def test_a_readout_may_follow_an_opening_in_one_vector_of_parameters(rand):
 
 
 def test_a_study_needs_nothing_but_a_problem():
+def test_a_problem_is_printed_in_one_short_line():
+    problem = build(initial_state=torch.ones(1000, 2), terminal_cost=LeastSquares(torch.zeros(1000, 2)))
+    assert "LeastSquares" in repr(problem)
+    assert len(repr(problem)) < 200
+
+
     study = Study(build())
     assert (study.validation, study.optimum, study.target, dict(study.settings)) == (None, None, None, {})

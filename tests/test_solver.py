@@ -250,12 +250,19 @@ def test_a_state_that_is_not_finite_is_no_success_where_no_cost_sees_it():
     assert minimize(problem, 4, LBFGS()).status is Status.NOT_FINITE
 
 
-@pytest.mark.parametrize(("threshold", "said"), [(0.9, "value <= 0.9\n"), (0.0, "value <= 0, not reached\n")])
+@pytest.mark.parametrize(
+    ("threshold", "said"), [(0.9, "value <= 0.9\n"), (0.0, "value <= 0, not reached, but the tolerance was met\n")]
+)
 def test_what_is_printed_tells_whether_the_target_was_reached(threshold, said):
     assert said in str(minimize(PROBLEM, 8, LBFGS(), target=Target("value", threshold)))
 
 
 def test_what_is_printed_names_steps_and_scheme():
+def test_what_is_printed_tells_of_a_limit_before_the_target():
+    result = minimize(PROBLEM, 8, LBFGS(), target=Target("value", 0.0), max_iterations=2)
+    assert "value <= 0, not reached\n" in str(result)
+
+
     assert "8 steps of heun" in str(minimize(PROBLEM, 8, LBFGS(), integrator="heun"))
 
 
