@@ -310,7 +310,8 @@ class NewtonCG:
 class TorchOptimizer:
     """Any ``torch.optim`` class as a method.
 
-    It is given the gradient, not the derivative, so that a learning rate means the same on every grid. Its state
+    It is given the gradient, not the derivative, so that a learning rate means the same on every grid. Where there are
+    bounds it sees the objective at the projected control, and the control is projected after each step. Its state
     dictionary is the memory; entries of the shape of the control travel to finer grids as displacements do.
 
     Parameters
@@ -340,7 +341,7 @@ class TorchOptimizer:
 
         def closure() -> float:
             nonlocal first, finite
-            u = state.control if first else parameter.detach().clone()
+            u = state.control if first else feasible(parameter.detach().clone(), objective.box)
             first = False
             parameter.grad = objective.space.gradient(objective.derivative(u))
             finite = finite and bool(parameter.grad.isfinite().all())
