@@ -275,7 +275,7 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
             "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, vjp and jvp, "
             f"got {type(dynamics).__name__}"
         )
-    if control_size is None or control_size < 1:
+    if not isinstance(control_size, int) or control_size < 1:
         raise ValueError(
             f"control_size: expected the length of u (an integer >= 1) beside a plain function, got {control_size!r}"
         )

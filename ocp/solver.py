@@ -18,7 +18,7 @@ from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, Path
 from ocp.course import Course
 from ocp.integrators import Integrator, as_integrator
-from ocp.methods import Method, State
+from ocp.methods import Method, State, as_method
 from ocp.multilevel import MGOPT
 from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
@@ -146,7 +146,7 @@ def minimize(
         objective = _shared(objective, processes)
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
     stopping = Stopping(tolerance, target, max_iterations, max_work, max_seconds)
-    _check_arguments(method, batches, validation, target, record_every)
+    _check_arguments(method, batches, validation, target, record_every, callback)
     if resume is not False and checkpoint is None:
         raise ValueError("resume: expected a checkpoint folder beside it, got none")
     if adaptive is not None and batches is not None:
@@ -167,9 +167,9 @@ def minimize(
         with _keeping(run, method):
             slope = checked(run) if check_derivative and saved is None else None
             run.restore(saved) if saved is not None else run.begin(method)
-            stream = None if batches is None else batches.stream(samples, run.iteration)
             if run.stationary and saved is None:
                 slope = blind(run)
+            stream = None if batches is None else batches.stream(samples, run.iteration)
             while status is Status.RUNNING:
                 run.look_begins()
                 told = run.state.status
@@ -245,11 +245,13 @@ def _live(progress: bool | None, processes: Processes) -> Any:
     return tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False)
 
 
-def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, record_every: int | None) -> None:
+def _check_arguments(
+    method: Any, batches: Any, validation: Any, target: Any, record_every: int | None, callback: Any
+) -> None:
     """Refuse what does not fit, before work begins."""
-    if isinstance(method, type) or not isinstance(method, Method):
-        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
-        raise TypeError(f"method: expected a method such as MGOPT(levels=4), got {got}")
+    as_method("method", method)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function of a record and a control, got {callback!r}")
     if not isinstance(batches, Batches | None):
         raise TypeError(f"batches: expected Batches(size), got {type(batches).__name__}")
     if not isinstance(target, Target | None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ class Stopping:
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "max_iterations", "max_work", "max_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and float(value) >= 0):
+                raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
 
     def converged(self, run: Course, record: Record) -> bool:
         """Whether the tolerance is met on the grid of the record."""
@@ -131,8 +133,6 @@ def checked(run: Course) -> Slope | None:
     return slope if slope.contradicted else None
 
 
-def contradiction(run: Course, before: Tensor) -> Slope | None:
-    """The slope at the control after a step, if that step led up and values contradict the derivative there."""
 def blind(run: Course) -> Slope | None:
     """The same where the derivative is zero in all its entries, as that of a cost which autograd cannot follow is."""
     start = run.look.discretization.start().flat
@@ -142,6 +142,8 @@ def blind(run: Course) -> Slope | None:
     return slope if slope.contradicted else None
 
 
+def contradiction(run: Course, before: Tensor) -> Slope | None:
+    """The slope at the control after a step, if that step led up and values contradict the derivative there."""
     u, space = run.state.control, run.objective.space
     if u.shape != before.shape or run.state.status is not Status.RUNNING:
         return None

@@ -280,6 +280,8 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
 
     Raises
     ------
+    TypeError
+        If it is a problem, which has no grid yet, or no objective at all.
     ValueError
         If the objective is not finite there.
 
@@ -292,6 +294,10 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     >>> verify(discretize(problem, steps=8)).passed
     True
     """
+    if not hasattr(objective, "derivative"):
+        raise TypeError(
+            f"objective: expected one, such as ocp.discretize(problem, steps), got {type(objective).__name__}"
+        )
     generator = torch.Generator().manual_seed(seed)
     if isinstance(control, Control):
         u = control.flat
