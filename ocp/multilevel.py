@@ -543,7 +543,7 @@ class Nested:
     factor : int
     interpolation : callable
     refine : Refinement
-        `Measured` or `Scheduled`.
+        `Measured`, `Settled` or `Scheduled`.
     """
 
     levels: int | Sequence[int] = 4
