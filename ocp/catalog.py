@@ -57,6 +57,17 @@ def load(name: str, **options: Any) -> Study:
     unknown = [key for key in given if key not in accepted and key != "seed" and not any_key]
     if unknown:
         raise ValueError(f"{name}: expected options among {', '.join(accepted) or 'none'}, got {', '.join(unknown)}")
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    missing = [
+        key
+        for key, parameter in accepted.items()
+        if parameter.kind in keywords and parameter.default is parameter.empty and key not in given
+    ]
+    if missing:
+        raise ValueError(f"{name}: expected a value for {', '.join(missing)}, got none")
+    if name in names():
+        for key, value in given.items():
+            _check_number(key, str(accepted[key].annotation) if key in accepted else "", value)
     study = function(**{key: value for key, value in given.items() if key in accepted or any_key})
     if isinstance(study, ControlProblem):
         return Study(study)
@@ -70,6 +81,15 @@ def load(name: str, **options: Any) -> Study:
 def takes(name: str, option: str) -> bool:
     """Whether a problem's function has an argument of this name."""
     return option in inspect.signature(_function(name)).parameters
+
+
+def _check_number(key: str, annotation: str, value: Any) -> None:
+    """Refuse an argument of our own problems that is not of the kind their signatures state, or is out of range."""
+    least = 0 if key.endswith("seed") else 1
+    if annotation.startswith("int") and not (isinstance(value, int) and value >= least):
+        raise ValueError(f"{key}: expected an integer >= {least}, got {value!r}")
+    if annotation == "float" and not isinstance(value, int | float):
+        raise ValueError(f"{key}: expected a number, got {value!r}")
 
 
 def _function(name: str) -> Callable[..., Any]:

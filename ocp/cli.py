@@ -22,7 +22,7 @@ from ocp.objective import discretize
 from ocp.problem import ControlProblem, Study
 from ocp.processes import launched
 from ocp.result import Result, Target
-from ocp.saves import Checkpoint
+from ocp.saves import Checkpoint, writable
 from ocp.status import Status
 from ocp.strictjson import write
 from ocp.verify import verify
@@ -209,7 +209,7 @@ def verify_(
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/METHOD by default."
 )
-@click.option("--checkpoint", type=click.Path(file_okay=False, path_type=Path), help="Save the run to this folder.")
+@click.option("--checkpoint", type=click.Path(file_okay=False), help="Save the run to this folder.")
 @click.option("--every", type=click.IntRange(1), help="Iterations between two checkpoints; by default ten seconds.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; begin where there is none.")
 @click.option(
@@ -225,7 +225,7 @@ def solve_(
     target: str | None,
     grid_error: float | None,
     out: Path | None,
-    checkpoint: Path | None,
+    checkpoint: str | None,
     every: int | None,
     resume: bool,
     resume_from: Path | None,
@@ -252,10 +252,10 @@ def solve_(
         own["checkpoint"] = Checkpoint(checkpoint) if every is None else Checkpoint(checkpoint, every, seconds=0.0)
     run = replace(run, settings={**(run.settings or {}), **own})
     with launched() as processes:
+        folder = _folder(out, name, method) if processes.rank == 0 else None
         result = solve(name, study, replace(run, settings={**(run.settings or {}), "processes": processes}))
-        leads = processes.rank == 0
-    if leads:
-        _report(name, study, method, result, goal, _folder(out, name, method))
+    if folder is not None:
+        _report(name, study, method, result, goal, folder)
     if result.status in FAILURES:
         raise SystemExit(1)
 
@@ -347,6 +347,4 @@ def plot_(folders: tuple[Path, ...], out: Path) -> None:
 
 
 def _folder(out: Path | None, name: str, what: str) -> Path:
-    folder = out if out is not None else Path("ocp-out") / Path(name).stem / what
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return writable("out", out if out is not None else Path("ocp-out") / Path(name).stem / what)

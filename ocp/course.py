@@ -35,7 +35,7 @@ DEEP = 1e10
 SAME = 1e-3
 
 #: What a snapshot takes as it is.
-PLAIN = ("state", "iteration", "best", "reference", "floor", "error", "stationary", "before", "unsaved")
+PLAIN = ("state", "iteration", "best", "reference", "begun", "floor", "error", "stationary", "before", "unsaved")
 
 
 @dataclass
@@ -76,6 +76,7 @@ class Course:
     clock: Clock = field(default_factory=Clock)
     best: Point | None = None
     reference: float = 0.0
+    begun: int = 0  # the iteration by whose control the tolerance is measured
     floor: float = -inf
     optima: list[float] = field(default_factory=list)
     error: float | None = None
@@ -86,6 +87,7 @@ class Course:
     mark: tuple[int, int] = (0, 0)
     interrupted: bool = False
     parted: bool = False
+    resumed: int | None = None  # the iteration at which it was taken up again
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -135,6 +137,7 @@ class Course:
             self._take(saved)
         except (AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise ValueError(f"resume: expected the state of a run, got {type(error).__name__}: {error}") from error
+        self.resumed = self.iteration
 
     def _take(self, saved: Mapping[str, Any]) -> None:
         for name in (*PLAIN, "history", "optima"):
@@ -209,7 +212,9 @@ class Course:
     def begin(self, method: Method) -> None:
         """Take the first state, and the norm by which the tolerance is measured: that of the start, on the finest grid.
 
-        A method that begins on a coarse grid has not computed it; then it is looked up, uncounted.
+        A method that begins on a coarse grid has not computed it; then it is looked up, uncounted. Where it is not
+        finite on the finest grid, but on a coarse one, the first record on the finest grid that is finite takes its
+        place.
         """
         with self.clock.running():
             self.state = state = method.init(self.objective, self.state.control)
@@ -217,11 +222,16 @@ class Course:
         with self.clock.running() if objective is self.objective else nullcontext():
             start = state.control if state.level == 0 else self.look.discretization.start().flat
             value, norm = _evaluate(objective, start)
-        self.reference = norm if isfinite(norm) else 0.0  # by infinity everything would be small
         self.stationary = norm == 0
+        self._refer(value, norm, start)
+
+    def _refer(self, value: float, norm: float, control: Tensor) -> None:
+        """Measure the tolerance, and what is too deep to be a minimum, by a control on the finest grid."""
+        if not (isfinite(value) and isfinite(norm)):
+            return  # by infinity everything would be small
+        self.reference, self.begun = norm, self.iteration
         # What a unit of the control can change, many times over: no minimum is as deep as that.
-        change = self.reference * max(1.0, objective.space.norm(start))
-        self.floor = -DEEP * max(1.0, abs(value) + change) if isfinite(value) else -inf
+        self.floor = -DEEP * max(1.0, abs(value) + norm * max(1.0, self.objective.space.norm(control)))
 
     def control(self, flat: Tensor | None = None) -> Control:
         """A control, by default the current one, on the finest grid."""
@@ -236,11 +246,14 @@ class Course:
         control = self.control()
         return replace(control, flat=control.flat.clone())
 
-    def _notes(self) -> Iterator[str]:
+    def _notes(self, status: Status) -> Iterator[str]:
         """What there is to say besides why the run ended."""
         if self.state.level > 0:
-            yield f"It was still on level {self.state.level}; its control was prolonged."
-        if self.stationary:
+            steps = self.objective.space.steps_of(self.state.control)
+            yield f"The run ended on {_steps(steps)}; from there its control was prolonged to the finest grid."
+        if self.begun > 0:
+            yield f"The start is not finite on the finest grid; iteration {self.begun} takes its place."
+        if self.stationary and status.success:
             yield "The derivative is zero at the start, which need not be a minimum; another start may do better."
         if self.error is not None:
             steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
@@ -257,6 +270,8 @@ class Course:
             value, norm = _evaluate(self.look.on(steps), u)
         if isfinite(value) and isfinite(norm) and (self.best is None or (level, value) < self.best.rank):
             self.best = Point((level, value), norm, u)
+        if level == 0 and self.reference == 0 and not self.stationary:
+            self._refer(value, norm, u)
         control = self.control()
         finest = value if level == 0 else self.look.value(control) if self.watch_finest else None
         spent = (self.objective.work.units, self.clock.seconds)
@@ -291,7 +306,7 @@ class Course:
             accuracy = self._accuracy(control)
             if (point is None or point.rank[0] > 0) and not self.parted:
                 value, norm = _evaluate(self.look, control.flat)
-        told = " ".join([status.value + why, *self._notes()])
+        told = " ".join([status.value + why, *self._notes(status)])
         return Result(
             control,
             value,
@@ -313,14 +328,19 @@ class Course:
                 "device": str(x.device),
                 "start_norm": self.reference or None,
                 **({} if self.error is None else {"discretization_error": self.error}),
+                **({} if self.resumed is None else {"resumed": self.resumed}),
             },
             visits=self.state.visits,
         )
 
 
-def recipe(method: Method) -> str:
-    """A method in words, the same in every process."""
-    return re.sub(r" at 0x\w+", "", re.sub(r"<function (\w+) at \w+>", r"\1", repr(method)))
+def recipe(part: Any) -> str:
+    """A method, or a part of one, in words, the same in every process."""
+    return re.sub(r" at 0x\w+", "", re.sub(r"<function (\w+) at \w+>", r"\1", repr(part)))
+
+
+def _steps(number: int) -> str:
+    return "a grid of one step" if number == 1 else f"a grid of {number} steps"
 
 
 def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:

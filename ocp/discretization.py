@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +74,8 @@ class Discretization:
         ValueError
             Naming the piece, what was expected of it and what it gave. The integrator may have a ``check`` of its own.
         """
-        problem, (x, u) = self.problem, self.example()
+        problem = self.problem
+        x, u = _evaluate("initial_state", f"to take q of shape ({problem.parameter_size},)", self.example)
         self.box  # noqa: B018  raises where the bounds do not fit
         q = problem.start.parameters if isinstance(problem.start, Control) else x.new_zeros(problem.parameter_size)
         shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
@@ -91,10 +94,11 @@ class Discretization:
             shapes = f"a final state of shape {tuple(x.shape)}"
             values["terminal_cost"] = _evaluate("terminal_cost", f"to take {shapes}", problem.terminal_cost, x, q)
         for name, value in values.items():
-            if not isinstance(value, Tensor) or value.shape != ():
+            if not isinstance(value, Tensor) or value.shape != () or value.is_complex():
                 got = _describe(value)
                 raise ValueError(
-                    f"{name}: expected a scalar tensor of shape (), got {got}; sum or average over the batch"
+                    f"{name}: expected a scalar tensor of shape (), got {got}; "
+                    + ("its real part may be what is meant" if "complex" in got else "sum or average over the batch")
                 )
         self._check_derivatives(x, u, q, f)
         if hasattr(self.integrator, "check"):
@@ -155,13 +159,21 @@ def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: A
     copies = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
     try:
         value = piece(*copies)
-    except (RuntimeError, IndexError) as error:  # what torch raises for shapes, types and places that do not fit
+    except (RuntimeError, IndexError, TypeError) as error:  # torch's for shapes, types and places
+        if isinstance(error, TypeError) and not _ours(error):
+            raise
         raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
-    names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")
+    names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")[: len(copies)]
     changed = [n for n, copy in zip(names, copies, strict=True) if isinstance(copy, Tensor) and copy._version]
     if changed:
         raise ValueError(f"{name}: expected it to leave its arguments as they are, got {', '.join(changed)} changed")
     return value
+
+
+def _ours(error: TypeError) -> bool:
+    """Whether a function would not even take our call, so that the error comes from a line of this package."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).parent == Path(__file__).parent
 
 
 def _hint(f: Any, u: Tensor) -> str:

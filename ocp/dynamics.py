@@ -216,6 +216,11 @@ class ModuleDynamics:
     module : nn.Module
         Maps (batch, *state) to the same shape; a residual block without its skip connection.
 
+    Raises
+    ------
+    ValueError
+        If it has no parameters, or all of them are frozen: they are the control.
+
     Examples
     --------
     >>> ModuleDynamics(nn.Sequential(nn.Linear(4, 4), nn.Tanh())).control_size
@@ -224,6 +229,10 @@ class ModuleDynamics:
 
     def __init__(self, module: nn.Module):
         self.flat = FlatModule(module)
+        if not self.flat.size:
+            raise ValueError(
+                f"module: expected one with parameters that require gradients, the control, got {type(module).__name__}"
+            )
         self.control_size = self.flat.size
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
@@ -278,7 +287,7 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
             "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, vjp and jvp, "
             f"got {type(dynamics).__name__}"
         )
-    if control_size is None or control_size < 1:
+    if not isinstance(control_size, int) or control_size < 1:
         raise ValueError(
             f"control_size: expected the length of u (an integer >= 1) beside a plain function, got {control_size!r}"
         )

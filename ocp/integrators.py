@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from ocp.verlet import Verlet
 __all__ = ["INTEGRATORS", "Integrator", "as_integrator"]
 
 
+@runtime_checkable
 class Integrator(Protocol):
     """The step x_{k+1} = Psi_h(t_k, x_k, u_k) of a problem, together with the running cost over the step.
 
@@ -57,7 +58,12 @@ def as_integrator(integrator: Integrator | str) -> Integrator:
     ------
     ValueError
         If no integrator has that name.
+    TypeError
+        If it is neither.
     """
+    if isinstance(integrator, type) or not isinstance(integrator, str | Integrator):
+        got = f"the class {integrator.__name__}" if isinstance(integrator, type) else type(integrator).__name__
+        raise TypeError(f"integrator: expected an integrator such as RungeKutta(tableau), or a name, got {got}")
     if not isinstance(integrator, str):
         return integrator
     if integrator not in INTEGRATORS:

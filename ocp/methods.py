@@ -20,7 +20,18 @@ from ocp.status import Status
 from ocp.transfer import Transfer
 from ocp.trustregion import TrustRegion, steihaug
 
-__all__ = ["LBFGS", "GradientDescent", "Method", "NewtonCG", "NonlinearCG", "SciPy", "State", "TorchOptimizer", "Visit"]
+__all__ = [
+    "LBFGS",
+    "GradientDescent",
+    "Method",
+    "NewtonCG",
+    "NonlinearCG",
+    "SciPy",
+    "State",
+    "TorchOptimizer",
+    "Visit",
+    "as_method",
+]
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,20 @@ class Method(Protocol):
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         """The memory on the finer grid of a transfer."""
+
+
+def as_method(name: str, method: Any) -> Method:
+    """The method itself, where it is one.
+
+    Raises
+    ------
+    TypeError
+        If it is none; the error begins with ``name``.
+    """
+    if isinstance(method, type) or not isinstance(method, Method):
+        got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise TypeError(f"{name}: expected a method such as LBFGS() or MGOPT(levels=4), got {got}")
+    return method
 
 
 @dataclass(frozen=True)
@@ -310,7 +335,8 @@ class NewtonCG:
 class TorchOptimizer:
     """Any ``torch.optim`` class as a method.
 
-    It is given the gradient, not the derivative, so that a learning rate means the same on every grid. Its state
+    It is given the gradient, not the derivative, so that a learning rate means the same on every grid. Where there are
+    bounds it sees the objective at the projected control, and the control is projected after each step. Its state
     dictionary is the memory; entries of the shape of the control travel to finer grids as displacements do.
 
     Parameters
@@ -328,6 +354,11 @@ class TorchOptimizer:
     optimizer: Callable[..., torch.optim.Optimizer]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
+            got = type(self.optimizer).__name__
+            raise TypeError(f"optimizer: expected a class such as torch.optim.Adam, got one of type {got}")
+
     def init(self, objective: Objective, control: Tensor) -> State:
         return State(control)
 
@@ -340,7 +371,7 @@ class TorchOptimizer:
 
         def closure() -> float:
             nonlocal first, finite
-            u = state.control if first else parameter.detach().clone()
+            u = state.control if first else feasible(parameter.detach().clone(), objective.box)
             first = False
             parameter.grad = objective.space.gradient(objective.derivative(u))
             finite = finite and bool(parameter.grad.isfinite().all())
@@ -370,6 +401,9 @@ class TorchOptimizer:
 #: SciPy's gradient methods that know bounds.
 SCIPY_BOUNDED = ("l-bfgs-b", "tnc", "slsqp", "trust-constr")
 
+#: All that need no more than values and gradients.
+SCIPY = (*SCIPY_BOUNDED, "cg", "bfgs", "newton-cg")
+
 
 @dataclass(frozen=True)
 class SciPy:
@@ -389,11 +423,15 @@ class SciPy:
     Raises
     ------
     ValueError
-        In `init`, if there are bounds and the method knows none.
+        If SciPy has no such method; in `init`, if there are bounds and the method knows none.
     """
 
     name: str = "L-BFGS-B"
     iterations: int = 20
+
+    def __post_init__(self) -> None:
+        if str(self.name).lower() not in SCIPY:
+            raise ValueError(f"name: expected one of {', '.join(SCIPY)}, got {self.name!r}")
 
     def init(self, objective: Objective, control: Tensor) -> State:
         if objective.box is not None and self.name.lower() not in SCIPY_BOUNDED:

@@ -15,6 +15,8 @@ __all__ = ["FlatModule", "Mapped", "hvp", "pullback"]
 class FlatModule:
     """A module whose parameters, in the order of ``named_parameters``, are one flat vector.
 
+    Those that require no gradient are none of them: they are frozen, and stay what they are in the module.
+
     Parameters
     ----------
     module : nn.Module
@@ -44,18 +46,23 @@ class FlatModule:
                     "remove it or call .eval() on it"
                 )
         self.module = module
-        self._shapes = {name: p.shape for name, p in module.named_parameters()}
+        self._shapes = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
+        parameters = self._trained(module)
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         self.size = sum(self._sizes)
         # Where each parameter stands, in several places if it is shared.
         self._places = [
             [(part._parameters, name) for part in module.modules() for name, q in part._parameters.items() if q is p]
-            for p in module.parameters()
+            for p in parameters
         ]
+
+    def _trained(self, module: nn.Module) -> list[nn.Parameter]:
+        """The parameters that are not frozen, of the module or of a copy."""
+        return [p for name, p in module.named_parameters() if name in self._shapes]
 
     def start(self) -> Tensor:
         """The module's own parameters as a flat vector, shape (size,)."""
-        parts = [p.detach().reshape(-1) for p in self.module.parameters()]
+        parts = [p.detach().reshape(-1) for p in self._trained(self.module)]
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def __call__(self, flat: Tensor, x: Tensor) -> Tensor:
@@ -118,11 +125,11 @@ class FlatModule:
                 parameters[name] = part
 
     def with_parameters(self, flat: Tensor) -> nn.Module:
-        """A copy of the module that owns the parameters ``flat``."""
+        """A copy of the module that owns the parameters ``flat``, and those that are frozen."""
         module = copy.deepcopy(self.module)
         parts = flat.detach().split(self._sizes) if self._sizes else ()
         with torch.no_grad():
-            for parameter, part in zip(module.parameters(), parts, strict=True):
+            for parameter, part in zip(self._trained(module), parts, strict=True):
                 parameter.data = part.reshape(parameter.shape).clone()
         return module
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import inf, isfinite, nan
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ocp.bounds import Box, feasible, masked
 from ocp.linesearch import Armijo, LineSearch
-from ocp.methods import LBFGS, Method, State, Visit
+from ocp.methods import LBFGS, Method, State, Visit, as_method
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective, free_part
 from ocp.status import Status
 from ocp.transfer import CONSTANT, Interpolation, Transfer, coarse_grids
@@ -183,6 +183,7 @@ class Cycle:
     model: CoarseModel = coherent
 
     def __post_init__(self) -> None:
+        as_method("smoother", self.smoother)
         if self.shape not in SHAPES:
             raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {self.shape!r}")
         if min(self.pre, self.post) < 0 or self.pre + self.post < 1 or self.coarsest < 1:
@@ -338,6 +339,9 @@ class Forgetful:
     """A method that forgets everything when the grid is refined."""
 
     method: Method
+
+    def __post_init__(self) -> None:
+        as_method("method", self.method)
 
     def init(self, objective: Any, control: Tensor) -> State:
         return self.method.init(objective, control)
@@ -539,7 +543,7 @@ class Nested:
     factor : int
     interpolation : callable
     refine : Refinement
-        `Measured` or `Scheduled`.
+        `Measured`, `Settled` or `Scheduled`.
     """
 
     levels: int | Sequence[int] = 4
@@ -547,6 +551,9 @@ class Nested:
     factor: int = 2
     interpolation: Interpolation = CONSTANT
     refine: Refinement = Measured()
+
+    def __post_init__(self) -> None:
+        as_method("method", self.method)
 
     def init(self, objective: ReducedObjective, control: Tensor) -> State:
         grids = list(coarse_grids(objective.space.grid.steps, self.levels, self.factor))
@@ -637,5 +644,8 @@ def MGOPT(
     >>> MGOPT(levels=3, shape="F").method.shape
     'F'
     """
+    unknown = set(cycle) - {each.name for each in fields(Cycle)}
+    if unknown:
+        raise TypeError(f"MGOPT: expected arguments of its own or of Cycle, got {', '.join(sorted(unknown))}")
     cycles = Cycle(levels, smoother, factor, interpolation=interpolation, **cycle)
     return Nested(levels, cycles, factor, interpolation, refine)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ocp.control import Control, ControlSpace
-from ocp.costs import Readout
+from ocp.costs import Readout, TerminalCost
 from ocp.dynamics import Dynamics, ModuleDynamics
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
@@ -37,6 +37,7 @@ def residual_network(
     The state is opening(inputs), the dynamics are the block, and the cost is seen through closing. The
     parameters of opening and closing are the parameters q, in this order. The start holds the modules' own
     parameters; the block's are the same on every step, so that the start is one function of time on any grid.
+    Frozen parameters (``requires_grad=False``) are no part of the control, and stay what they are.
 
     Parameters
     ----------
@@ -58,9 +59,10 @@ def residual_network(
     Raises
     ------
     TypeError
-        If the inputs are no tensor, or ``block`` is neither a module nor a layer.
+        If the inputs are no tensor, ``block`` is neither a module nor a layer, or ``cost`` is no `TerminalCost`, as a
+        loss of torch is none.
     ValueError
-        If the inputs are not finite.
+        If the inputs are not finite, or the block has no parameters to train.
 
     Examples
     --------
@@ -365,7 +367,7 @@ def _check_blocks(opening: FlatModule, blocks: Sequence[FlatModule], weights: Te
             )
         if not torch.allclose(blocks[0](w, x), y, equal_nan=True):
             raise ValueError(
-                "blocks: expected blocks that differ in nothing but their parameters, "
+                "blocks: expected blocks that differ in nothing but the parameters that are trained, "
                 f"got block {k}, which with equal parameters is another function than block 0"
             )
         x = y
@@ -382,6 +384,11 @@ def _assemble(
     control_cost: Any,
 ) -> ControlProblem:
     """The problem whose start has the given weights, shape (steps, control_size), on as many steps."""
+    if not isinstance(cost, TerminalCost):
+        raise TypeError(
+            "cost: expected CrossEntropy(labels), LeastSquares(target) or another TerminalCost, which has a method "
+            f"derivative(x, q), got {type(cost).__name__}"
+        )
     first, last = FlatModule(opening or nn.Identity()), FlatModule(closing or nn.Identity())
     space = ControlSpace(TimeGrid(horizon, len(weights)), dynamics.control_size, first.size + last.size)
     parameters = torch.cat((first.start().to(weights), last.start().to(weights)))

@@ -41,7 +41,7 @@ SIGNED = LinearSegmentedColormap.from_list("signed", (COLORS[0], "white", COLORS
 UNSIGNED = LinearSegmentedColormap.from_list("unsigned", ("white", COLORS[0], "black"))
 
 
-def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target | None = None) -> Figure:
+def convergence(results: Result | Mapping[str, Result | Sequence[Result]], target: Target | None = None) -> Figure:
     """Objective, and accuracy or the derivative's norm, against work and against seconds.
 
     Thin lines are single runs, a dot marks the median run's end. Steps on coarse grids are drawn lighter than those on
@@ -50,8 +50,8 @@ def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target
 
     Parameters
     ----------
-    results : mapping
-        From a label to a result, or to the results of several seeds.
+    results : Result or mapping
+        From a label to a result, or to the results of several seeds; a result alone is labeled "run".
     target : Target, optional
         Drawn as a dashed line.
 
@@ -66,6 +66,10 @@ def convergence(results: Mapping[str, Result | Sequence[Result]], target: Target
     Traceback (most recent call last):
     ValueError: results: expected at least one labeled result, got none
     """
+    if isinstance(results, Result):
+        results = {"run": results}
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results: expected a Result, or results by their labels, got {type(results).__name__}")
     lists = {label: [r] if isinstance(r, Result) else list(r) for label, r in results.items()}
     groups = {label: [r for r in group if r.history] for label, group in lists.items()}
     groups = {label: group for label, group in groups.items() if group}
@@ -299,6 +303,10 @@ class _Panel:
 
 def _panels(trajectory: Trajectory, names: Mapping[str, Sequence[str]]) -> list[_Panel]:
     """What there is to draw, from top to bottom."""
+    if not isinstance(trajectory, Trajectory):
+        raise TypeError(
+            f"trajectory: expected a Trajectory, such as result.trajectory(problem), got {type(trajectory).__name__}"
+        )
     if not set(names) <= {"x", "u"}:
         raise ValueError(f"names: expected names for x and u, got names for {', '.join(names)}")
     x, p = (values.flatten(2).cpu().numpy() for values in (trajectory.x, trajectory.p))
@@ -396,6 +404,8 @@ def taylor(report: Report) -> Figure:
     -------
     Figure
     """
+    if not isinstance(report, Report):
+        raise TypeError(f"report: expected that of ocp.verify(objective), got {type(report).__name__}")
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     test = report.taylor

@@ -162,6 +162,8 @@ class ControlProblem:
     ...     running_cost=lambda t, x, u: 0.5 * (x.square().sum() + u.square().sum()),
     ...     control_size=1,
     ... )
+    >>> problem
+    ControlProblem(FunctionDynamics, FixedState, RunningFunction, horizon=1, control_size=1, parameter_size=0)
     >>> problem.space(TimeGrid(problem.horizon, 50)).dimension
     50
     """
@@ -212,6 +214,12 @@ class ControlProblem:
         if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
             raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
         _check_start(start, self.horizon, dynamics.control_size, parameter_size)
+
+    def __repr__(self) -> str:
+        pieces = (self.dynamics, self.initial_state, self.terminal_cost, self.running_cost, *self.control_cost)
+        kinds = ", ".join(type(piece).__name__ for piece in pieces if piece is not None)
+        sizes = f"horizon={self.horizon:g}, control_size={self.control_size}, parameter_size={self.parameter_size}"
+        return f"ControlProblem({kinds}, {sizes})"
 
     def space(self, grid: TimeGrid) -> ControlSpace:
         """The controls of this problem on one grid."""

@@ -68,6 +68,8 @@ class Target:
     threshold: float
 
     def __post_init__(self) -> None:
+        if self.quantity == "accuracy" and self.threshold > 1:
+            raise ValueError(f"target: expected an accuracy of at most 1, got {self.threshold:g}")
         if self.quantity not in ("accuracy", "value") or not isfinite(self.threshold):
             raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {self.quantity}={self.threshold}")
 
@@ -76,9 +78,10 @@ class Target:
         """From ``quantity=number``."""
         quantity, _, number = text.partition("=")
         try:
-            return cls(quantity, float(number))
+            threshold = float(number)
         except ValueError:
             raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {text!r}") from None
+        return cls(quantity, threshold)
 
     def reached(self, record: Record) -> bool:
         """Whether a record reaches the target."""
@@ -114,8 +117,8 @@ class Result:
         Coarse corrections taken, refused and skipped; grids refused; values that were not finite.
     about : mapping
         What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
-        device; the derivative's norm
-        at the start, by which the tolerance is measured; and whatever the caller adds.
+        device; the derivative's norm at the start, by which the tolerance is measured; ``resumed``, the iteration at
+        which the run was taken up again, if it was; and whatever the caller adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
     """
@@ -180,13 +183,14 @@ class Result:
         return objective.trajectory(self.control.flat.to(objective.discretization.example()[0]))
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
-        steps, scheme = self.about.get("steps"), self.about.get("integrator")
+        counts = ", ".join(_event(name, count) for name, count in self.counts.items() if count)
+        steps, scheme, resumed = (self.about.get(name) for name in ("steps", "integrator", "resumed"))
         lines = {
             "status": f"{self.status.name} (success: {self.success})",
             "message": self.message,
             **({"target": self._target()} if self.about.get("target") else {}),
-            **({"grid": f"{steps} steps of {scheme}"} if steps and scheme else {}),
+            **(self._grids(scheme) if steps and scheme else {}),
+            **({} if resumed is None else {"resumed": f"at iteration {resumed}"}),
             "value": f"{self.value:.10g}",
             "derivative norm": f"{self.derivative_norm:.3e}{self._relative()}",
             "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
@@ -194,9 +198,19 @@ class Result:
         }
         return "\n".join(f"{name:>20}: {text}" for name, text in lines.items())
 
+    def _grids(self, scheme: str) -> dict[str, str]:
+        """The grids that were worked on, the finest first."""
+        used = {self.about["steps"], *(r.steps for r in self.history), *(v.coarse for v in self.visits)}
+        steps = [str(n) for n in sorted(used, reverse=True)]
+        if len(steps) == 1:
+            return {"grid": f"{steps[0]} step{'s' * (steps[0] != '1')} of {scheme}"}
+        shown = steps if len(steps) <= 4 else [*steps[:2], "...", steps[-1]]
+        return {"grids": f"{', '.join(shown)} steps of {scheme}"}
+
     def _target(self) -> str:
-        reached = "" if self.about.get("target_reached", True) else ", not reached"
-        return f"{self.about['target']}{reached}"
+        if self.about.get("target_reached", True):
+            return str(self.about["target"])
+        return f"{self.about['target']}, not reached" + (", but the tolerance was met" if self.success else "")
 
     def _relative(self) -> str:
         """The derivative's norm by that at the start, beside the tolerance, where these are known."""
@@ -272,6 +286,24 @@ class Result:
         grid = TimeGrid(saved["horizon"], saved["steps"])
         space = ControlSpace(grid, saved["control_size"], saved["parameter_size"])
         return replace(result, control=Control(space, saved["flat"]))
+
+
+#: Events by the names under which they are counted: what was counted, and what became of it.
+EVENTS = {
+    "corrections": ("coarse correction", "taken"),
+    "refused": ("coarse correction", "refused"),
+    "skipped": ("coarse correction", "skipped"),
+    "refused_grids": ("coarse grid", "refused"),
+    "not_finite": ("value", "not finite"),
+    "not_saved": ("checkpoint", "not written"),
+}
+
+
+def _event(name: str, count: int) -> str:
+    if name not in EVENTS:
+        return f"{count} {name}"
+    what, fate = EVENTS[name]
+    return f"{count} {what}{'s' * (count != 1)} {fate}"
 
 
 def _sizes(space: ControlSpace) -> str:

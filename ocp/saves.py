@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +29,7 @@ try:
 except ImportError:  # no such locks on this system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["KNOWN", "Checkpoint", "Follower", "Nowhere", "Saves", "identity", "saving"]
+__all__ = ["KNOWN", "Checkpoint", "Follower", "Nowhere", "Saves", "identity", "saving", "writable"]
 
 #: What a checkpoint may hold beside plain containers, numbers and tensors.
 KNOWN: Mapping[str, type] = {
@@ -72,6 +73,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, str | PathLike):
             raise TypeError(f"folder: expected a path, got {type(self.folder).__name__}")
+        if not str(self.folder):
+            raise ValueError("checkpoint: expected a path, got ''")
         if not (self.every >= 1 and self.seconds >= 0 and self.keep >= 1):
             raise ValueError(
                 "every, seconds, keep: expected an integer >= 1, a number >= 0 and an integer >= 1, "
@@ -134,7 +137,6 @@ def identity(method: Method, objective: ReducedObjective, batches: Batches | Non
     """What a run must have in common with one that it takes up; limits, target and tolerance may differ."""
     space, like = objective.space, objective.discretization.example()[0]
     return {
-        "the method": recipe(method),
         "the integrator": objective.discretization.integrator.name,
         "the steps of the first grid": space.grid.steps,
         "the horizon": space.grid.horizon,
@@ -143,7 +145,35 @@ def identity(method: Method, objective: ReducedObjective, batches: Batches | Non
         "the samples": objective.work.samples,
         "the batches": repr(batches),
         "the type": str(like.dtype),
+        **_parts("method", method),
     }
+
+
+def _parts(name: str, value: Any) -> dict[str, str]:
+    """A recipe by its parts, each under its dotted name."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return {name: recipe(value)}
+    parts = {name: type(value).__name__}
+    for part in fields(value):
+        parts |= _parts(f"{name}.{part.name}", getattr(value, part.name)) if part.repr else {}
+    return parts
+
+
+def writable(name: str, folder: Path) -> Path:
+    """A folder, made where it is missing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made or nothing can be written to it; the error begins with ``name``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{name}: expected a folder that can be written to, got {folder} ({reason})") from error
+    return folder
 
 
 class Saves:
@@ -174,8 +204,7 @@ class Saves:
         self._last: tuple[int, float] | None = None
 
     def __enter__(self) -> Saves:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / "lock").open("a+")
+        lock = (writable("checkpoint", self.folder) / "lock").open("a+")
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,12 +254,18 @@ class Saves:
             data = files[0].read_bytes()
             saved = decode(data, KNOWN, device)
         except (OSError, ValueError) as error:
-            before = f"; the one before it is {files[1]}" if len(files) > 1 else ""
+            before = (
+                f"; for the one before it take resume={str(files[1])!r}, or --resume-from {files[1]}"
+                if len(files) > 1
+                else ""
+            )
             raise ValueError(f"resume: {files[0]}: {error}{before}") from error
         for name, own in self.identity.items():
-            if saved["identity"].get(name) != own:
-                other = saved["identity"].get(name)
-                raise ValueError(f"resume: expected {name} as in {files[0]}, {other}, got {own}")
+            other = saved["identity"].get(name)
+            if other != own:
+                of_method = name.split(".")[0] == "method"
+                what = f"the method as in {files[0]}, where {name} is" if of_method else f"{name} as in {files[0]},"
+                raise ValueError(f"resume: expected {what} {other}, got {own}")
         self.processes.told(data)
         return saved
 

@@ -18,7 +18,7 @@ from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, Path
 from ocp.course import Course
 from ocp.integrators import Integrator, as_integrator
-from ocp.methods import Method, State
+from ocp.methods import Method, State, as_method
 from ocp.multilevel import MGOPT
 from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
@@ -26,7 +26,7 @@ from ocp.processes import ALONE, Processes
 from ocp.result import Record, Result, Target
 from ocp.saves import Checkpoint, identity, saving
 from ocp.status import Status
-from ocp.stopping import Stopping, checked, contradiction, explain
+from ocp.stopping import Stopping, blind, checked, contradiction, explain
 from ocp.transfer import depth
 
 __all__ = ["accuracy", "minimize"]
@@ -84,7 +84,8 @@ def minimize(
         compared. Like the accuracy it is neither counted as work nor timed. A target of value asks for it.
     tolerance : float
         Stop when the dual norm of the derivative on the finest grid, or with bounds that of the projected gradient step
-        (`ocp.objective.optimality`), is at most this share of that at the start.
+        (`ocp.objective.optimality`), is at most this share of that at the start. Where the start is not finite on that
+        grid, but is on a coarser one, the first control that is finite on it counts as the start.
     target : Target, optional
         Stop when it is reached.
     max_iterations : int
@@ -98,7 +99,8 @@ def minimize(
         ``callback(record, control)`` after each record, with a copy of the control; the run stops if it returns True.
     check_derivative : bool
         Before the first step, compare the derivative with differences of values at two controls (`ocp.quick_check`);
-        some eight gradients, which are not counted. It ends the run if it is wrong.
+        some eight gradients, which are not counted. It ends the run if it is wrong. Where the derivative is zero at the
+        start this is done in any case.
     checkpoint : Checkpoint or path, optional
         Save the run to this folder as it goes, by default every ten seconds and at its end.
     resume : bool or path
@@ -144,7 +146,7 @@ def minimize(
         objective = _shared(objective, processes)
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
     stopping = Stopping(tolerance, target, max_iterations, max_work, max_seconds)
-    _check_arguments(method, batches, validation, target, record_every)
+    _check_arguments(method, batches, validation, target, record_every, callback)
     if resume is not False and checkpoint is None:
         raise ValueError("resume: expected a checkpoint folder beside it, got none")
     if adaptive is not None and batches is not None:
@@ -165,6 +167,8 @@ def minimize(
         with _keeping(run, method):
             slope = checked(run) if check_derivative and saved is None else None
             run.restore(saved) if saved is not None else run.begin(method)
+            if run.stationary and saved is None:
+                slope = blind(run)
             stream = None if batches is None else batches.stream(samples, run.iteration)
             while status is Status.RUNNING:
                 run.look_begins()
@@ -241,11 +245,13 @@ def _live(progress: bool | None, processes: Processes) -> Any:
     return tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False)
 
 
-def _check_arguments(method: Any, batches: Any, validation: Any, target: Any, record_every: int | None) -> None:
+def _check_arguments(
+    method: Any, batches: Any, validation: Any, target: Any, record_every: int | None, callback: Any
+) -> None:
     """Refuse what does not fit, before work begins."""
-    if isinstance(method, type) or not isinstance(method, Method):
-        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
-        raise TypeError(f"method: expected a method such as MGOPT(levels=4), got {got}")
+    as_method("method", method)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function of a record and a control, got {callback!r}")
     if not isinstance(batches, Batches | None):
         raise TypeError(f"batches: expected Batches(size), got {type(batches).__name__}")
     if not isinstance(target, Target | None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ocp.result import Record, Target
 from ocp.status import Status
 from ocp.verify import Slope, measure_slope, quick_check
 
-__all__ = ["Stopping", "checked", "contradiction", "explain"]
+__all__ = ["Stopping", "blind", "checked", "contradiction", "explain"]
 
 
 #: After so many records on the finest grid in which the value changed by its rounding errors alone, and the smallest
@@ -36,8 +37,9 @@ class Stopping:
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "max_iterations", "max_work", "max_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and float(value) >= 0):
+                raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
 
     def converged(self, run: Course, record: Record) -> bool:
         """Whether the tolerance is met on the grid of the record."""
@@ -128,6 +130,15 @@ def checked(run: Course) -> Slope | None:
     """The slope at the start, or near it, where values contradict the derivative."""
     with run.objective.work.looking():
         slope = quick_check(run.viewed, run.objective.discretization.start().flat)
+    return slope if slope.contradicted else None
+
+
+def blind(run: Course) -> Slope | None:
+    """The same where the derivative is zero in all its entries, as that of a cost which autograd cannot follow is."""
+    start = run.look.discretization.start().flat
+    if bool(run.look.derivative(start).any()):
+        return None
+    slope = quick_check(run.look, start)
     return slope if slope.contradicted else None
 
 

@@ -207,7 +207,8 @@ def measure_slope(objective: Objective, control: Tensor, direction: Tensor, leng
     for step in (unit * length for length in lengths if unit > 0):
         ends = [objective.value(torch.add(control, direction, alpha=a)) for a in (step, -step)]
         low = min([low, *(end for end in ends if isfinite(end))])
-        quotients.append(((ends[0] - ends[1]) / (2 * step), noise / step))
+        rounding = 8 * eps * max(map(abs, ends))  # more than that of a value which is zero
+        quotients.append(((ends[0] - ends[1]) / (2 * step), max(noise, rounding) / step))
     for (longer, _), (quotient, uncertain) in pairwise(quotients):
         if abs(longer - quotient) + uncertain < error:  # not so where one is NaN or infinite
             best, error = quotient, abs(longer - quotient) + uncertain
@@ -279,6 +280,8 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
 
     Raises
     ------
+    TypeError
+        If it is a problem, which has no grid yet, or no objective at all.
     ValueError
         If the objective is not finite there.
 
@@ -291,6 +294,10 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     >>> verify(discretize(problem, steps=8)).passed
     True
     """
+    if not hasattr(objective, "derivative"):
+        raise TypeError(
+            f"objective: expected one, such as ocp.discretize(problem, steps), got {type(objective).__name__}"
+        )
     generator = torch.Generator().manual_seed(seed)
     if isinstance(control, Control):
         u = control.flat

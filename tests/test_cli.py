@@ -395,7 +395,7 @@ MISTAKES = {
     "no function": ("solve", "x = 1", [], "to define a function problem()"),
     "nothing returned": ("verify", "def problem(): pass", [], "got NoneType"),
     "nonsense returned": ("compare", "def problem(): return 7", [], "got int"),
-    "arguments": ("solve", "def problem(width): return width", [], "width"),
+    "arguments": ("solve", "def problem(width): return width", [], "mine.py: expected a value for width, got none"),
     "target": ("solve", CONTROL, ["--target", "fast"], "target: expected accuracy=NUMBER or value=NUMBER"),
     "target of a comparison": ("compare", CONTROL, ["--target", "value=low"], "target: expected"),
     "accuracy without data": ("solve", CONTROL, ["--target", "accuracy=0.9"], "target: expected"),
@@ -441,9 +441,25 @@ def test_an_unknown_command_gives_one_clear_line(call):
     assert "No such command 'train'" in complaint(call("train"))
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("spiral", "width=abc", "width: expected an integer >= 1, got 'abc'"),
+        ("spiral", "width=0", "width: expected an integer >= 1, got 0"),
+        ("peaks", "samples=2.5", "samples: expected an integer >= 1, got 2.5"),
+        ("digits", "data_seed=-1", "data_seed: expected an integer >= 0, got -1"),
+        ("burgers", "alpha=small", "alpha: expected a number, got 'small'"),
+    ],
+)
+def test_an_argument_that_does_not_fit_a_problem_of_ours_gives_one_clear_line(call, name, setting, message):
+    assert message in complaint(call("solve", name, "--set", setting))
+
+
 OUTPUTS = {
     "solve into a file": ("solve", "--out", "file"),
     "solve below a file": ("solve", "--out", "file/below"),
+    "solve with checkpoints into a file": ("solve", "--checkpoint", "file"),
+    "solve with checkpoints below a file": ("solve", "--checkpoint", "file/below"),
     "compare below a file": ("compare", "--out", "file/below"),
     "verify into a folder": ("verify", "--json", "folder"),
     "verify below a file": ("verify", "--json", "file/below/report.json"),
@@ -455,6 +471,19 @@ def test_an_output_that_cannot_be_written_gives_one_clear_line(call, write, tmp_
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder").mkdir()
     assert path.split("/")[0] in complaint(call(command, write(CONTROL), option, tmp_path / path))
+
+
+@pytest.mark.parametrize("command", ["solve", "compare"])
+def test_an_output_that_cannot_be_written_is_told_before_the_run(call, write, tmp_path, monkeypatch, command):
+    monkeypatch.setattr("ocp.compare.minimize", lambda *arguments, **options: pytest.fail("it ran"))
+    (tmp_path / "file").write_text("in the way")
+    place = tmp_path / "file" / "below"
+    message = f"out: expected a folder that can be written to, got {place} (Not a directory)"
+    assert message in complaint(call(command, write(CONTROL), "--out", place))
+
+
+def test_an_empty_folder_for_checkpoints_gives_one_clear_line(call, write):
+    assert "checkpoint: expected a path, got ''" in complaint(call("solve", write(CONTROL), "--checkpoint", ""))
 
 
 def test_the_default_output_in_the_way_gives_one_clear_line(call, write, tmp_path):

@@ -116,6 +116,23 @@ def test_an_objective_that_is_not_finite_at_the_start_ends_the_run_before_any_st
     assert torch.equal(result.control.flat, torch.full((N,), 0.3, dtype=torch.float64))
 
 
+def test_a_start_that_is_finite_on_coarse_grids_only_is_cured_and_the_tolerance_is_met():
+    """Without control the state is infinite before the end of the horizon, which long steps overlook."""
+    problem = ControlProblem(
+        lambda t, x, u: x**2 + u,
+        torch.full((1, 1), 2.0).double(),
+        lambda x: x.square().sum(),
+        lambda t, x, u: 0.1 * u.square().sum(),
+        control_size=1,
+    )
+    result = minimize(problem, 64, MGOPT(5))
+    first = next(record for record in result.history if record.level == 0)
+    assert discretize(problem, 64).value(torch.zeros(64).double()) == math.inf
+    assert result.status is Status.CONVERGED
+    assert result.derivative_norm <= 1e-6 * first.derivative_norm
+    assert f"not finite on the finest grid; iteration {first.iteration} takes its place." in result.message
+
+
 def torch_start(number):
     return Control(ControlSpace(TimeGrid(1.0, 1), 1), torch.tensor([number], dtype=torch.float64))
 
@@ -281,6 +298,36 @@ def test_the_check_before_a_run_costs_a_few_gradients_and_is_not_counted():
     quiet, checked = (minimize(PROBLEM, N, LBFGS(), check_derivative=check) for check in (False, True))
     assert checked.work_units == quiet.work_units
     assert torch.equal(checked.control.flat, quiet.control.flat)
+
+
+BLIND = {
+    "a detached cost": {"terminal_cost": lambda x: x.detach().square().sum(), "running_cost": None},
+    "a cost by numbers": {"terminal_cost": lambda x: torch.tensor(x.norm().item()).double(), "running_cost": None},
+    "detached dynamics": {"f": lambda t, x, u: (u - x).detach(), "running_cost": None},
+}
+
+
+@every_method
+@pytest.mark.parametrize("pieces", BLIND.values(), ids=BLIND.keys())
+def test_a_derivative_that_is_zero_where_values_change_is_no_success(method, pieces):
+    result = minimize(cubic(**pieces), N, method)
+    assert result.status is Status.WRONG_DERIVATIVE
+    assert result.iterations == 0
+    assert "need not be a minimum" not in result.message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["free", "at a bound"])
+@pytest.mark.parametrize("power", [2, 3, 4])
+@pytest.mark.parametrize(
+    "cost", [lambda x: x.abs().sum(), lambda x: 3 - x.cos().sum(), lambda x: 0 * x.sum()], ids=["abs", "cos", "flat"]
+)
+def test_a_start_that_is_the_optimum_is_a_success(cost, power, bounds, dtype):
+    problem = cubic(
+        initial_state=0 * X0.to(dtype), terminal_cost=lambda x: cost(x**power), running_cost=None, bounds=bounds
+    )
+    result = minimize(problem, N, LBFGS())
+    assert (result.status, result.iterations) == (Status.CONVERGED, 0)
 
 
 @every_method

@@ -10,19 +10,23 @@ from math import inf
 import pytest
 import scipy.optimize
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ocp import (
     CONSTANT,
     LBFGS,
     LINEAR,
+    MGOPT,
     Armijo,
     Bounds,
     ControlProblem,
     ControlSpace,
+    Cycle,
+    Forgetful,
     GradientDescent,
     LeastSquares,
     Method,
+    Nested,
     NonlinearCG,
     QuadraticRunning,
     SciPy,
@@ -551,3 +555,50 @@ def test_optimality_at_a_bound_counts_what_leads_inside_only(slope, expected):
     """At a lower bound, with a room of 0.5; the gradient is the derivative by the length of the step, 0.1."""
     objective = Quadratic(torch.zeros(3, 3).double(), tensor(-slope, 0, 0), Box(tensor(0, 0, 0), tensor(0.5, 1, 1)))
     assert optimality(objective, tensor(0, 0, 0)) == pytest.approx(expected * 0.1**0.5)
+
+
+COMPOSED = {
+    "MG/OPT": lambda method: MGOPT(smoother=method),
+    "a cycle": lambda method: Cycle(3, method),
+    "nested iteration": lambda method: Nested(3, method),
+    "a forgetful method": Forgetful,
+}
+
+
+@pytest.mark.parametrize(("method", "got"), [("lbfgs", "'lbfgs'"), (LBFGS, "the class LBFGS"), (None, "None")])
+@pytest.mark.parametrize("compose", COMPOSED.values(), ids=COMPOSED.keys())
+def test_what_is_no_method_is_refused_where_methods_are_composed(compose, method, got):
+    with pytest.raises(TypeError, match=rf"(smoother|method): expected a method such as LBFGS\(\) .*, got {got}"):
+        compose(method)
+
+
+def test_an_unknown_argument_of_mgopt_is_named():
+    with pytest.raises(TypeError, match="MGOPT: expected arguments of its own or of Cycle, got leves"):
+        MGOPT(leves=3)
+
+
+def test_a_method_that_scipy_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"name: expected one of l-bfgs-b, .*, got 'foo'"):
+        SciPy("foo")
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam([nn.Parameter(torch.ones(1))]), "Adam"])
+def test_an_optimizer_that_is_no_class_is_refused(optimizer):
+    with pytest.raises(TypeError, match=r"optimizer: expected a class such as torch.optim.Adam, got one of type (A|s)"):
+        TorchOptimizer(optimizer)
+
+
+def test_an_optimizer_that_searches_sees_no_control_outside_the_bounds(matrices):
+    objective, seen = boxed(*matrices, PATHS["active"]), []
+
+    @dataclass(frozen=True)
+    class Watched(Quadratic):
+        def derivative(self, control):
+            seen.append(control)
+            return super().derivative(control)
+
+    watched = Watched(*matrices, objective.box)
+    method = TorchOptimizer(torch.optim.LBFGS, {"max_iter": 5, "line_search_fn": "strong_wolfe"})
+    found = run(method, watched, objective.box.project(torch.ones(14).double()), 10).control
+    assert len(seen) > 10
+    assert all(torch.equal(objective.box.project(u), u) for u in [*seen, found])

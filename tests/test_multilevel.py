@@ -929,7 +929,7 @@ def test_the_fine_optimum_is_found_where_coarse_grids_have_none(method, settings
     assert many.status is Status.CONVERGED
     assert many.value == pytest.approx(alone.value, rel=1e-6)
     assert many.counts["refused_grids"] >= 1
-    assert f"{many.counts['refused_grids']} refused_grids" in str(many)
+    assert f"{many.counts['refused_grids']} coarse grid" in str(many)
 
 
 @dataclass(frozen=True)
@@ -971,7 +971,7 @@ def test_a_run_goes_on_from_where_a_refused_grid_began():
     problem = sinking(x0=0.0)
     alone, many = (minimize(problem, 64, m, tolerance=1e-7) for m in (LBFGS(), Nested([64, 2], Thrown())))
     assert many.value == pytest.approx(alone.value, rel=1e-8)
-    assert "1 refused_grids" in str(many)
+    assert "1 coarse grid refused" in str(many)
 
 
 def test_what_a_grid_found_is_kept_where_the_finer_one_finds_it_better():

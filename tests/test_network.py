@@ -18,6 +18,8 @@ from ocp.layers import SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dense
 from ocp.network import from_blocks, from_sequential, residual_network, to_module
 from ocp.objective import discretize
 from ocp.problem import ControlProblem
+from ocp.solver import minimize
+from ocp.verify import verify
 
 LABELS = torch.tensor([0, 1, 1, 0, 1])
 BLOCKS = {
@@ -326,6 +328,52 @@ def test_inputs_that_are_no_tensor_are_refused():
         residual_network([[1.0]], CrossEntropy(LABELS), Dense(1))
 
 
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda x: x.sum()])
+def test_a_loss_without_a_derivative_is_refused(rand, loss):
+    with pytest.raises(TypeError, match=r"cost: expected CrossEntropy\(labels\), .*, got (CrossEntropyLoss|function)"):
+        residual_network(rand(5, 2), loss, Dense(2))
+
+
+@pytest.mark.parametrize("block", [nn.Tanh(), nn.Linear(2, 2).requires_grad_(False)], ids=["none", "frozen"])
+def test_a_block_with_nothing_to_train_is_refused(rand, block):
+    with pytest.raises(ValueError, match=r"module: expected one with parameters that require gradients, .* got "):
+        residual_network(rand(5, 2), CrossEntropy(LABELS), block)
+
+
+def half_frozen():
+    """Opening, block and closing, each with its weights frozen and its biases free."""
+    parts = nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 2)
+    for name, parameter in nn.ModuleList(parts).double().named_parameters():
+        parameter.requires_grad_("bias" in name)
+    return parts
+
+
+def test_frozen_parameters_are_no_part_of_the_control_and_stay_what_they_are(rand):
+    opening, block, closing = half_frozen()
+    frozen = [part.weight.clone() for part in (opening, block[0], closing)]
+    problem = residual_network(rand(5, 2), CrossEntropy(LABELS), block, opening, closing)
+    assert (problem.control_size, problem.parameter_size) == (3, 5)
+    assert verify(discretize(problem, 4)).passed
+    result = minimize(problem, 4, max_iterations=5)
+    assert result.value < result.history[0].value
+    network = to_module(problem, result.control)
+    found = [network.opening.weight, *(network.blocks.get_submodule(f"{k}.0").weight for k in range(4))]
+    for weight, expected in zip(
+        [*found, network.closing.weight], [frozen[0], *[frozen[1]] * 4, frozen[2]], strict=True
+    ):
+        assert torch.equal(weight, expected)
+        assert not weight.requires_grad
+    assert not torch.equal(network.closing.bias, closing.bias)
+
+
+def test_blocks_whose_frozen_parameters_differ_are_refused(rand):
+    blocks = [Block(2).double() for _ in range(2)]
+    for block in blocks:
+        block.linear.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="blocks: expected blocks that differ in nothing but the parameters that are"):
+        from_blocks(None, blocks, None, rand(5, 2), CrossEntropy(LABELS))
+
+
 def test_a_block_that_is_neither_module_nor_layer_is_refused():
     with pytest.raises(TypeError, match=r"block: expected an nn.Module or a layer of ocp.layers, got function"):
         residual_network(torch.ones(5, 1), CrossEntropy(LABELS), lambda t, x, u: x)
@@ -398,13 +446,13 @@ def test_dynamics_that_are_no_layer_are_not_exported(rand):
 
 
 class Implicit:
-    """Stands for a scheme that is not explicit Runge-Kutta."""
+    """Is no scheme at all."""
 
 
 @pytest.mark.parametrize(
     ("integrator", "error", "message"),
     [
-        (Implicit(), TypeError, "integrator: expected an explicit Runge-Kutta scheme, got Implicit"),
+        (Implicit(), TypeError, "integrator: expected an integrator such as .*, got Implicit"),
         ("crank_nicolson", TypeError, "integrator: expected an explicit Runge-Kutta scheme, got crank_nicolson"),
         ("verlet", TypeError, "integrator: expected an explicit Runge-Kutta scheme, got verlet"),
         ("rk5", ValueError, f"integrator: expected one of {', '.join(INTEGRATORS)}, got 'rk5'"),

@@ -365,3 +365,22 @@ def test_grids_says_so_where_no_correction_was_asked_for():
 def test_grids_without_a_history_is_refused():
     with pytest.raises(ValueError, match="result: expected one with a history"):
         plots.grids(result(()))
+
+
+def test_a_result_alone_is_one_curve():
+    figure = plots.convergence(result())
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "run"
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.convergence([result()]), "results: expected a Result, or results by their labels, got list"),
+        (lambda: plots.taylor(result()), r"report: expected that of ocp.verify\(objective\), got Result"),
+        (lambda: plots.trajectory(result()), r"trajectory: expected .* result.trajectory\(problem\), got Result"),
+    ],
+    ids=["convergence", "taylor", "trajectory"],
+)
+def test_what_cannot_be_drawn_is_refused(draw, message):
+    with pytest.raises(TypeError, match=message):
+        draw()

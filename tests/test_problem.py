@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ocp.control import Control, ControlSpace
-from ocp.costs import CrossEntropy, QuadraticRunning, Readout, TerminalFunction, Tikhonov
+from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, TerminalFunction, Tikhonov
 from ocp.grid import TimeGrid
 from ocp.layers import Dense
 from ocp.modules import FlatModule
@@ -228,6 +228,7 @@ def test_a_start_may_live_on_any_grid(steps):
     [
         ({"dynamics": 1.0}, TypeError, "dynamics: expected a function"),
         ({"control_size": None}, ValueError, "control_size: expected the length of u"),
+        ({"control_size": 1.0}, ValueError, r"control_size: expected the length of u .*, got 1\.0"),
         ({"terminal_cost": 1.0}, TypeError, "terminal_cost: expected"),
         ({"running_cost": 1.0}, TypeError, "running_cost: expected"),
         ({"control_cost": 1.0}, TypeError, "control_cost: expected"),
@@ -247,6 +248,12 @@ def test_a_readout_may_follow_an_opening_in_one_vector_of_parameters(rand):
     V, c = q[9:15].view(2, 3), q[15:]
     expected = nn.functional.cross_entropy(x @ V.T + c, readout.cost.labels)
     assert float(problem.terminal_cost(x, q)) == pytest.approx(float(expected), rel=1e-14)
+
+
+def test_a_problem_is_printed_in_one_short_line():
+    problem = build(initial_state=torch.ones(1000, 2), terminal_cost=LeastSquares(torch.zeros(1000, 2)))
+    assert "LeastSquares" in repr(problem)
+    assert len(repr(problem)) < 200
 
 
 def test_a_study_needs_nothing_but_a_problem():

@@ -3,14 +3,17 @@
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import ocp
@@ -35,6 +38,7 @@ from ocp import (
     minimize,
     residual_network,
 )
+from ocp.cli import main
 from ocp.layers import Dense
 from ocp.objective import ReducedObjective
 from ocp.processes import ALONE
@@ -300,15 +304,21 @@ def problem():
 """
 
 
-def launch(folder, *arguments, processes=2, dies="none"):
-    """Solve under torch's launcher; the exit code and what was printed."""
+def launch(folder, *arguments, processes=2, dies="none", interrupt=False):
+    """Solve under torch's launcher, interrupted once there are checkpoints; the exit code and what was printed."""
     (folder / "mine.py").write_text(SOURCE)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
     command = [sys.executable, *launcher, "--standalone", "-m", "ocp", "solve", "mine.py", *map(str, arguments)]
     paths = os.pathsep.join([str(Path(ocp.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DIES": dies}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as run:
+        if interrupt:
+            while run.poll() is None and not list(folder.glob("saves/*.ocp")):
+                time.sleep(0.05)
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        printed = run.communicate(timeout=60)[0]
+    return run.returncode, printed
 
 
 def test_the_launcher_gives_the_result_of_one_process_and_a_process_that_dies_leaves_a_checkpoint(tmp_path):
@@ -329,3 +339,18 @@ def test_the_launcher_gives_the_result_of_one_process_and_a_process_that_dies_le
     assert code == 0, printed
     assert Result.load(tmp_path / "again").value == pytest.approx(one.value, rel=1e-9)
     assert json.loads((tmp_path / "again" / "result.json").read_text())["iterations"] == one.iterations
+
+
+def test_an_interrupt_under_the_launcher_ends_all_after_a_step_and_the_run_can_be_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ("--method", "single", "--smoother", "gd", "--tolerance", 0, "--checkpoint", "saves", "--every", 1)
+    code, printed = launch(tmp_path, *run, "--max-iterations", 10**6, "--out", "one", interrupt=True)
+    assert code != 0
+    assert "INTERRUPTED" in printed
+    assert "expected an answer from all" not in printed
+    ended = Result.load(tmp_path / "one")
+    assert ended.status is Status.INTERRUPTED
+    assert int(max((tmp_path / "saves").glob("*.ocp")).stem) == ended.iterations
+    more = ("--resume", "--max-iterations", ended.iterations + 2)
+    again = CliRunner().invoke(main, ["solve", "mine.py", *map(str, (*run, *more, "--out", "two"))])
+    assert f"resumed: at iteration {ended.iterations}" in again.output

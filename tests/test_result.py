@@ -10,6 +10,7 @@ import torch
 
 from ocp import (
     LBFGS,
+    MGOPT,
     Control,
     ControlProblem,
     ControlSpace,
@@ -30,6 +31,7 @@ from ocp import (
 )
 from ocp.compare import Run, solve
 from ocp.layers import Dense
+from ocp.transfer import depth
 
 KEYS = {
     "problem",
@@ -261,7 +263,7 @@ def test_a_result_prints_its_numbers():
         "events",
     ]
     assert "MAX_WORK (success: False)" in text
-    assert "2 corrections" in text
+    assert "events: 2 coarse corrections taken" in text
     assert "7 iterations" in text
     assert "refused" not in text
 
@@ -385,3 +387,40 @@ def test_a_target_that_is_not_reached_has_no_first_record():
 )
 def test_a_target_prints_as_an_inequality(target, text):
     assert str(target) == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"corrections": 1}, "1 coarse correction taken"),
+        ({"refused": 2, "skipped": 1}, "2 coarse corrections refused, 1 coarse correction skipped"),
+        ({"refused_grids": 1, "not_finite": 2}, "1 coarse grid refused, 2 values not finite"),
+        ({"not_saved": 1, "hiccups": 3}, "1 checkpoint not written, 3 hiccups"),
+        ({"corrections": 0}, "none"),
+    ],
+)
+def test_events_are_printed_in_words(counts, said):
+    assert f"events: {said}" in str(made(counts=counts))
+
+
+@pytest.mark.parametrize(
+    ("steps", "levels", "said"),
+    [
+        (97, depth(97, 1), "grid: 97 steps of euler"),
+        (8, 3, "grids: 8, 4, 2 steps of euler"),
+        (32, 6, "grids: 32, 16, ..., 1 steps of euler"),
+        (1, 1, "grid: 1 step of euler"),
+    ],
+)
+def test_the_grids_that_were_used_are_printed(steps, levels, said):
+    assert f"{said}\n" in str(minimize(CONTROL.problem, steps, MGOPT(levels)))
+
+
+def test_the_grid_on_which_a_run_ended_is_told_in_words():
+    message = minimize(CONTROL.problem, 8, MGOPT(3), max_iterations=0).message
+    assert "The run ended on a grid of 2 steps; from there its control was prolonged to the finest grid." in message
+
+
+def test_an_accuracy_above_one_is_refused():
+    with pytest.raises(ValueError, match="target: expected an accuracy of at most 1, got 95"):
+        Target.parse("accuracy=95")

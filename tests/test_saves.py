@@ -36,6 +36,7 @@ from ocp import (
     SciPy,
     State,
     Status,
+    StrongWolfe,
     Target,
     Tikhonov,
     TorchOptimizer,
@@ -198,6 +199,14 @@ def test_to_resume_where_there_is_nothing_is_to_begin(tmp_path):
     same(run(tmp_path / "one", control, N, LBFGS(), resume=True), run(tmp_path / "two", control, N, LBFGS()))
 
 
+def test_a_result_tells_where_its_run_was_taken_up(tmp_path):
+    killed(tmp_path)
+    result = run(tmp_path, control, N, LBFGS(), resume=True)
+    assert result.about["resumed"] == 6
+    assert "             resumed: at iteration 6\n" in str(result)
+    assert "resumed" not in str(run(tmp_path / "new", control, N, LBFGS(), resume=True))
+
+
 def test_a_target_can_be_set_for_what_is_left(tmp_path):
     killed(tmp_path)
     target = Target("value", 10.0)
@@ -205,7 +214,19 @@ def test_a_target_can_be_set_for_what_is_left(tmp_path):
 
 
 REFUSED = {
-    "another method": ({"method": LBFGS(pairs=3)}, "resume: expected the method as in"),
+    "another method": (
+        {"method": GradientDescent()},
+        r"resume: expected the method as in .*6\.ocp, where method is LBFGS, got GradientDescent",
+    ),
+    "another setting": (
+        {"method": LBFGS(pairs=3)},
+        r"resume: expected the method as in .*6\.ocp, where method\.pairs is 20, got 3$",
+    ),
+    "another setting of a part": (
+        {"method": LBFGS(search=StrongWolfe(c2=0.5))},
+        r"where method\.search\.c2 is 0\.9, got 0\.5$",
+    ),
+    "another grid and method": ({"steps": 16, "method": GradientDescent()}, "expected the steps of the first grid"),
     "another grid": ({"steps": 16}, "resume: expected the steps of the first grid as in"),
     "another scheme": ({"integrator": "rk4"}, "resume: expected the integrator as in"),
     "another problem": (
@@ -216,6 +237,7 @@ REFUSED = {
     "no such file": ({"resume": "nowhere.ocp"}, "resume: nowhere.ocp"),
     "no folder": ({"checkpoint": None}, "resume: expected a checkpoint folder beside it"),
     "no path": ({"checkpoint": 3}, "checkpoint: expected a Checkpoint or a path, got int"),
+    "an empty path": ({"checkpoint": ""}, "checkpoint: expected a path, got ''"),
 }
 
 
@@ -264,7 +286,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(damage
     killed(tmp_path / "two")
     last, before = (tmp_path / "two" / f"{k:09d}.ocp" for k in (6, 5))
     last.write_bytes(damage(last.read_bytes()))
-    with pytest.raises(ValueError, match=f"{last}: .*{message}.*; the one before it is {before}"):
+    offer = f"for the one before it take resume='{before}', or --resume-from {before}"
+    with pytest.raises(ValueError, match=f"{last}: .*{message}.*; {offer}"):
         run(tmp_path / "two", control, N, LBFGS(), resume=True)
     same(run(tmp_path / "two", control, N, LBFGS(), resume=before), undisturbed)
 
@@ -315,7 +338,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
     assert not list((tmp_path / "two").glob("*.part"))
 
 
-def full(*arguments):
+def full(*arguments, **options):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -347,11 +370,17 @@ def test_a_folder_that_vanishes_is_told_and_the_run_goes_on(tmp_path):
     assert result.status is Status.CONVERGED
 
 
-@pytest.mark.parametrize("name", ["file", "file/below"])
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/none"])
 def test_a_folder_that_cannot_be_made_is_an_error_before_the_run(name, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        run(tmp_path / name, control, N, LBFGS())
+    with pytest.raises(OSError, match=rf"^checkpoint: expected a folder that can be written to, got .*{name} \(.+\)$"):
+        run(tmp_path / name, control, N, LBFGS(), callback=kill(0))
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_an_error_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match=rf"checkpoint: expected a folder .* got {tmp_path} \(No space left on device\)"):
+        run(tmp_path, control, N, LBFGS(), callback=kill(0))
 
 
 # Two runs

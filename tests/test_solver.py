@@ -27,6 +27,7 @@ from ocp import (
     NonlinearCG,
     QuadraticRunning,
     Result,
+    RungeKutta,
     Scheduled,
     State,
     Status,
@@ -250,9 +251,16 @@ def test_a_state_that_is_not_finite_is_no_success_where_no_cost_sees_it():
     assert minimize(problem, 4, LBFGS()).status is Status.NOT_FINITE
 
 
-@pytest.mark.parametrize(("threshold", "said"), [(0.9, "value <= 0.9\n"), (0.0, "value <= 0, not reached\n")])
+@pytest.mark.parametrize(
+    ("threshold", "said"), [(0.9, "value <= 0.9\n"), (0.0, "value <= 0, not reached, but the tolerance was met\n")]
+)
 def test_what_is_printed_tells_whether_the_target_was_reached(threshold, said):
     assert said in str(minimize(PROBLEM, 8, LBFGS(), target=Target("value", threshold)))
+
+
+def test_what_is_printed_tells_of_a_limit_before_the_target():
+    result = minimize(PROBLEM, 8, LBFGS(), target=Target("value", 0.0), max_iterations=2)
+    assert "value <= 0, not reached\n" in str(result)
 
 
 def test_what_is_printed_names_steps_and_scheme():
@@ -544,6 +552,10 @@ MISUSES = {
     "the class of a method": ({"method": LBFGS}, TypeError, "method: expected a method"),
     "steps": ({"steps": 0}, ValueError, "steps: expected an integer >= 1, got 0"),
     "integrator": ({"integrator": "leapfrog"}, ValueError, "integrator: expected one of euler"),
+    "no integrator": ({"integrator": None}, TypeError, "integrator: expected an integrator such as .*, got NoneType"),
+    "the class of an integrator": ({"integrator": RungeKutta}, TypeError, "integrator: .*, got the class RungeKutta"),
+    "callback": ({"callback": 3}, TypeError, "callback: expected a function of a record and a control, got 3"),
+    "tolerance as text": ({"tolerance": "1e-6"}, ValueError, "tolerance: expected a number >= 0, got '1e-6'"),
     "tolerance": ({"tolerance": -1e-3}, ValueError, "tolerance: expected a number >= 0"),
     "tolerance NaN": ({"tolerance": math.nan}, ValueError, "tolerance: expected a number >= 0"),
     "max_work": ({"max_work": -1.0}, ValueError, "max_work: expected a number >= 0"),
@@ -579,6 +591,36 @@ MISUSES = {
         {"start": Control(ControlSpace(TimeGrid(1.0, 1), 2), torch.zeros(2).double())},
         ValueError,
         "start: expected a control with 1 numbers per step",
+    ),
+    "a complex cost": (
+        {"problem": cubic(terminal_cost=lambda x: (x + 1j).sum())},
+        ValueError,
+        r"terminal_cost: expected a scalar tensor .*, got shape \(\) of torch.complex128; its real part",
+    ),
+    "arguments of the dynamics": (
+        {"problem": cubic(dynamics=lambda t, x: x)},
+        ValueError,
+        "dynamics: expected to take x of shape .*, got TypeError: .* takes 2 positional arguments but 3 were given",
+    ),
+    "arguments of the cost": (
+        {"problem": cubic(terminal_cost=lambda x, q: x.sum())},
+        ValueError,
+        "terminal_cost: expected to take a final state .*, got TypeError: .* missing 1 required",
+    ),
+    "arguments of the running cost": (
+        {"problem": cubic(running_cost=lambda x, u: u.sum())},
+        ValueError,
+        "running_cost: expected to take x of shape .*, got TypeError",
+    ),
+    "arguments of the initial state": (
+        {"problem": cubic(initial_state=lambda: torch.ones(1, 1))},
+        ValueError,
+        r"initial_state: expected to take q of shape \(0,\), got TypeError",
+    ),
+    "width of the opening": (
+        {"problem": residual_network(torch.rand(2, 3), LeastSquares(torch.zeros(2, 4)), Dense(4), nn.Linear(2, 4))},
+        ValueError,
+        r"initial_state: expected to take q of shape \(12,\), got RuntimeError: mat1 and mat2",
     ),
     "shape of the dynamics": (
         {"problem": cubic(dynamics=lambda t, x, u: u)},

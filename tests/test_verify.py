@@ -328,6 +328,10 @@ def test_an_objective_of_ones_own_is_judged_by_its_taylor_test(factor, verdict):
 
 
 def test_an_objective_of_ones_own_needs_a_control():
+    with pytest.raises(
+        TypeError, match=r"objective: expected one, such as ocp.discretize\(problem, steps\), got ControlP"
+    ):
+        verify(pendulum())
     with pytest.raises(ValueError, match="control: expected one"):
         verify(ScaledObjective(discretize(pendulum(), 8), 1.0))
 
