@@ -67,7 +67,7 @@ def minimize(
         grid.
     method : Method, optional
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
-        L-BFGS on all grids that there are by halving the steps.
+        L-BFGS on all grids that there are by halving the steps; beside mini-batches it has to be given.
     integrator : str or Integrator
     memory : Memory
         ``Binomial(slots)`` keeps so many states and takes the steps between them again; by default all are kept.
@@ -75,8 +75,8 @@ def minimize(
         In place of the problem's own, with the same choices (`ControlProblem`); the steps of a coarser control must
         divide ``steps``.
     batches : Batches, optional
-        Draw a mini-batch for each iteration; it is held fixed through a cycle on all levels. Give `Nested` and `MGOPT`
-        the rule ``refine=Scheduled(...)`` then.
+        Draw a mini-batch for each iteration; it is held fixed through a cycle on all levels. Take a method without line
+        searches then, such as ``Nested(levels, TorchOptimizer(torch.optim.Adam), refine=Scheduled(100))``.
     validation : ControlProblem, optional
         The same problem on other samples; its accuracy is recorded.
     watch_finest : bool
@@ -144,6 +144,11 @@ def minimize(
     objective = discretize(problem, steps, as_integrator(integrator), memory)
     if processes.size > 1:
         objective = _shared(objective, processes)
+    if method is None and batches is not None:
+        raise ValueError(
+            "method: expected one beside mini-batches, such as Nested(levels, TorchOptimizer(torch.optim.Adam), "
+            "refine=Scheduled(100)), got none"
+        )
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
     stopping = Stopping(tolerance, target, max_iterations, max_work, max_seconds)
     _check_arguments(method, batches, validation, target, record_every, callback)

@@ -411,6 +411,11 @@ def test_mini_batch_runs_are_recorded_once_an_epoch_on_all_samples():
     assert [record.value for record in result.history] == [discretize(TRAINING, 4).value(u) for u in seen]
 
 
+def test_beside_mini_batches_a_method_is_asked_for():
+    with pytest.raises(ValueError, match="method: expected one beside mini-batches, such as .*, got none"):
+        minimize(TRAINING, 4, batches=Batches(5))
+
+
 def test_mini_batches_are_charged_by_their_size():
     result = minimize(TRAINING, 4, ADAM, batches=Batches(5), max_iterations=20)
     assert [record.work_units for record in result.history] == pytest.approx([0, 1, 2, 3, 4])
