@@ -412,7 +412,7 @@ def test_mini_batch_runs_are_recorded_once_an_epoch_on_all_samples():
 
 
 def test_beside_mini_batches_a_method_is_asked_for():
-    with pytest.raises(ValueError, match="method: expected one beside mini-batches, such as .*, got none"):
+    with pytest.raises(ValueError, match=r"method: expected one beside mini-batches, such as .*, got none"):
         minimize(TRAINING, 4, batches=Batches(5))
 
 
