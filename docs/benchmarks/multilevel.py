@@ -307,9 +307,12 @@ def ablated(folder: Path) -> str:
 
 def figures(folder: Path, out: Path) -> None:
     """For each smoother of `DRAWN` the objective on the finest grid against work and seconds; medians over seeds."""
-    cases = list(load(folder))
-    grids = sorted({steps for _, steps, _ in cases})
     for smoother in DRAWN:
+        found = ((p, n, [r for r in runs if r["smoother"] == smoother]) for p, n, runs in load(folder))
+        cases = [case for case in found if case[2]]
+        grids = sorted({steps for _, steps, _ in cases})
+        if not cases:
+            continue
         figure = Figure(figsize=(3 * len(PROBLEMS), 2.6 * 2 * len(grids)), layout="constrained")
         axes = figure.subplots(2 * len(grids), len(PROBLEMS), squeeze=False)
         for problem, steps, runs in cases:
@@ -317,13 +320,14 @@ def figures(folder: Path, out: Path) -> None:
             for abscissa, unit in enumerate(("work units", "seconds")):
                 axis = axes[row + abscissa, column]
                 for method, color in zip(METHODS, plots.COLORS, strict=False):
-                    own = [r["points"] for r in runs if (r["smoother"], r["method"]) == (smoother, method)]
+                    own = [r["points"] for r in runs if r["method"] == method]
                     if own:
                         axis.loglog(*median_curve(own, abscissa), color=color, label=method)
                 axis.set(title=f"{problem}, N = {steps}", xlabel=unit)
         for axis in axes[:, 0]:
             axis.set_ylabel("objective")
-        axes[0, 0].legend(frameon=False)
+        handles, labels = axes[0, PROBLEMS.index(cases[0][0])].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
         figure.savefig(out / f"multilevel_{smoother}.png", dpi=90)
 
 
