@@ -375,15 +375,12 @@ def test_a_pair_that_loses_its_curvature_on_the_way_is_dropped(interpolation, ke
     assert len(LBFGS().transport(((s, y),), Transfer(fine, coarse, interpolation))) == kept
 
 
-@pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
-def test_moments_of_adam_travel_as_displacements_and_squares_stay_positive(interpolation, rand):
-    fine, coarse = spaces()
-    moments = {"step": torch.tensor(3.0), "exp_avg": rand(10), "exp_avg_sq": rand(10).square()}
-    transfer = Transfer(fine, coarse, interpolation)
-    moved = METHODS["Adam"].transport({"state": {0: moments}, "param_groups": []}, transfer)["state"][0]
-    assert moved["step"] == 3.0
-    assert torch.equal(moved["exp_avg"], transfer.prolong(moments["exp_avg"]))
-    assert torch.equal(moved["exp_avg_sq"], transfer.prolong(moments["exp_avg_sq"]).clamp_min(0))
+def test_an_optimizer_of_torch_begins_anew_on_a_finer_grid():
+    objective, adam = discretize(LQR, 16), METHODS["Adam"]
+    old = run(adam, objective, objective.discretization.start().flat, 5)
+    memory = adam.transport(old.memory, Transfer(*spaces(), CONSTANT))
+    again = adam.step(objective, replace(old, memory=memory))
+    assert torch.equal(again.control, adam.step(objective, adam.init(objective, old.control)).control)
 
 
 @pytest.mark.parametrize("name", ["L-BFGS-B", "CG", "BFGS"])
