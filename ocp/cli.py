@@ -249,7 +249,9 @@ def solve_(
     own: dict[str, Any] = {"check_derivative": check, "resume": resume_from or resume}
     own |= {} if goal is None else {"target": goal}
     if checkpoint is not None:
-        own["checkpoint"] = Checkpoint(checkpoint) if every is None else Checkpoint(checkpoint, every, seconds=0.0)
+        title = ", ".join((name, f"seed {seed}", *options["sets"]))
+        often: dict[str, Any] = {} if every is None else {"every": every, "seconds": 0.0}
+        own["checkpoint"] = Checkpoint(checkpoint, name=title, **often)
     run = replace(run, settings={**(run.settings or {}), **own})
     with launched() as processes:
         folder = _folder(out, name, method) if processes.rank == 0 else None

@@ -202,6 +202,7 @@ class Course:
         visits = tuple(replace(v, begin=v.begin / 2, end=v.end / 2) for v in self.state.visits)
         self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING, visits=visits)
         self._finest(fine.space.grid.steps)
+        self.error = None  # not known yet on this grid
         work.steps, work.units = 2 * work.steps, work.units / 2
         self.before = work.units
         self.history = [replace(r, level=r.level + 1, work_units=r.work_units / 2) for r in self.history]
@@ -253,7 +254,7 @@ class Course:
             yield f"The run ended on {_steps(steps)}; from there its control was prolonged to the finest grid."
         if self.begun > 0:
             yield f"The start is not finite on the finest grid; iteration {self.begun} takes its place."
-        if self.stationary and status.success:
+        if self.stationary and status.success and self.objective.box is None:
             yield "The derivative is zero at the start, which need not be a minimum; another start may do better."
         if self.error is not None:
             steps, error = self.objective.space.grid.steps, self.error / max(abs(self.optima[-1]), 1e-300)
@@ -302,18 +303,21 @@ class Course:
         if point is not None and point.rank[0] == 0:
             value, norm = point.rank[1], point.norm
         # After an exception in the user's functions these may fail again; nothing else may be lost by that.
-        with suppress(Exception) if status is Status.RUNNING else nullcontext():
+        with suppress(Exception) if status is Status.EXCEPTION else nullcontext():
             accuracy = self._accuracy(control)
             if (point is None or point.rank[0] > 0) and not self.parted:
                 value, norm = _evaluate(self.look, control.flat)
+        kind = "derivative" if objective.box is None else "projected derivative"
+        where = f"the objective is {value:.6g} and the dual norm of its {kind} {norm:.2e}"
+        if last is not None and not isfinite(value) and isfinite(last.value):
+            where = f"the last record has the objective {last.value:.6g} on {_steps(last.steps)}"
         told = " ".join([status.value + why, *self._notes(status)])
         return Result(
             control,
             value,
             norm,
             status,
-            f"{told} After {self.iteration} iterations and {objective.work.units:.2f} work units the objective is "
-            f"{value:.6g} and the dual norm of its derivative {norm:.2e}.",
+            f"{told} After {self.iteration} iterations and {objective.work.units:.2f} work units {where}.",
             self.iteration,
             objective.work.units,
             self.clock.seconds,

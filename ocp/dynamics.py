@@ -283,9 +283,10 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
             )
         return dynamics
     if not callable(dynamics) or hasattr(dynamics, "vjp"):
+        lacks = [name for name in ("control_size", "__call__", "vjp", "jvp") if not hasattr(dynamics, name)]
         raise TypeError(
-            "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, vjp and jvp, "
-            f"got {type(dynamics).__name__}"
+            "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, __call__(t, x, u), "
+            f"vjp and jvp, got {type(dynamics).__name__} without {', '.join(lacks)}"
         )
     if not isinstance(control_size, int) or control_size < 1:
         raise ValueError(

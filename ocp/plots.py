@@ -168,6 +168,8 @@ def grids(result: Result) -> Figure:
     ValueError
         If it has none.
     """
+    if not isinstance(result, Result):
+        raise TypeError(f"result: expected a Result, got {type(result).__name__}")
     if not result.history:
         raise ValueError("result: expected one with a history, got none")
     figure = Figure(figsize=(10, 8), layout="constrained")

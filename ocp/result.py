@@ -182,6 +182,9 @@ class Result:
             raise ValueError(f"problem: expected one with {_sizes(space)}, got {_sizes(objective.space)}")
         return objective.trajectory(self.control.flat.to(objective.discretization.example()[0]))
 
+    def __repr__(self) -> str:
+        return f"Result({self.status.name}, value={self.value:.10g}, {self.iterations} iterations)"
+
     def __str__(self) -> str:
         counts = ", ".join(_event(name, count) for name, count in self.counts.items() if count)
         steps, scheme, resumed = (self.about.get(name) for name in ("steps", "integrator", "resumed"))

@@ -7,6 +7,7 @@ import socket
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,7 +15,10 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from ocp.batches import Batches
+from ocp.bounds import Box
 from ocp.codec import decode, encode
 from ocp.course import Course, Point, recipe
 from ocp.methods import Method, State, Visit
@@ -62,6 +66,8 @@ class Checkpoint:
         How many of the last checkpoints stay.
     required : bool
         Whether a run ends when a checkpoint cannot be written; else it warns, and goes on.
+    name : str
+        Of the run, such as its problem and seed; a run that takes it up must have the same.
     """
 
     folder: str | PathLike[str]
@@ -69,16 +75,18 @@ class Checkpoint:
     seconds: float = 10.0
     keep: int = 3
     required: bool = False
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.folder, str | PathLike):
             raise TypeError(f"folder: expected a path, got {type(self.folder).__name__}")
         if not str(self.folder):
             raise ValueError("checkpoint: expected a path, got ''")
-        if not (self.every >= 1 and self.seconds >= 0 and self.keep >= 1):
+        whole = isinstance(self.every, int) and isinstance(self.keep, int) and isinstance(self.seconds, int | float)
+        if not (whole and self.every >= 1 and self.seconds >= 0 and self.keep >= 1):
             raise ValueError(
                 "every, seconds, keep: expected an integer >= 1, a number >= 0 and an integer >= 1, "
-                f"got {self.every}, {self.seconds}, {self.keep}"
+                f"got {self.every!r}, {self.seconds!r}, {self.keep!r}"
             )
 
 
@@ -99,7 +107,7 @@ def saving(
         yield Follower(processes)
         return
     plan = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    with Saves(plan, identity, processes) as saves:
+    with Saves(plan, {"the name": repr(plan.name), **identity}, processes) as saves:
         yield saves
 
 
@@ -112,8 +120,8 @@ class Nowhere:
     def save(self, run: Course) -> Status:
         return Status.RUNNING
 
-    def end(self, run: Course) -> None:
-        return None
+    def end(self, run: Course) -> Status:
+        return Status.RUNNING
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,8 @@ class Follower:
     def save(self, run: Course) -> Status:
         return Status.RUNNING
 
-    def end(self, run: Course) -> None:
-        return None
+    def end(self, run: Course) -> Status:
+        return Status.RUNNING
 
 
 def identity(method: Method, objective: ReducedObjective, batches: Batches | None) -> dict[str, Any]:
@@ -143,10 +151,19 @@ def identity(method: Method, objective: ReducedObjective, batches: Batches | Non
         "the numbers per step": space.control_size,
         "the parameters": space.parameter_size,
         "the samples": objective.work.samples,
+        "the bounds": _digest(objective.box),
         "the batches": repr(batches),
         "the type": str(like.dtype),
         **_parts("method", method),
     }
+
+
+def _digest(box: Box | None) -> str:
+    """Bounds in a few letters, the same for the same numbers."""
+    if box is None:
+        return "none"
+    numbers = torch.stack((box.lower, box.upper)).double().cpu().numpy()
+    return f"those of checksum {zlib.crc32(numbers.tobytes()):08x}"
 
 
 def _parts(name: str, value: Any) -> dict[str, str]:
@@ -246,7 +263,12 @@ class Saves:
                 f"{len(files)}; ask to resume, or name another folder"
             )
         if isinstance(resume, str | PathLike):
-            files = [path for path in files if path <= Path(resume)] if Path(resume) in files else [Path(resume)]
+            wanted = Path(resume).resolve()
+            there = [path for path in files if path.resolve() <= wanted]
+            files = there if wanted in [path.resolve() for path in there] else [Path(resume)]
+            if not wanted.is_file():
+                own = ", ".join(path.name for path in self.files()) or "none"
+                raise ValueError(f"resume: expected a checkpoint, of which {self.folder} has {own}, got {resume}")
         if not files:
             self.processes.told(b"")
             return None
@@ -280,9 +302,9 @@ class Saves:
         self._last = (run.iteration, time.monotonic())
         return Status.NOT_SAVED if failed and self.plan.required else Status.RUNNING
 
-    def end(self, run: Course) -> None:
-        """Save a run as it is at its end."""
-        self._try(run)
+    def end(self, run: Course) -> Status:
+        """Save a run as it is at its end; NOT_SAVED if that fails and was required, else RUNNING."""
+        return Status.NOT_SAVED if self._try(run) is not None and self.plan.required else Status.RUNNING
 
     def _try(self, run: Course) -> OSError | None:
         data = encode({**run.snapshot(), "identity": self.identity}, KNOWN)

@@ -139,6 +139,8 @@ def minimize(
     """
     if start is not None and isinstance(problem, ControlProblem):
         problem = replace(problem, start=start)
+    if not isinstance(steps, int | Adaptive):
+        raise ValueError(f"steps: expected an integer >= 1, or Adaptive(error) to have it chosen, got {steps!r}")
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
     objective = discretize(problem, steps, as_integrator(integrator), memory)
@@ -169,7 +171,7 @@ def minimize(
     with run.interrupts, _live(progress, processes) as line, saving(checkpoint, own, processes) as saves:
         look = _Look(stopping, adaptive, callback, method, line)
         saved = saves.load(resume, run.state.control.device)
-        with _keeping(run, method):
+        with _keeping(run, method, saves):
             slope = checked(run) if check_derivative and saved is None else None
             run.restore(saved) if saved is not None else run.begin(method)
             if run.stationary and saved is None:
@@ -190,7 +192,8 @@ def minimize(
                     slope = contradiction(run, before.control) if run.iteration == 1 else None
                 if slope is not None:
                     status, why = Status.WRONG_DERIVATIVE, f" At a control near the start {slope}."
-            saves.end(run)
+            if run.agree(saves.end(run) is Status.NOT_SAVED):
+                status = Status.NOT_SAVED
             if (status.success or status is Status.UNBOUNDED) and not run.resolved():
                 status = Status.UNRESOLVED
             status, why = explain(run, status, why)
@@ -201,8 +204,11 @@ def minimize(
 
 
 @contextmanager
-def _keeping(run: Course, method: Method) -> Iterator[None]:
-    """Let no exception lose what was reached: an interrupt ends the run, a second one and all others carry a result."""
+def _keeping(run: Course, method: Method, saves: Any) -> Iterator[None]:
+    """Let no exception lose what was reached: an interrupt ends the run, a second one and all others carry a result.
+
+    Of a run that an exception ended what came before the step, or the look, that failed is saved.
+    """
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -213,7 +219,8 @@ def _keeping(run: Course, method: Method) -> Iterator[None]:
     except Exception as error:
         run.part()
         if run.history:
-            error.result = run.result(Status.RUNNING, method)  # type: ignore[attr-defined]
+            error.result = run.result(Status.EXCEPTION, method)  # type: ignore[attr-defined]
+            saves.end(run)
         raise
 
 
@@ -231,7 +238,7 @@ class _Look:
         """How the run goes on, and what the method is told of its work on the present grid."""
         record = run.record()
         self.line.set_description_str(_words(record))
-        stop = run.agree(self.callback is not None and self.callback(record, run.copy()))
+        stop = run.agree(self.callback is not None and bool(self.callback(record, run.copy())))
         status = self.stopping.status(run, record, stop)
         if self.adaptive is not None and status is Status.CONVERGED:
             status = run.judge(self.adaptive)

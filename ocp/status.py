@@ -22,7 +22,7 @@ class Status(Enum):
     """
 
     RUNNING = "The solver has not stopped yet."
-    CONVERGED = "The dual norm of the derivative, projected where there are bounds, fell below the tolerance."
+    CONVERGED = "The dual norm of the derivative fell below the tolerance."
     TARGET = "The target was reached."
     STOPPED = "The callback asked to stop."
     MAX_ITERATIONS = "The iteration limit was reached before the tolerance."
@@ -40,6 +40,7 @@ class Status(Enum):
     NOT_FINITE = "The objective or its derivative is not finite at the control reached."
     NOT_SAVED = "A checkpoint could not be written."
     INTERRUPTED = "The run was interrupted from the keyboard."
+    EXCEPTION = "An exception ended the run."
 
     @property
     def success(self) -> bool:

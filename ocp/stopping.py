@@ -113,7 +113,7 @@ def _slope_of_descent(objective: ReducedObjective, u: Tensor) -> Slope:
     return measure_slope(objective, u, direction, LENGTHS)
 
 
-#: From the size of the control down to where rounding is all that differences show, in double precision.
+#: From the size of the control down to where differences lose half their digits to rounding, in double precision.
 LENGTHS = tuple(8.0**-k for k in range(8))
 
 

@@ -197,9 +197,10 @@ def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tu
         grids = (*grids, grids[-1] // factor)
     if len(grids) < levels:
         block = factor ** (levels - 1)
+        nearby = -(-steps // block) * block
         raise ValueError(
             f"levels: {steps} steps can be coarsened by {factor} only to {', '.join(map(str, grids))}, not to {levels} "
-            f"levels; use levels={len(grids)} or steps={-(-steps // block) * block}"
+            f"levels; use levels={len(grids)}" + (f" or steps={nearby}" if nearby <= 2 * steps else "")
         )
     return grids
 

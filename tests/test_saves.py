@@ -43,6 +43,7 @@ from ocp import (
     minimize,
     residual_network,
 )
+from ocp.bounds import as_bounds
 from ocp.layers import Dense
 from problems import lqr
 
@@ -229,12 +230,23 @@ REFUSED = {
     "another grid and method": ({"steps": 16, "method": GradientDescent()}, "expected the steps of the first grid"),
     "another grid": ({"steps": 16}, "resume: expected the steps of the first grid as in"),
     "another scheme": ({"integrator": "rk4"}, "resume: expected the integrator as in"),
+    "other bounds": (
+        {"problem": replace(control(), bounds=as_bounds((-0.1, 0.1)))},
+        "resume: expected the bounds as in",
+    ),
+    "another name": (
+        {"checkpoint": lambda folder: Checkpoint(folder, name="seed 1")},
+        r"resume: expected the name as in .*6\.ocp, '', got 'seed 1'$",
+    ),
     "another problem": (
         {"problem": replace(control(), running_cost=QuadraticRunning(2.0, 0.5))},
         "resume: expected the problem that was saved",
     ),
     "a new run": ({"resume": False}, "checkpoint: expected a folder without checkpoints for a new run"),
-    "no such file": ({"resume": "nowhere.ocp"}, "resume: nowhere.ocp"),
+    "no such file": (
+        {"resume": "nowhere.ocp"},
+        r"resume: expected a checkpoint, of which .* has 0.*6\.ocp, .*, got nowhere\.ocp$",
+    ),
     "no folder": ({"checkpoint": None}, "resume: expected a checkpoint folder beside it"),
     "no path": ({"checkpoint": 3}, "checkpoint: expected a Checkpoint or a path, got int"),
     "an empty path": ({"checkpoint": ""}, "checkpoint: expected a path, got ''"),
@@ -245,11 +257,14 @@ REFUSED = {
 def test_what_does_not_fit_a_checkpoint_is_refused(changes, message, tmp_path):
     killed(tmp_path)
     arguments = {"problem": control(), "steps": N, "method": LBFGS(), "checkpoint": tmp_path, "resume": True}
+    changes = {
+        key: value(tmp_path) if key == "checkpoint" and callable(value) else value for key, value in changes.items()
+    }
     with pytest.raises((ValueError, TypeError), match=message):
         minimize(**{**arguments, **changes})
 
 
-@pytest.mark.parametrize("numbers", [{"every": 0}, {"seconds": -1.0}, {"keep": 0}])
+@pytest.mark.parametrize("numbers", [{"every": 0}, {"every": 1.5}, {"every": "x"}, {"seconds": -1.0}, {"keep": 0}])
 def test_numbers_out_of_range_are_refused(numbers):
     with pytest.raises(ValueError, match="every, seconds, keep: expected"):
         Checkpoint("folder", **numbers)
@@ -358,6 +373,29 @@ def test_a_full_disk_ends_a_run_whose_checkpoints_are_required(tmp_path, monkeyp
         result = run(tmp_path, control, N, LBFGS(), checkpoint=Checkpoint(tmp_path, seconds=0.0, required=True))
     assert result.status is Status.NOT_SAVED
     assert not result.success
+
+
+def test_a_last_checkpoint_that_is_required_and_cannot_be_written_is_no_success(tmp_path, monkeypatch):
+    def leave(record, control):
+        if record.iteration == 2:
+            monkeypatch.setattr(os, "replace", full)
+
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        result = run(tmp_path, control, N, LBFGS(), checkpoint=Checkpoint(tmp_path, required=True), callback=leave)
+    assert result.status is Status.NOT_SAVED
+
+
+def test_what_came_before_an_exception_is_saved(tmp_path):
+    def fail(record, control):
+        if record.iteration == 5:
+            raise ZeroDivisionError
+
+    undisturbed = run(tmp_path / "whole", control, N, LBFGS())
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "broken", control, N, LBFGS(), callback=fail)
+    result = run(tmp_path / "broken", control, N, LBFGS(), resume=True)
+    assert result.about["resumed"] == 5
+    same(undisturbed, replace(result, about=undisturbed.about))
 
 
 def test_a_folder_that_vanishes_is_told_and_the_run_goes_on(tmp_path):

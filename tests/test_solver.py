@@ -858,6 +858,22 @@ def test_the_grid_is_not_refined_beyond_the_limit_and_that_is_no_success(first, 
     assert "estimated relative discretization error" in result.message
 
 
+def test_the_error_of_a_grid_is_not_told_of_the_next_one():
+    whole = refined(error=1e-6, first=8, limit=32)
+    met = next(record.iteration for record in whole.history if record.level == 0)
+    result = refined(error=1e-6, first=8, limit=32, max_iterations=met)
+    assert (result.status, result.about["steps"]) == (Status.MAX_ITERATIONS, 32)
+    assert "discretization_error" not in result.about
+    assert "discretization error" not in result.message
+
+
+def test_a_start_at_the_bounds_that_is_optimal_is_told_from_one_where_the_derivative_is_zero():
+    free = minimize(cubic(initial_state=0 * X0), 8, LBFGS())
+    held = minimize(cubic(running_cost=lambda t, x, u: u.sum(), bounds=(0.0, 1.0)), 8, LBFGS())
+    assert [result.status for result in (free, held)] == [Status.CONVERGED] * 2
+    assert ["another start" in result.message for result in (free, held)] == [True, False]
+
+
 @pytest.mark.parametrize("bounds", [(-0.4, None), (lambda t: -0.5 - 0.2 * t, lambda t: -0.1 * t)])
 @pytest.mark.parametrize("method", [LBFGS(), MGOPT(3)])
 def test_a_bounded_problem_can_choose_its_grid(method, bounds):
