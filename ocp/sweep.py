@@ -250,9 +250,14 @@ def linearize(discretization: Discretization, control: Tensor, states: Tensor) -
     """All steps at once, for `second_adjoint` at this control in many directions; None where that is not offered."""
     if not linearizes(discretization):
         return None
-    space, cost = discretization.space, discretization.problem.terminal_cost
-    p = torch.zeros_like(states[-1]) if cost is None else cost.derivative(states[-1], space.parameters(control))[0]
-    return Linearization(discretization, states, space.path(control), p)
+    p = _last_costate(discretization, control, states[-1])
+    return Linearization(discretization, states, discretization.space.path(control), p)
+
+
+def _last_costate(discretization: Discretization, control: Tensor, end: Tensor) -> Tensor:
+    """p_N, the derivative of the terminal cost by the final state."""
+    cost = discretization.problem.terminal_cost
+    return torch.zeros_like(end) if cost is None else cost.derivative(end, discretization.space.parameters(control))[0]
 
 
 @torch.no_grad()
@@ -293,16 +298,15 @@ def second_adjoint(
         tangent(discretization, control, direction, states, tangents)
     else:
         tangents.copy_(steps.tangents(problem.initial_state.jvp(q, dq), dpath))
-    h, t, x, dx = grid.h, grid.nodes, states.unbind(0), tangents.unbind(0)
-    product = torch.zeros_like(control)
-    by_path, by_parameters = space.path(product), space.parameters(product)
-    p, dp = torch.zeros_like(x[-1]), torch.zeros_like(x[-1])
-    if problem.terminal_cost is not None:
-        p, _ = problem.terminal_cost.derivative(x[-1], q)
-        dp, hq = problem.terminal_cost.hvp(x[-1], q, dx[-1], dq)
+    product, last, end = torch.zeros_like(control), problem.terminal_cost, states[-1]
+    by_path, by_parameters, dp = space.path(product), space.parameters(product), torch.zeros_like(end)
+    if last is not None:
+        dp, hq = last.hvp(end, q, tangents[-1], dq)
         by_parameters += hq
     if steps is None:
+        h, t, x, dx = grid.h, grid.nodes, states.unbind(0), tangents.unbind(0)
         u, du, by_step = space.path(control).unbind(0), dpath.unbind(0), by_path.unbind(0)
+        p = _last_costate(discretization, control, end)
         for k in reversed(range(grid.steps)):
             p, dp, dpu = integrator.pullback_tangent(problem, t[k], h, x[k], u[k], p, dx[k], du[k], dp)
             by_step[k].copy_(dpu)
