@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import Integrator, as_integrator
 from ocp.linearization import Linearization
+from ocp.pages import Pages
 from ocp.problem import ControlProblem
 from ocp.processes import ALONE, Processes
 from ocp.recording import Record
@@ -30,6 +32,10 @@ __all__ = ["Objective", "ReducedObjective", "ShiftedObjective", "Work", "discret
 #: with its weights forward and two backward (by state and by control), Griewank & Walther (2008), "Evaluating
 #: Derivatives", chapter 3. What an adjoint sweep computes again is left out, so forward sweeps are charged in full.
 FORWARD_SHARE = 1 / 3
+
+
+#: At so many controls an objective remembers what it knows: the start of a line search, its best trial, the last one.
+RECENT = 3
 
 
 @dataclass
@@ -89,23 +95,33 @@ class Objective(Protocol):
         """The largest step along a direction that does not leave the domain of the objective."""
 
 
-@dataclass
 class _Evaluation:
-    """What is known at one control. The tensor's version tells whether it was changed since.
+    """What is known at one control, as long as it lives. Versions of tensors tell whether they were changed since.
 
     Among several processes ``local`` is the value on the samples of this one, until the total is asked for.
     ``steps`` is what `sweep.linearize` gave, once a Hessian product was asked for.
     """
 
-    control: Tensor
-    version: int
-    value: float | None
-    local: Tensor | None = None
-    derivative: Tensor | None = None
-    steps: tuple[Linearization | None] | None = None
+    def __init__(
+        self, control: Tensor, value: float | None, local: Tensor | None = None, derivative: Tensor | None = None
+    ):
+        self._control, self._version = weakref.ref(control), control._version
+        self.value, self.local = value, local
+        self.steps: tuple[Linearization | None] | None = None
+        self.learn(derivative)
+
+    def learn(self, derivative: Tensor | None) -> None:
+        self.derivative, self._written = derivative, 0 if derivative is None else derivative._version
+
+    @property
+    def control(self) -> Tensor | None:
+        """None where it is no longer what it was, or where its derivative is not: nothing is known then."""
+        control = self._control()
+        same = control is not None and control._version == self._version
+        return control if same and (self.derivative is None or self.derivative._version == self._written) else None
 
     def at(self, control: Tensor) -> bool:
-        return self.control is control and self.version == control._version
+        return self.control is control
 
 
 @dataclass
@@ -157,6 +173,7 @@ class ReducedObjective:
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
     _grids: dict[int, ReducedObjective] = field(default_factory=dict, repr=False)
     _own: Discretization = None  # type: ignore[assignment]
+    _pages: Pages = field(default_factory=Pages, repr=False)
 
     def __post_init__(self) -> None:
         self._steps = self.discretization.grid.steps
@@ -175,7 +192,6 @@ class ReducedObjective:
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
-        self._spare: list[Tensor] = []
 
     @property
     def box(self) -> Box | None:
@@ -198,13 +214,14 @@ class ReducedObjective:
                 self._buffers,
                 _grids=self._grids,
                 _own=self._own.on(steps),
+                _pages=self._pages,
             )
         return self._grids[steps]
 
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
         return ReducedObjective(
-            self.discretization.take(indices), self.work, self.memory, self.processes, self._buffers
+            self.discretization.take(indices), self.work, self.memory, self.processes, self._buffers, _pages=self._pages
         )
 
     def uncounted(self) -> ReducedObjective:
@@ -215,45 +232,51 @@ class ReducedObjective:
         """What is known on all grids, the oldest first: steps, control, value, derivative, and whether states are."""
         held = [buffer.holds for buffer in self._buffers.values() if isinstance(buffer, _Buffer)]
         return [
-            (steps, e.control, e.value, e.derivative, any(e is other for other in held))
+            (steps, control, e.value, e.derivative, any(e is other for other in held))
             for steps, objective in self._grids.items()
             for e in reversed(objective._recent)
-            if e.at(e.control) and e.value is not None
+            if (control := e.control) is not None and e.value is not None
         ]
 
     def recall(self, remembered: Iterable[tuple[int, Tensor, float, Tensor | None, bool]]) -> None:
         """Know again what was `remembered`; states are computed anew, which is not counted."""
         for steps, control, value, derivative, held in remembered:
             objective = self.on(steps)
-            known = _Evaluation(control, control._version, value, derivative=derivative)
-            objective._recent = [known, *objective._recent[:2]]
+            known = _Evaluation(control, value, derivative=derivative)
+            objective._recent = [known, *objective._recent[: RECENT - 1]]
             if held:
                 with self.work.looking():
                     objective._forward(control)
 
     def value(self, control: Tensor | Control) -> float:
         """J(u); one forward sweep."""
-        evaluation = self._evaluate(self._flat(control))
+        u = self._flat(control)
+        evaluation = self._evaluate(u)
         if evaluation.value is None:
             assert evaluation.local is not None
-            self._learn(evaluation, *self.processes.total(self._share, evaluation.local))
+            self._learn(evaluation, u, *self.processes.total(self._share, evaluation.local))
         assert evaluation.value is not None
         return evaluation.value
 
     def derivative(self, control: Tensor | Control) -> Tensor:
-        """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep, after a forward one if needed."""
+        """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep, after a forward one if needed.
+
+        Whoever asks again is given the same tensor; when it was written to in between, it is computed anew.
+        """
         u = self._flat(control)
         evaluation = self._evaluate(u)
         if evaluation.derivative is None:
             own = self._adjoint(u)
             if evaluation.value is None:  # one exchange for both
                 assert evaluation.local is not None
-                evaluation.derivative, value = self.processes.total(self._share, own, evaluation.local)
-                self._learn(evaluation, value)
+                derivative, value = self.processes.total(self._share, own, evaluation.local)
+                self._learn(evaluation, u, value)
             else:
-                (evaluation.derivative,) = self.processes.total(self._share, own)
+                (derivative,) = self.processes.total(self._share, own)
+            evaluation.learn(derivative)
             self.work.charge(1 - FORWARD_SHARE, self._steps, self._shape[0])
-        return evaluation.derivative.clone()
+        assert evaluation.derivative is not None
+        return evaluation.derivative
 
     def _adjoint(self, u: Tensor) -> Tensor:
         """The derivative on the samples of this process."""
@@ -261,9 +284,9 @@ class ReducedObjective:
         if self._share == 0:
             return torch.zeros_like(u)
         held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
-        spare = [d for d in self._spare if d.dtype == u.dtype and d.device == u.device]
-        own = sweep.adjoint(self._own, u.clone(), buffer.record, None, *spare[:1])
-        self._spare = []
+        version = u._version
+        own = sweep.adjoint(self._own, u, buffer.record, None, self._pages.empty_like(u))
+        _unchanged(u, version)
         buffer.holds = held
         return own
 
@@ -350,11 +373,11 @@ class ReducedObjective:
         assert holds is not None
         return holds
 
-    def _learn(self, evaluation: _Evaluation, value: Tensor) -> None:
+    def _learn(self, evaluation: _Evaluation, control: Tensor, value: Tensor) -> None:
         """Keep the value on all samples; one that is not finite is counted."""
         evaluation.value = float(value)
         if not isfinite(evaluation.value):
-            self.work.failures, self.work.failed = self.work.failures + 1, evaluation.control
+            self.work.failures, self.work.failed = self.work.failures + 1, control
 
     def _forward(self, control: Tensor) -> _Buffer:
         """States of this control in the buffer, and their evaluation among the recent ones."""
@@ -363,19 +386,22 @@ class ReducedObjective:
         if known is not None and buffer.holds is known:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
-        # The problem's own functions are given a copy: they may write where they like. In the last batch of an epoch
-        # there may be nothing for this process.
-        local = control.new_zeros(())
+        # In the last batch of an epoch there may be nothing for this process.
+        version, local = control._version, control.new_zeros(())
         if self._share > 0:
-            local = sweep.forward(self._own, control.clone(), buffer.record)
+            local = sweep.forward(self._own, control, buffer.record)
+        _unchanged(control, version)
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
-            known = _Evaluation(control, control._version, None, local)
-            self._recent, forgotten = [known, *self._recent[:2]], self._recent[2:]
-            # Fresh pages cost as much as a pass over them, and nobody else holds these.
-            self._spare = [e.derivative for e in forgotten if e.derivative is not None] or self._spare
+            known = _Evaluation(control, None, local)
+            self._recent = [known, *(e for e in self._recent if e.control is not None)][:RECENT]
         buffer.holds = known
         return buffer
+
+
+def _unchanged(control: Tensor, version: int) -> None:
+    if control._version != version:
+        raise ValueError("control: expected the functions of the problem to leave it as it is, got it changed")
 
 
 #: Steps end this share of the squared radius inside the ball, so that rounding does not put them outside.

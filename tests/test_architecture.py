@@ -16,6 +16,7 @@ ORDER = [
     "processes",
     "grid",
     "control",
+    "pages",
     "bounds",
     "modules",
     "dynamics",

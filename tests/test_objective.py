@@ -1,5 +1,6 @@
 """The reduced objective: exact derivatives, counted work, reused storage, coherent shifts."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -52,6 +53,25 @@ def half_square(x, weight=1.0):
 
 def least_squares(shape, **options):
     return LeastSquares(torch.full((5, *shape), 0.3, dtype=torch.float64), **options)
+
+
+class Lazy:
+    """Dynamics that call a function for each value and each derivative, the control being of no effect."""
+
+    control_size = 1
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, t, x, u):
+        return self.function(t, x, u)
+
+    def vjp(self, t, x, u, p):
+        self.function(t, x, u)
+        return 0.5 * p, torch.zeros_like(u)
+
+    def jvp(self, t, x, u, dx, du):
+        return 0.5 * dx
 
 
 def logits(x, q):
@@ -332,6 +352,32 @@ def test_changing_a_returned_derivative_does_not_change_the_next_one(objective, 
     expected = objective.derivative(u).clone()
     objective.derivative(u).zero_()
     assert torch.equal(objective.derivative(u), expected)
+
+
+def test_who_asks_for_a_derivative_again_is_given_the_same_tensor(objective, u):
+    assert objective.derivative(u) is objective.derivative(u)
+
+
+def test_what_is_known_at_a_control_that_is_gone_is_forgotten(objective, u):
+    derivative = weakref.ref(objective.derivative(u + 0.1))
+    objective.value(u)
+    assert derivative() is None
+
+
+@pytest.mark.parametrize(("late", "call"), [(0, "value"), (1, "derivative")])
+def test_a_problem_that_writes_to_the_control_is_refused(rand, late, call):
+    calls = []
+
+    def f(t, x, u):
+        if t > 0:  # where nobody looks beforehand
+            calls.append(t)
+            with torch.no_grad():
+                u.add_(len(calls) > 3 * late)
+        return x * 0.5
+
+    objective = discretize(ControlProblem(Lazy(f), torch.ones(1, 1), lambda x: x.sum()), steps=4)
+    with pytest.raises(ValueError, match="leave it as it is, got it changed"):
+        getattr(objective, call)(torch.zeros(4))
 
 
 @pytest.mark.parametrize(
