@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, sqrt
 from typing import Any
 
@@ -54,10 +55,15 @@ class ControlSpace:
     control_size: int
     parameter_size: int = 0
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """Length of the flat tensor, N m + s."""
-        return self.grid.steps * self.control_size + self.parameter_size
+        return self._length + self.parameter_size
+
+    @cached_property
+    def _length(self) -> int:
+        """Of the path, N m."""
+        return self.grid.steps * self.control_size
 
     def steps_of(self, flat: Tensor) -> int:
         """Number of steps of a control of the same problem on whatever grid, from its length."""
@@ -65,11 +71,11 @@ class ControlSpace:
 
     def path(self, flat: Tensor) -> Tensor:
         """View of shape (N, m) on the path."""
-        return flat[: self.grid.steps * self.control_size].view(self.grid.steps, self.control_size)
+        return flat[: self._length].view(self.grid.steps, self.control_size)
 
     def parameters(self, flat: Tensor) -> Tensor:
         """View of shape (s,) on the parameters."""
-        return flat[self.grid.steps * self.control_size :]
+        return flat[self._length :]
 
     def join(self, path: Tensor, parameters: Tensor) -> Tensor:
         """Flat tensor from a path of shape (N, m) and parameters of shape (s,)."""
@@ -89,7 +95,7 @@ class ControlSpace:
 
     def inner(self, a: Tensor, b: Tensor) -> float:
         """Time-weighted inner product of two displacements."""
-        return float(torch.dot(self.dual(a), b))
+        return self._weighted(a, b, self.grid.h)
 
     def norm(self, displacement: Tensor) -> float:
         """Norm of a displacement."""
@@ -108,7 +114,14 @@ class ControlSpace:
 
     def dual_norm(self, derivative: Tensor) -> float:
         """Norm of a derivative, equal to the norm of its gradient."""
-        return float(torch.dot(derivative, self.gradient(derivative))) ** 0.5
+        return self._weighted(derivative, derivative, 1 / self.grid.h) ** 0.5
+
+    def _weighted(self, a: Tensor, b: Tensor, weight: float) -> float:
+        """A product whose path has a weight."""
+        if not self.parameter_size:
+            return weight * float(torch.dot(a, b))
+        n = self._length
+        return float(torch.dot(a[n:], b[n:]).add_(torch.dot(a[:n], b[:n]), alpha=weight))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Discretization:
     grid: TimeGrid
     integrator: Integrator
 
-    @property
+    @cached_property
     def space(self) -> ControlSpace:
         """Where its controls live."""
         return self.problem.space(self.grid)

@@ -230,38 +230,38 @@ class LBFGS:
         trial = self.search(objective, u, direction, first)
         if trial is None:
             return replace(state, memory=(), status=Status.RUNNING if pairs else Status.NO_DECREASE)
-        pair = (trial.control - u, objective.derivative(trial.control) - before)
-        memory = (*pairs, pair) if self._curved(objective.space, *pair) else pairs
-        return replace(state, control=trial.control, memory=memory[-self.pairs :], status=Status.RUNNING)
+        pair = self._pair(objective.space, trial.control - u, objective.derivative(trial.control) - before)
+        return replace(state, control=trial.control, memory=(*pairs, *pair)[-self.pairs :], status=Status.RUNNING)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
-        fine = tuple((transfer.prolong(s), transfer.prolong_dual(y)) for s, y in memory)
-        return tuple(pair for pair in fine if self._curved(transfer.fine, *pair))
+        fine = ((transfer.prolong(s), transfer.prolong_dual(y)) for s, y, *_ in memory)
+        return tuple(pair for s, y in fine for pair in self._pair(transfer.fine, s, y))
 
     def _on(self, space: Any, pairs: Any, free: Tensor | None) -> Any:
         """The pairs in the subspace of the free entries."""
         if free is None or bool(free.all()):
             return pairs
-        parts = ((masked(s, free), masked(y, free)) for s, y in pairs)
-        return tuple(pair for pair in parts if self._curved(space, *pair))
+        parts = ((masked(s, free), masked(y, free)) for s, y, *_ in pairs)
+        return tuple(pair for s, y in parts for pair in self._pair(space, s, y))
 
-    def _curved(self, space: Any, s: Tensor, y: Tensor) -> bool:
-        return float(torch.dot(s, y)) > self.curvature * space.norm(s) * space.dual_norm(y)
+    def _pair(self, space: Any, s: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor, float, float], ...]:
+        """(s, y, <s, y>, |y|) with the dual norm of y, where its curvature is positive; else nothing."""
+        product, length = float(torch.dot(s, y)), space.dual_norm(y)
+        return ((s, y, product, length),) if product > self.curvature * space.norm(s) * length else ()
 
     @staticmethod
-    def _solve(objective: Objective, pairs: tuple[tuple[Tensor, Tensor], ...], d: Tensor) -> Tensor:
+    def _solve(objective: Objective, pairs: tuple[tuple[Tensor, Tensor, float, float], ...], d: Tensor) -> Tensor:
         """The inverse Hessian model applied to a derivative: the two-loop recursion."""
-        q, products, space = d.clone(), [], objective.space
-        for s, y in reversed(pairs):
-            sy = float(torch.dot(s, y))
-            products.append((sy, float(torch.dot(s, q)) / sy))
-            q.sub_(y, alpha=products[-1][1])
-        r = space.gradient(q)
+        q, alphas = d.clone(), list[float]()
+        for s, y, product, _ in reversed(pairs):
+            alphas.append(float(torch.dot(s, q)) / product)
+            q.sub_(y, alpha=alphas[-1])
+        r = objective.space.gradient(q)
         if pairs:
-            s, y = pairs[-1]
-            r.mul_(products[0][0] / float(torch.dot(y, space.gradient(y))))
-        for (s, y), (sy, alpha) in zip(pairs, reversed(products), strict=True):
-            r.add_(s, alpha=alpha - float(torch.dot(y, r)) / sy)
+            _, _, product, length = pairs[-1]
+            r.mul_(product / length**2)
+        for s, y, product, _ in pairs:
+            r.add_(s, alpha=alphas.pop() - float(torch.dot(y, r)) / product)
         return r
 
 

@@ -67,7 +67,8 @@ class FlatModule:
 
     def __call__(self, flat: Tensor, x: Tensor) -> Tensor:
         """The module's output on ``x`` with the parameters ``flat``."""
-        return self.call(self._parts(flat), x)
+        parts = self._parts(flat)
+        return nn.functional.linear(x, *parts) if self._is_linear() else self.call(parts, x)
 
     def pullback(self, flat: Tensor, x: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative of one evaluation, transposed and applied to ``cotangent``: by the parameters, and by the input.
@@ -99,7 +100,7 @@ class FlatModule:
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
         """Views on the parameters in a flat vector."""
-        parts = flat.split(self._sizes) if self._sizes else ()
+        parts = flat.split_with_sizes(self._sizes) if self._sizes else ()
         return [part.view(shape) for part, shape in zip(parts, self._shapes.values(), strict=True)]
 
     def parts(self, flats: Tensor) -> list[Tensor]:

@@ -176,7 +176,7 @@ class ReducedObjective:
     _pages: Pages = field(default_factory=Pages, repr=False)
 
     def __post_init__(self) -> None:
-        self._steps = self.discretization.grid.steps
+        self._steps, self._dimension = self.discretization.grid.steps, self.discretization.space.dimension
         self._shape = tuple(self.discretization.example()[0].shape)
         samples, own = self._shape[0], range(self._shape[0])
         if self.processes.size > 1:
@@ -353,7 +353,7 @@ class ReducedObjective:
 
     def _flat(self, control: Tensor | Control) -> Tensor:
         flat = control.flat if isinstance(control, Control) else control
-        if flat.shape != (self.space.dimension,):
+        if flat.shape != (self._dimension,):
             Control(self.space, flat)  # raises the error that says what was expected
         return flat
 

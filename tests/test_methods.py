@@ -360,7 +360,7 @@ def test_pairs_keep_their_products_on_the_way_to_a_finer_grid(rand):
     fine, coarse = spaces()
     s, y = rand(coarse.dimension), rand(coarse.dimension)
     y = y + 5 * coarse.dual(s)
-    ((fine_s, fine_y),) = LBFGS().transport(((s, y),), Transfer(fine, coarse, CONSTANT))
+    ((fine_s, fine_y, *_),) = LBFGS().transport(((s, y),), Transfer(fine, coarse, CONSTANT))
     assert float(fine_s @ fine_y) == pytest.approx(float(s @ y), rel=1e-14)
     assert fine.norm(fine_s) == pytest.approx(coarse.norm(s), rel=1e-14)
     assert fine.dual_norm(fine_y) == pytest.approx(coarse.dual_norm(y), rel=1e-14)
