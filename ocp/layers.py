@@ -392,4 +392,4 @@ class _ConvolutionLayers:
                 zk, xk, K, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, False]
             )[1]
             torch.mul(by_kernel.flatten(), alpha, out=pK)
-        torch.mul(z.sum((1, 3, 4)), alpha, out=out[:, -c:])
+        torch.mul(z.sum(1).sum((2, 3)), alpha, out=out[:, -c:])
