@@ -185,6 +185,8 @@ def verify_(
     name: str, steps: int | None, integrator: str | None, seed: int, file: Path | None, sets: tuple[str, ...]
 ) -> None:
     """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen."""
+    if file is not None:
+        writable("json", file.parent)
     dtype = "float64" if catalog.takes(name, "dtype") else None
     study = _load(name, seed, None, dtype, sets)
     report = verify(discretize(study.problem, steps or study.steps, integrator or study.integrator), seed=seed)
@@ -328,6 +330,7 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
 @_one_line
 def plot_(folders: tuple[Path, ...], out: Path) -> None:
     """Draw the saved results of FOLDERS, each written by solve or by compare, into one figure."""
+    writable("out", out.parent)
     groups: dict[str, tuple[Result, ...]] = {}
     target = None
     for folder in folders:
@@ -343,7 +346,6 @@ def plot_(folders: tuple[Path, ...], out: Path) -> None:
         for label, results in found.items():
             label = label if len(folders) == 1 else f"{folder}: {label}"
             groups[label] = (*groups.get(label, ()), *results)
-    out.parent.mkdir(parents=True, exist_ok=True)
     plots.convergence(groups, target).savefig(out, dpi=150)
     click.echo(f"written to {out}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
@@ -70,7 +70,7 @@ def convergence(results: Result | Mapping[str, Result | Sequence[Result]], targe
         results = {"run": results}
     if not isinstance(results, Mapping):
         raise TypeError(f"results: expected a Result, or results by their labels, got {type(results).__name__}")
-    lists = {label: [r] if isinstance(r, Result) else list(r) for label, r in results.items()}
+    lists = {label: _results(label, r) for label, r in results.items()}
     groups = {label: [r for r in group if r.history] for label, group in lists.items()}
     groups = {label: group for label, group in groups.items() if group}
     if not groups:
@@ -91,6 +91,15 @@ def convergence(results: Result | Mapping[str, Result | Sequence[Result]], targe
         handles, labels = [*handles, Line2D([], [], color="black", alpha=COARSE)], [*labels, "on coarse grids"]
     axes[0, 0].legend(handles, labels, frameon=False)
     return figure
+
+
+def _results(label: str, found: Any) -> list[Result]:
+    """One result or several, as a list."""
+    group = [found] if isinstance(found, Result) or not isinstance(found, Iterable) else list(found)
+    wrong = next((r for r in group if not isinstance(r, Result)), None)
+    if wrong is not None:
+        raise TypeError(f"results: expected a Result or several for {label!r}, got {type(wrong).__name__}")
+    return group
 
 
 def _lines(axis: Axes, group: Sequence[Result], abscissa: str, quantity: str, look: Mapping[str, Any]) -> None:

@@ -482,6 +482,18 @@ def test_an_output_that_cannot_be_written_is_told_before_the_run(call, write, tm
     assert message in complaint(call(command, write(CONTROL), "--out", place))
 
 
+@pytest.mark.parametrize(("command", "option", "work"), [("verify", "--json", "verify"), ("plot", "--out", "Result")])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    call, write, saved, tmp_path, monkeypatch, command, option, work
+):
+    monkeypatch.setattr(f"ocp.cli.{work}", None)
+    (tmp_path / "file").write_text("in the way")
+    place = tmp_path / "file" / "below"
+    what = write(CONTROL) if command == "verify" else saved[0]
+    message = f"{option[2:]}: expected a folder that can be written to, got {place} (Not a directory)"
+    assert message in complaint(call(command, what, option, place / "name"))
+
+
 def test_an_empty_folder_for_checkpoints_gives_one_clear_line(call, write):
     assert "checkpoint: expected a path, got ''" in complaint(call("solve", write(CONTROL), "--checkpoint", ""))
 

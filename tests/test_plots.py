@@ -114,6 +114,12 @@ def test_the_target_is_a_dashed_line_in_its_row(target, row):
     assert rows == [row, row]
 
 
+@pytest.mark.parametrize("wrong", [3, "path", [3]])
+def test_what_is_no_result_is_refused_with_its_label(wrong):
+    with pytest.raises(TypeError, match=r"expected a Result or several for 'mine', got (int|str)"):
+        plots.convergence({"mine": wrong})
+
+
 def test_a_figure_is_drawn_from_what_was_saved(tmp_path):
     before = result(history(accuracy=0.9))
     loaded = Result.load(before.save(tmp_path))
