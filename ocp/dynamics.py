@@ -34,7 +34,8 @@ class Dynamics(Protocol):
     <p, f(t, x, u)> by (x, u) applied to (dx, du), a pair of the shapes of x and u.
 
     A method more, ``over(path, stages)``, makes explicit sweeps fast: it gives the `Evaluations` of f at the stages of
-    consecutive steps with the controls ``path``, shape (S, m). Beside it, ``suits(x, u)`` may say no to some states.
+    consecutive steps with the controls ``path``, shape (S, m). Beside it, ``suits(x, u)`` may say no to some states,
+    and ``arrange(x)`` give a state in the layout in memory that the stages should have.
     """
 
     @property

@@ -206,6 +206,14 @@ class Dense:
         """The layers of consecutive steps, which keep their activations: they are the values of f."""
         return _DenseLayers(self, path, stages)
 
+    def arrange(self, x: Tensor) -> Tensor:
+        """A state in the layout in which steps are fastest: with samples as the last dimension in memory, if need be.
+
+        A product of matrices whose rows do not fill the vectors of a processor takes up to five times as long.
+        """
+        filled = self.width * x.element_size() % VECTOR == 0
+        return x if filled or x.is_cuda else x.mT.contiguous().mT
+
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
         """Random weights for one layer: K normal with variance 1/n, b = 0; shape (control_size,)."""
         K = torch.randn(self.width, self.width, generator=generator, **like) / sqrt(self.width)
@@ -218,6 +226,9 @@ class Dense:
         linear.load_state_dict({"weight": self.weight(K), "bias": b})
         return nn.Sequential(linear, self.activation.module())
 
+
+#: Bytes of the longest vectors of a processor.
+VECTOR = 64
 
 #: Weight gradients of at least so many entries are products of their own, which write where they belong; smaller ones
 #: are taken for many steps at once. Tuned on one core: a product of fewer entries costs less than its call.

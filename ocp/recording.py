@@ -199,20 +199,20 @@ class Staged:
     steps : int
         At most so many are remembered.
     x : Tensor
-        A state, for its shape, type and device.
+        A state, for its shape, type, device and layout.
     """
 
     def __init__(self, tableau: Tableau, grid: TimeGrid, steps: int, x: Tensor):
-        r, h, shape = len(tableau.b), grid.h, x.shape
+        r, h = len(tableau.b), grid.h
         each = max(r * x.numel() * x.element_size(), 1)
         size = min(max(BLOCK // each, isqrt(steps)), steps)  # the root balances one block with the starts of all
         blocks = [(begin, min(begin + size, steps)) for begin in range(0, steps, size)]
         self.tableau, self.grid, self._all_blocks = tableau, grid, blocks
-        self._values, self._starts = x.new_empty(steps, r, *shape), x.new_empty(len(blocks) + 1, *shape)
-        self._stages, self._consumed = x.new_empty(size, r, *shape), False
-        self._xi, self._p = x.new_empty(r, *shape), x.new_empty(shape)
+        self._values, self._starts = _room(x, steps, r), _room(x, len(blocks) + 1)
+        self._stages, self._consumed = _room(x, size, r), False
+        self._xi, self._p = _room(x, r), _room(x)
         # Views, made once: to make one costs as much as an operation on a small state.
-        self._kappa, self._by_stage = x.new_empty(r, *shape).unbind(0), self._xi.unbind(0)
+        self._kappa, self._by_stage = _room(x, r).unbind(0), self._xi.unbind(0)
         self._start, self._value = self._starts.unbind(0), self._values.flatten(0, 1).unbind(0)
         self._stage = self._stages.flatten(0, 1).unbind(0)
         self._clock = grid.nodes[:-1]
@@ -236,7 +236,7 @@ class Staged:
             if problem.running_cost is not None:
                 cost = self._cost(problem.running_cost, stages, path[begin:end])
                 total = cost if total is None else total + cost
-        self.end = self._start[len(blocks)]
+        self.end = self._start[len(blocks)].contiguous()
         return total
 
     @property
@@ -306,7 +306,7 @@ class Staged:
             f.by_control(h, out)
             for hb, _, Lu in slopes.values():
                 out.add_(Lu, alpha=hb)
-        return p
+        return p.contiguous()
 
     def _retreat(self, f: Evaluations, p: Tensor, steps: int, by_state: Mapping[int, Sequence[Tensor]]) -> None:
         """The steps of one block backward: p becomes the costate at their start.
@@ -350,6 +350,13 @@ def _along(L: RunningCost) -> Any:
     return L if offers(L, "derivative_along", "derivative") else PointByPoint(L)
 
 
+def _room(x: Tensor, *numbers: int) -> Tensor:
+    """Storage for so many states, each in the layout of x: as it is, or with its dimensions the other way round."""
+    if x.is_contiguous():
+        return x.new_empty(*numbers, *x.shape)
+    return x.new_empty(*numbers, *x.mT.shape).mT
+
+
 def _combine(x: Tensor, weights: Sequence[tuple[int, float]], slopes: Sequence[Tensor], out: Tensor) -> None:
     """Write x + sum of weights times slopes."""
     for j, w in weights:
@@ -381,7 +388,8 @@ def explicit(
     by_stages = tableau is not None and offers(f, "over", "vjp") and _suits(f, x, u)
     many = L is None or (offers(L, "derivative_along", "derivative") and _suits(L, x, u))
     if tableau is not None and by_stages and (many or not by_autograd):
-        return Staged(tableau, grid, steps, x)
+        # What else sees the stages may want them as it makes them itself.
+        return Staged(tableau, grid, steps, f.arrange(x) if L is None and hasattr(f, "arrange") else x)
     return Taped(integrator, grid, x.new_empty(steps + 1, *x.shape)) if by_autograd else None
 
 

@@ -13,7 +13,7 @@ from ocp.discretization import Discretization
 from ocp.dynamics import FunctionDynamics
 from ocp.grid import TimeGrid
 from ocp.integrators import INTEGRATORS
-from ocp.layers import RELU, SMOOTH_RELU, Activation, Convolution, Dense
+from ocp.layers import RELU, SMOOTH_RELU, Activation, Antisymmetric, Convolution, Dense
 from ocp.objective import ReducedObjective, discretize
 from ocp.problem import ControlProblem
 from ocp.recording import Staged, Stepwise, Taped
@@ -57,6 +57,8 @@ CASES = {
     "dense with function": (Dense(3, SMOOTH_RELU), (5, 3), cost, Staged),
     "dense with function of numbers": (Dense(3), (5, 3), cost_by_numbers, Staged),
     "convolution": (Convolution(2), (3, 2, 4, 4), cost, Staged),
+    "dense, nothing along the way": (Dense(3), (5, 3), None, Staged),
+    "antisymmetric, nothing along the way": (Dense(9, RELU, Antisymmetric(0.1)), (4, 9), None, Staged),
     "small function": (FunctionDynamics(swing, 1), (1, 2), cost, Staged),
     "small function of numbers": (FunctionDynamics(swing_by_numbers, 1), (1, 2), cost, Taped),
     "small function, cost of numbers": (FunctionDynamics(swing, 1), (1, 2), cost_by_numbers, Taped),
@@ -94,6 +96,14 @@ def test_what_is_remembered_gives_the_derivative_of_what_is_computed_again(recor
     forward(discretization, control, steps)
     assert torch.equal(steps.end, steps.states[-1])
     torch.testing.assert_close(steps.states, states, rtol=1e-13, atol=1e-13)
+
+
+def test_whatever_the_layout_of_the_stages_the_ends_are_laid_out_as_usual(recorded):
+    discretization, control, steps, _ = recorded
+    forward(discretization, control, steps)
+    path, derivative = discretization.space.path(control), torch.empty_like(control)
+    assert steps.end.is_contiguous()
+    assert steps.backward(torch.ones_like(steps.end), derivative.view_as(path)).is_contiguous()
 
 
 def test_a_record_is_of_the_kind_that_the_problem_allows(recorded):
