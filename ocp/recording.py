@@ -376,6 +376,11 @@ def explicit(
     x, u : Tensor
         A state and the control of a step.
     """
+    if x.is_cuda:
+        from ocp import fused  # here, since to import Triton takes a while
+
+        if fused.suits(tableau, problem, x):
+            return fused.Fused(grid, steps, x)
     f, L = problem.dynamics, problem.running_cost
     by_autograd = type(f) in (FunctionDynamics, ModuleDynamics) and type(L) in BY_AUTOGRAD
     by_stages = tableau is not None and offers(f, "over", "vjp") and _suits(f, x, u)

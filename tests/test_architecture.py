@@ -24,6 +24,7 @@ ORDER = [
     "problem",
     "tableaus",
     "linearsolve",
+    "fused",
     "recording",
     "rungekutta",
     "verlet",
