@@ -229,9 +229,16 @@ class Fused:
     def end(self) -> Tensor:
         return self._states[len(self._path)]
 
-    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> None:
+    def took(self, problem: ControlProblem, first: int, path: Tensor) -> None:
+        """What `forward` leaves in Python."""
         self._layer: Any = problem.dynamics  # a `Dense`
         self._first, self._path = first, path
+
+    def returned(self) -> None:
+        """What `backward` leaves in Python: nothing."""
+
+    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> None:
+        self.took(problem, first, path)
         self._states[0].copy_(x)
         layers = self._layers()
         A, b = layers.A, layers.b

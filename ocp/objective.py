@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ocp import sweep
+from ocp import graphs, sweep
 from ocp.bounds import Box, masked
 from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, ControlSpace
@@ -176,6 +176,7 @@ class ReducedObjective:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
         self._spare: list[Tensor] = []
+        self._graphs: dict[tuple[torch.dtype, torch.device], graphs.Graphs] = {}
 
     @property
     def box(self) -> Box | None:
@@ -262,7 +263,8 @@ class ReducedObjective:
             return torch.zeros_like(u)
         held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
         spare = [d for d in self._spare if d.dtype == u.dtype and d.device == u.device]
-        own = sweep.adjoint(self._own, u.clone(), buffer.record, None, *spare[:1])
+        fixed = self._fixed(buffer, u)
+        own = fixed.adjoint(u) if fixed else sweep.adjoint(self._own, u.clone(), buffer.record, None, *spare[:1])
         self._spare = []
         buffer.holds = held
         return own
@@ -342,6 +344,15 @@ class ReducedObjective:
             self._buffers[key] = _Buffer(sweep.record(self._own, self.memory, x, u))
         return self._buffers[key]
 
+    def _fixed(self, buffer: _Buffer, control: Tensor) -> graphs.Graphs | None:
+        """The own sweeps as graphs, where they can be."""
+        if not graphs.suits(buffer.record, control):
+            return None
+        key = control.dtype, control.device
+        if key not in self._graphs:
+            self._graphs[key] = graphs.Graphs(self._own, buffer.record, control)
+        return self._graphs[key]
+
     def _evaluate(self, control: Tensor) -> _Evaluation:
         for evaluation in self._recent:
             if evaluation.at(control):
@@ -367,7 +378,8 @@ class ReducedObjective:
         # there may be nothing for this process.
         local = control.new_zeros(())
         if self._share > 0:
-            local = sweep.forward(self._own, control.clone(), buffer.record)
+            fixed = self._fixed(buffer, control)
+            local = fixed.forward(control) if fixed else sweep.forward(self._own, control.clone(), buffer.record)
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
             known = _Evaluation(control, control._version, None, local)

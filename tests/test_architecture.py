@@ -34,6 +34,7 @@ ORDER = [
     "linearization",
     "checkpoints",
     "sweep",
+    "graphs",
     "diagnosis",
     "trajectory",
     "objective",
