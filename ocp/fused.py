@@ -258,22 +258,26 @@ class Fused:
         return self._layer.over(self._path, Stages(t, self._states[:S, None], values, (), values.unbind(0)))
 
     def _launch(self, kernel: Any, *arguments: Any) -> None:
-        n, batch = self._layer.width, self._states.shape[1]
-        tile = min(max(triton.next_power_of_2(n), 16), TILE)
-        factors, rounding = _factors(self._states.dtype)
+        blocks = triton.cdiv(self._states.shape[1], SAMPLES)
         with torch.cuda.device_of(self._states):
-            kernel[(triton.cdiv(batch, SAMPLES),)](
-                *arguments,
-                N=n,
-                SAMPLES=SAMPLES,
-                TILE=tile,
-                TILES=triton.cdiv(n, tile),
-                KIND=_KINDS[self._layer.activation],
-                FACTORS=factors,
-                ROUNDING=rounding,
-                num_warps=tile // 16,
-                num_stages=3 if tile < TILE else 1,  # small tiles are fetched ahead, for large ones there is no room
-            )
+            kernel[(blocks,)](*arguments, **_constants(self._layer, self._states.dtype))
+
+
+def _constants(layer: Dense, dtype: torch.dtype) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    tile = min(max(triton.next_power_of_2(layer.width), 16), TILE)
+    factors, rounding = _factors(dtype)
+    return {
+        "N": layer.width,
+        "SAMPLES": SAMPLES,
+        "TILE": tile,
+        "TILES": triton.cdiv(layer.width, tile),
+        "KIND": _KINDS[layer.activation],
+        "FACTORS": factors,
+        "ROUNDING": rounding,
+        "num_warps": tile // 16,
+        "num_stages": 3 if tile < TILE else 1,  # small tiles are fetched ahead, for large ones there is no room
+    }
 
 
 def _factors(dtype: torch.dtype) -> tuple[Any, str]:

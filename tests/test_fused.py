@@ -18,6 +18,10 @@ from ocp.recording import Staged
 from ocp.sweep import Planned, adjoint, forward, record
 
 triton = pytest.importorskip("triton", minversion="3.7")  # older interpreters fail with the numpy of today
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from ocp import fused as compiled  # noqa: E402  before the interpreter is asked for
 
 STEPS = 5
 #: Layers, and how many samples: less and more than a block of them, widths that fill their tiles and that do not.
@@ -57,6 +61,10 @@ def fused():
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         yield module
+
+
+#: The shared memory of a block on the smallest card since Ampere, in bytes.
+SHARED = 99 * 1024
 
 
 @pytest.fixture
@@ -163,12 +171,25 @@ def test_a_plan_takes_few_steps_at_a_time(exact, fused):
     assert accurate(swept(single, control.float(), steps), expected, PRECISIONS["highest"])
 
 
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("kernel", [compiled._forward, compiled._backward], ids=["forward", "backward"])
+@pytest.mark.parametrize(
+    ("width", "precision"), [(64, "highest"), (128, "highest"), (256, "high"), (256, "medium")], indirect=["precision"]
+)
+def test_the_kernels_compile_and_fit_the_smallest_card(kernel, width, precision):
+    constants = compiled._constants(Dense(width), torch.float32)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    numbers = {"h": "fp32"} | dict.fromkeys(("steps", "batch", "A_stride", "b_stride"), "i32")
+    kinds = numbers | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, {name: kinds.get(name, "*fp32") for name in kernel.arg_names}, constants)
+    binary = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+    assert binary.metadata.shared <= SHARED
+
+
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("precision", PRECISIONS, indirect=True)
 def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precision):
-    from ocp.fused import WIDEST, Fused
-
     discretization, control = exact
     single = converted(discretization, torch.float32, "cuda")
     objective, u = discretize(single.problem, STEPS), control.float().cuda()
@@ -176,4 +197,6 @@ def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precis
     found = objective.final_state(u), objective.derivative(u)
     assert accurate(found, (expected.final_state(control), expected.derivative(control)), PRECISIONS[precision])
     kept = record(single, StoreAll(), single.problem.initial_state.x, u[: single.problem.control_size])
-    assert (type(kept) is Fused) is (single.problem.dynamics.width <= WIDEST or precision != "highest")
+    assert (type(kept) is compiled.Fused) is (
+        single.problem.dynamics.width <= compiled.WIDEST or precision != "highest"
+    )
