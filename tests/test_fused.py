@@ -2,20 +2,22 @@
 
 import importlib.util
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ocp.checkpoints import Binomial, StoreAll
-from ocp.costs import LeastSquares
+from ocp.costs import LeastSquares, QuadraticRunning
 from ocp.discretization import Discretization
 from ocp.grid import TimeGrid
 from ocp.integrators import INTEGRATORS
-from ocp.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Dense
+from ocp.layers import RELU, SMOOTH_RELU, TANH, Activation, Antisymmetric, Convolution, Dense
 from ocp.objective import discretize
 from ocp.problem import ControlProblem
 from ocp.recording import Staged
 from ocp.sweep import Planned, adjoint, forward, record
+from ocp.tableaus import EULER, HEUN
 
 triton = pytest.importorskip("triton", minversion="3.7")  # older interpreters fail with the numpy of today
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -37,6 +39,10 @@ CASES = {
 #: How torch has float32 multiplied, and the relative errors of states and of derivatives that are to be expected: some
 #: units of 2^-p for factors of p bits, 24, 11 (TF32) or 8 (bfloat16); more where rounding switches the slope of a ReLU.
 PRECISIONS = {"highest": (3e-7, 1e-6), "high": (2e-3, 2e-2), "medium": (1e-2, 1e-1)}
+
+
+#: The shared memory of a block on the smallest card since Ampere, in bytes.
+SHARED = 99 * 1024
 
 
 def widened(dot):
@@ -63,10 +69,6 @@ def fused():
         yield module
 
 
-#: The shared memory of a block on the smallest card since Ampere, in bytes.
-SHARED = 99 * 1024
-
-
 @pytest.fixture
 def precision(request):
     """How torch has float32 multiplied, for the time of a test."""
@@ -84,6 +86,18 @@ def exact(request, rand):
     generator = torch.Generator().manual_seed(1)
     control = torch.cat([layer.initial(generator, dtype=torch.float64) for _ in range(STEPS)])
     return Discretization(problem, TimeGrid(2.0, STEPS), INTEGRATORS["euler"]), control + 0.1 * rand(len(control))
+
+
+@pytest.fixture
+def on_a_card(monkeypatch):
+    """What is asked of a state: as if it were on a card of this capability."""
+
+    def state(dtype, capability):
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        return SimpleNamespace(is_cuda=True, device="cuda", dtype=dtype)
+
+    return state
 
 
 def converted(discretization, *how):
@@ -171,6 +185,36 @@ def test_a_plan_takes_few_steps_at_a_time(exact, fused):
     assert accurate(swept(single, control.float(), steps), expected, PRECISIONS["highest"])
 
 
+SINE = Activation(torch.sin, lambda a: (1 - a * a).sqrt(), lambda a: -a, torch.nn.Identity)
+
+
+class Own(Dense):
+    """A layer whose steps nobody but itself knows."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "scheme", "dtype", "running", "capability", "answer"),
+    [
+        (Dense(3), EULER, torch.float32, None, (8, 0), True),
+        (Dense(128, RELU, Antisymmetric()), EULER, torch.float32, None, (9, 0), True),
+        (Dense(256), EULER, torch.bfloat16, None, (8, 6), True),
+        (Dense(129), EULER, torch.float32, None, (8, 0), False),
+        (Dense(257), EULER, torch.bfloat16, None, (8, 0), False),
+        (Dense(3), HEUN, torch.float32, None, (8, 0), False),
+        (Dense(3), None, torch.float32, None, (8, 0), False),
+        (Dense(3), EULER, torch.float64, None, (8, 0), False),
+        (Dense(3), EULER, torch.float32, QuadraticRunning(), (8, 0), False),
+        (Dense(3), EULER, torch.float32, None, (7, 5), False),
+        (Dense(3, SINE), EULER, torch.float32, None, (8, 0), False),
+        (Own(3), EULER, torch.float32, None, (8, 0), False),
+        (Convolution(2), EULER, torch.float32, None, (8, 0), False),
+    ],
+)
+def test_the_kernels_take_what_they_are_made_for(layer, scheme, dtype, running, capability, answer, on_a_card):
+    problem = ControlProblem(layer, torch.ones(1, 3), lambda x: x.sum(), running)
+    assert compiled.suits(scheme, problem, on_a_card(dtype, capability)) is answer
+
+
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("kernel", [compiled._forward, compiled._backward], ids=["forward", "backward"])
 @pytest.mark.parametrize(
@@ -191,10 +235,11 @@ def test_the_kernels_compile_and_fit_the_smallest_card(kernel, width, precision)
 @pytest.mark.parametrize("precision", PRECISIONS, indirect=True)
 def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precision):
     discretization, control = exact
-    single = converted(discretization, torch.float32, "cuda")
+    single = converted(discretization, "cuda", torch.float32)
     objective, u = discretize(single.problem, STEPS), control.float().cuda()
     expected = discretize(discretization.problem, STEPS)
-    found = objective.final_state(u), objective.derivative(u)
+    *_, derivative = [objective.derivative(v) for v in (u, 2 * u, 3 * u, 4 * u, u.clone())]  # the last by a graph
+    found = objective.final_state(u), derivative
     assert accurate(found, (expected.final_state(control), expected.derivative(control)), PRECISIONS[precision])
     kept = record(single, StoreAll(), single.problem.initial_state.x, u[: single.problem.control_size])
     assert (type(kept) is compiled.Fused) is (
