@@ -243,16 +243,16 @@ class _DenseLayers:
         self.layer, self.stages, self._number = layer, stages, stages.number
         self._apply, self._slope, self._value = layer.activation.apply, layer.activation.transpose, stages.value
         A = layer.weight(path[:, : n * n].unflatten(1, (n, n)))
-        self._A, self._b = A, path[:, n * n :]
+        self.A, self.b = A, path[:, n * n :]
 
     @cached_property
     def _operands(self) -> list[tuple[Tensor, Tensor]]:
         """b and the transposed A of each step."""
-        return list(zip(self._b.unbind(0), self._A.mT.unbind(0), strict=True))
+        return list(zip(self.b.unbind(0), self.A.mT.unbind(0), strict=True))
 
     @cached_property
     def _matrices(self) -> tuple[Tensor, ...]:
-        return self._A.unbind(0)
+        return self.A.unbind(0)
 
     def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
         b, At = self._operands[j // self._number]

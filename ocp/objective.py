@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ocp import sweep
+from ocp import graphs, sweep
 from ocp.bounds import Box, masked
 from ocp.checkpoints import Memory, StoreAll
 from ocp.control import Control, ControlSpace
@@ -192,6 +192,7 @@ class ReducedObjective:
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
+        self._graphs: dict[tuple[torch.dtype, torch.device], graphs.Graphs] = {}
 
     @property
     def box(self) -> Box | None:
@@ -284,8 +285,9 @@ class ReducedObjective:
         if self._share == 0:
             return torch.zeros_like(u)
         held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
-        version = u._version
-        own = sweep.adjoint(self._own, u, buffer.record, None, self._pages.empty_like(u))
+        version, fixed = u._version, self._fixed(buffer, u)
+        out = None if fixed else self._pages.empty_like(u)
+        own = fixed.adjoint(u) if fixed else sweep.adjoint(self._own, u, buffer.record, None, out)
         _unchanged(u, version)
         buffer.holds = held
         return own
@@ -365,6 +367,15 @@ class ReducedObjective:
             self._buffers[key] = _Buffer(sweep.record(self._own, self.memory, x, u))
         return self._buffers[key]
 
+    def _fixed(self, buffer: _Buffer, control: Tensor) -> graphs.Graphs | None:
+        """The own sweeps as graphs, where they can be."""
+        if not graphs.suits(buffer.record, control):
+            return None
+        key = control.dtype, control.device
+        if key not in self._graphs:
+            self._graphs[key] = graphs.Graphs(self._own, buffer.record, control)
+        return self._graphs[key]
+
     def _evaluate(self, control: Tensor) -> _Evaluation:
         for evaluation in self._recent:
             if evaluation.at(control):
@@ -389,7 +400,8 @@ class ReducedObjective:
         # In the last batch of an epoch there may be nothing for this process.
         version, local = control._version, control.new_zeros(())
         if self._share > 0:
-            local = sweep.forward(self._own, control, buffer.record)
+            fixed = self._fixed(buffer, control)
+            local = fixed.forward(control) if fixed else sweep.forward(self._own, control, buffer.record)
         _unchanged(control, version)
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:

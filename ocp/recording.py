@@ -216,17 +216,27 @@ class Staged:
         self._start, self._value = self._starts.unbind(0), self._values.flatten(0, 1).unbind(0)
         self._stage = self._stages.flatten(0, 1).unbind(0)
         self._clock = grid.nodes[:-1]
-        self._times = x.new_tensor([[t + h * c for c in tableau.c] for t in self._clock])
+        times = [[t + h * c for c in tableau.c] for t in self._clock]
+        self._times = torch.tensor(times, dtype=x.dtype).to(x.device)
         rows = [[(j, h * a) for j, a in enumerate(row[:i]) if a] for i, row in enumerate(tableau.A)]
         self._rows = list(zip(rows, [h * c for c in tableau.c], strict=True))
         self._columns = [[(j, tableau.A[j][i]) for j in range(i + 1, r) if tableau.A[j][i]] for i in range(r)]
         self._end = [(i, h * b) for i, b in enumerate(tableau.b) if b]
 
-    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+    def took(self, problem: ControlProblem, first: int, path: Tensor) -> None:
+        """What `forward` leaves beside its storage; alone it stands for one whose operations were replayed."""
         self._problem, self._first, self._path, self._consumed = problem, first, path, False
         self._trajectory: Tensor | None = None
         blocks = [(begin, min(end, len(path))) for begin, end in self._all_blocks if begin < len(path)]
-        self._blocks, total = list(enumerate(blocks)), None
+        self._blocks, self.end = list(enumerate(blocks)), self._start[len(blocks)]
+
+    def returned(self) -> None:
+        """What `backward` leaves beside its storage."""
+        self._consumed = True
+
+    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+        self.took(problem, first, path)
+        total = None
         self._start[0].copy_(x)
         for n, (begin, end) in self._blocks:
             stages, state, slope = self._block(begin, end), self._stage, self._value[begin * len(self.tableau.b) :]
@@ -236,7 +246,7 @@ class Staged:
             if problem.running_cost is not None:
                 cost = self._cost(problem.running_cost, stages, path[begin:end])
                 total = cost if total is None else total + cost
-        self.end = self._start[len(blocks)].contiguous()
+        self.end = self.end.contiguous()
         return total
 
     @property
@@ -291,7 +301,8 @@ class Staged:
         return torch.stack(parts).sum()
 
     def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
-        L, h, p, self._consumed = self._problem.running_cost, self.grid.h, self._p.copy_(p), True
+        self.returned()
+        L, h, p = self._problem.running_cost, self.grid.h, self._p.copy_(p)
         for n, (begin, end) in reversed(self._blocks):
             stages, path, out = self._block(begin, end), self._path[begin:end], derivative[begin:end]
             if n + 1 < len(self._blocks):  # those of the last block are still in place
@@ -383,6 +394,11 @@ def explicit(
     x, u : Tensor
         A state and the control of a step.
     """
+    if x.is_cuda:
+        from ocp import fused  # here, since to import Triton takes a while
+
+        if fused.suits(tableau, problem, x):
+            return fused.Fused(grid, steps, x)
     f, L = problem.dynamics, problem.running_cost
     by_autograd = type(f) in (FunctionDynamics, ModuleDynamics) and type(L) in BY_AUTOGRAD
     by_stages = tableau is not None and offers(f, "over", "vjp") and _suits(f, x, u)

@@ -16,6 +16,13 @@ from ocp.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dens
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @dataclass(frozen=True)
 class Case:
     """Dynamics beside their definition, for states of one shape."""

@@ -15,8 +15,13 @@ baseline's. On one thread of a CPU the clock is the CPU time of the process, whi
 run up; otherwise it is wall-clock. Peak memory is that of tensors: what torch's allocator hands out, as its profiler
 reports it, beyond the weights and data that both sides are given; ours includes the buffers it keeps.
 
+On a GPU the dense rows also tell what share of its ceilings ours reaches, which are measured first: of the rate of a
+large product of matrices, with three products for each stage, and of the rate of a large copy, with what has to be
+moved at least: weights twice, their derivative once, and the values of f there and back.
+
 Rows go to docs/results/gradient.json and, as a table, to docs/results/gradient.md; the figure to
-docs/figures/gradient.png. With --quick the sizes are few and small, and only FILE is written.
+docs/figures/gradient.png; on another device than the CPU its name is appended to each. With --quick the sizes are few
+and small, and only FILE is written.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from ocp import Binomial, ControlProblem, LeastSquares, StoreAll, discretize, minimize, sweep
 from ocp.layers import Antisymmetric, Convolution, Dense
@@ -274,6 +281,29 @@ def peak(make: Callable[[Network], Callable[[], Any] | None], network: Network) 
     return highest
 
 
+@cache
+def ceilings(device: str, dtype: str) -> tuple[float, float]:
+    """Operations a second of a large product of matrices, and bytes a second, read and written, of a large copy."""
+    a = torch.randn(4096, 4096, dtype=getattr(torch, dtype), device=device)
+    b, c = torch.empty(2, 8, *a.shape, dtype=a.dtype, device=device)  # larger than any cache
+    product, copy = (
+        Timer(call, globals={"a": a, "b": b, "c": c}).blocked_autorange(min_run_time=1).median
+        for call in ("a @ a", "b.copy_(c)")
+    )
+    return 2 * len(a) ** 3 / product, 2 * b.nbytes / copy
+
+
+def shares(case: Case, device: str, elapsed: float) -> dict[str, float | None]:
+    """Of the ceilings of a GPU, for a dense layer; see above."""
+    if device == "cpu" or case.layer != "dense" or case.slots is not None:
+        return {"of_products": None, "of_copies": None}
+    n, stages, (products, copies) = case.width, len(TABLEAUS[case.integrator].b), ceilings(device, case.dtype)
+    numbers = case.steps * (3 * (n * n + n) + 2 * stages * case.batch * n)
+    moved = numbers * getattr(torch, case.dtype).itemsize
+    operations = case.steps * stages * 3 * 2 * case.batch * n * n
+    return {"of_products": operations / elapsed / products, "of_copies": moved / elapsed / copies}
+
+
 def measure(case: Case, device: str, repeats: int) -> Iterator[dict[str, Any]]:
     """One row for each baseline."""
     torch.set_num_threads(case.threads)
@@ -289,6 +319,7 @@ def measure(case: Case, device: str, repeats: int) -> Iterator[dict[str, Any]]:
         error = float((found - expected).norm() / expected.norm())
         first = min(seconds(mine, network) + seconds(call, network) for _ in range(2))
         pairs = [(seconds(mine, network), seconds(call, network)) for _ in range(max(5, min(repeats, int(2 / first))))]
+        elapsed = median(a for a, _ in pairs)
         shown = {k: v for k, v in asdict(case).items() if k not in ("baselines", "slots")}
         memory = device == "cpu" and name in ("loop", "odeint", "odeint_adjoint") and case.threads == 1
         yield {
@@ -298,8 +329,9 @@ def measure(case: Case, device: str, repeats: int) -> Iterator[dict[str, Any]]:
             "baseline": name,
             "time_ratio": median(a / b for a, b in pairs),
             "memory_ratio": peak(ours, network) / peak(BASELINES[name], network) if memory else None,
-            "milliseconds": 1e3 * median(a for a, _ in pairs),
+            "milliseconds": 1e3 * elapsed,
             "difference": error,
+            **shares(case, device, elapsed),
         }
 
 
@@ -332,7 +364,7 @@ def overhead() -> dict[str, float]:
     return {"iterations": result.iterations, "seconds": total, "outside_sweeps": 1 - spent[0] / total}
 
 
-def figure(rows: list[dict[str, Any]]) -> None:
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     shown = [r for r in rows if r["layer"] == "dense" and r["integrator"] == "euler" and r["slots"] is None]
@@ -348,30 +380,33 @@ def figure(rows: list[dict[str, Any]]) -> None:
         axes.set_ylim(bottom=0)
     left.legend(fontsize=6)
     drawing.tight_layout()
-    drawing.savefig(DOCS / "figures" / "gradient.png", dpi=110)
+    drawing.savefig(path, dpi=110)
 
 
-def table(rows: list[dict[str, Any]], solver: dict[str, float]) -> str:
+def table(rows: list[dict[str, Any]], solver: dict[str, float], device: str) -> str:
     columns = ("layer", "integrator", "width", "batch", "steps", "threads", "slots", "baseline")
+    ceiling = () if device == "cpu" else ("of_products", "of_copies")
     lines = [
         [
             *("" if r[c] is None else r[c] for c in columns),
             f"{r['time_ratio']:.2f}",
             "" if r["memory_ratio"] is None else f"{r['memory_ratio']:.3f}",
             f"{r['milliseconds']:.2f}",
+            *("" if r[c] is None else f"{r[c]:.0%}" for c in ceiling),
         ]
         for r in rows
     ]
-    head = [*columns, "time ratio", "memory ratio", "ours, ms"]
+    head = [*columns, "time ratio", "memory ratio", "ours, ms", *(name.replace("_", " ") for name in ceiling)]
+    where = "one CPU" if device == "cpu" else torch.cuda.get_device_name(device)
     return f"""# The cost of a gradient
 
-Written by `docs/benchmarks/gradient.py`: ours divided by the baseline's, float32, one CPU, torch {torch.__version__}.
+Written by `docs/benchmarks/gradient.py`: ours divided by the baseline's, float32, {where}, torch {torch.__version__}.
 [speed.md](../speed.md) says how it is measured and what it means.
 
 {tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)}
 
-L-BFGS, width 8, batch 256, N = 128, {solver["iterations"]} iterations: {solver["outside_sweeps"]:.0%} of the time is
-spent outside sweeps.
+L-BFGS on a CPU, width 8, batch 256, N = 128, {solver["iterations"]} iterations: {solver["outside_sweeps"]:.0%} of the
+time is spent outside sweeps.
 """
 
 
@@ -382,7 +417,8 @@ spent outside sweeps.
 @click.option("--threads", default=1, show_default=True)
 @click.option("--redraw", is_flag=True)
 def main(quick: bool, file: Path | None, device: str, threads: int, redraw: bool) -> None:
-    saved = DOCS / "results" / "gradient.json"
+    name = "gradient" if device == "cpu" else f"gradient_{device.replace(':', '_')}"
+    saved = DOCS / "results" / f"{name}.json"
     if redraw:
         data = json.loads(saved.read_text())
     else:
@@ -397,8 +433,8 @@ def main(quick: bool, file: Path | None, device: str, threads: int, redraw: bool
     if file is not None:
         file.write_text(json.dumps(data["rows"], indent=1) + "\n")
     if not quick:
-        (DOCS / "results" / "gradient.md").write_text(table(data["rows"], data["solver"]))
-        figure(data["rows"])
+        (DOCS / "results" / f"{name}.md").write_text(table(data["rows"], data["solver"], device))
+        figure(data["rows"], DOCS / "figures" / f"{name}.png")
 
 
 if __name__ == "__main__":
