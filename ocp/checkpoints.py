@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import comb
+from math import ceil, comb
 from typing import Protocol, runtime_checkable
 
 __all__ = ["Advance", "Binomial", "Keep", "Memory", "Restore", "Reverse", "StoreAll", "Take"]
@@ -95,63 +95,80 @@ class Binomial:
     """Keep at most so many states and take the steps between them again: binomial checkpointing.
 
     No plan with as many slots takes fewer steps: Griewank & Walther (2000), "Algorithm 799: revolve". With r the
-    least number such that N <= (s + r choose s), no step is taken more than r + 1 times.
+    least number such that N <= (s + r choose s), no step is taken more than r + 1 times. Where several steps are
+    remembered at a time the same holds with blocks of steps in the place of steps, ceil(N / block) of them.
 
     Parameters
     ----------
     slots : int
         s, the state at the start included.
+    block : int
+        How many steps are remembered at a time; many are faster than one by one, and need the room of as many.
 
     Raises
     ------
     ValueError
-        If there is no slot.
+        If there is no slot, or no step in a block.
 
     Examples
     --------
-    >>> Binomial(slots=10).extra_steps(1000)
-    3636
+    >>> Binomial(slots=10).extra_steps(1000), Binomial(slots=10, block=50).extra_steps(1000)
+    (3636, 1400)
     >>> list(Binomial(slots=1).actions(2))  # doctest: +NORMALIZE_WHITESPACE
     [Keep(node=0, slot=0), Advance(first=0, last=1), Take(first=1, last=2), Reverse(first=1, last=2),
      Restore(node=0, slot=0), Take(first=0, last=1), Reverse(first=0, last=1)]
     """
 
     slots: int
+    block: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.slots, int) or self.slots < 1:
-            raise ValueError(f"slots: expected an integer >= 1, got {self.slots!r}")
+        _at_least_one(slots=self.slots, block=self.block)
 
     def slots_for(self, steps: int) -> int:
-        return min(self.slots, steps)
+        return min(self.slots, self._blocks(steps))
 
     def span(self, steps: int) -> int:
-        return 1
+        return min(self.block, steps)
+
+    def _blocks(self, steps: int) -> int:
+        return ceil(steps / self.block)
 
     def extra_steps(self, steps: int) -> int:
-        """Steps taken beyond one sweep forward: r N - (s + r choose r - 1), equation (2) of Griewank & Walther."""
-        r = _repetitions(steps, self.slots)
-        return r * steps - _reach(self.slots + 1, r - 1)
+        """Steps taken beyond one sweep forward: r N - (s + r choose r - 1), equation (2) of Griewank & Walther.
+
+        For blocks, times their size: the last one, which may be shorter, is taken once.
+        """
+        blocks = self._blocks(steps)
+        r = _repetitions(blocks, self.slots)
+        return self.block * (r * blocks - _reach(self.slots + 1, r - 1))
 
     def actions(self, steps: int) -> Iterator[Action]:
+        nodes = [*range(0, steps, self.block), steps]
         kept = [0]
         yield Keep(0, 0)
-        for last in range(steps, 0, -1):
-            node = kept[-1]
-            while last - node > 1 and len(kept) < self.slots:
-                after = node + _first_part(last - node, self.slots - len(kept) + 1)
-                yield Advance(node, after)
-                yield Keep(after, len(kept))
+        for last in range(len(nodes) - 1, 0, -1):
+            begin = kept[-1]
+            while last - begin > 1 and len(kept) < self.slots:
+                after = begin + _first_part(last - begin, self.slots - len(kept) + 1)
+                yield Advance(nodes[begin], nodes[after])
+                yield Keep(nodes[after], len(kept))
                 kept.append(after)
-                node = after
-            if last - node > 1:
-                yield Advance(node, last - 1)
-            yield Take(last - 1, last)
-            yield Reverse(last - 1, last)
+                begin = after
+            if last - begin > 1:
+                yield Advance(nodes[begin], nodes[last - 1])
+            yield Take(nodes[last - 1], nodes[last])
+            yield Reverse(nodes[last - 1], nodes[last])
             if kept[-1] == last - 1:
                 kept.pop()
             if kept:
-                yield Restore(kept[-1], len(kept) - 1)
+                yield Restore(nodes[kept[-1]], len(kept) - 1)
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}: expected an integer >= 1, got {number!r}")
 
 
 def _reach(slots: int, repetitions: int) -> int:

@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import product
+from math import ceil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ocp.objective import discretize
 from ocp.problem import ControlProblem
 
 CASES = [*product((1, 2, 3, 7, 16, 50, 101), (1, 2, 3, 5, 10, 200)), (1000, 10), (1000, 50)]
+BLOCKS = [*product((1, 5, 50, 101), (1, 2, 10), (2, 7, 50, 64)), (1000, 10, 64)]
 
 
 def run(plan, steps):
@@ -59,6 +61,12 @@ def test_a_plan_takes_as_many_steps_again_as_it_says(steps, slots):
 @pytest.mark.parametrize(("steps", "slots"), [case for case in CASES if case[0] <= 101])
 def test_no_plan_takes_fewer_steps_again(steps, slots):
     assert Binomial(slots).extra_steps(steps) == fewest(steps, slots)
+
+
+@pytest.mark.parametrize(("steps", "slots", "block"), BLOCKS)
+def test_a_plan_in_blocks_takes_the_fewest_blocks_again(steps, slots, block):
+    plan = Binomial(slots, block)
+    assert run(plan, steps) - steps == plan.extra_steps(steps) == block * fewest(ceil(steps / block), slots)
 
 
 @pytest.mark.parametrize(("steps", "slots", "extra"), [(1000, 10, 3636), (1000, 50, 1948), (10, 3, 15), (50, 50, 49)])
@@ -121,9 +129,12 @@ def by_plan(request, rand):
     return lambda memory, steps=23: discretize(problem, steps, integrator, memory)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 4, 40])
-def test_the_derivative_is_the_same_under_every_plan(by_plan, slots, rand):
-    all_kept, few_kept = by_plan(StoreAll()), by_plan(Binomial(slots))
+FEW = [Binomial(1), Binomial(2), Binomial(4), Binomial(40), Binomial(2, block=5), Binomial(1, block=40)]
+
+
+@pytest.mark.parametrize("memory", FEW, ids=str)
+def test_the_derivative_is_the_same_under_every_plan(by_plan, memory, rand):
+    all_kept, few_kept = by_plan(StoreAll()), by_plan(memory)
     u = 0.3 * rand(all_kept.space.dimension)
     assert few_kept.value(u) == pytest.approx(all_kept.value(u), rel=1e-14)
     torch.testing.assert_close(few_kept.derivative(u), all_kept.derivative(u), rtol=1e-12, atol=1e-14)
