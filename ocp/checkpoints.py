@@ -1,4 +1,4 @@
-"""Which steps to remember on the way to the end, and which to take again: plans as streams of actions."""
+"""Which steps to remember, which to take again, which to undo: plans for the way to the end and back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, comb
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Advance", "Binomial", "Keep", "Memory", "Restore", "Reverse", "StoreAll", "Take"]
+__all__ = ["Advance", "Binomial", "Keep", "Memory", "Restore", "Reverse", "Reversible", "StoreAll", "Take", "Undo"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class Reverse:
 
 
 @dataclass(frozen=True)
+class Undo:
+    """Take the steps from node ``last``, where the sweep is, back to node ``first`` by the inverse of each."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Keep:
     """Copy the state at ``node``, where the sweep is, to a slot."""
 
@@ -52,12 +60,16 @@ class Restore:
 
 
 #: What a plan asks for.
-Action = Advance | Take | Reverse | Keep | Restore
+Action = Advance | Take | Reverse | Undo | Keep | Restore
 
 
 @runtime_checkable
 class Memory(Protocol):
-    """A plan for one sweep forward and one back. Its first `Take` ends at the last node."""
+    """A plan for one sweep forward and one back. Its first `Take` ends at the last node.
+
+    A method more is optional: ``check(integrator)``, which raises ``TypeError`` for integrators that the plan is not
+    made for.
+    """
 
     def slots_for(self, steps: int) -> int:
         """How many slots are used."""
@@ -163,6 +175,95 @@ class Binomial:
                 kept.pop()
             if kept:
                 yield Restore(nodes[kept[-1]], len(kept) - 1)
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """Undo the steps on the way back in place of storing states; for integrators that have an ``inverse``, as `Verlet`.
+
+    A block of steps is undone, then taken again from the state at its beginning, to be remembered. So each step is
+    undone once and taken twice, and what is kept does not depend on the number of steps. States come back with
+    rounding errors, which grow with the number of steps undone in a row, and exponentially where nearby trajectories
+    part; `drift` measures them, and anchors bound them: with them what is kept grows by a state for each. Gomez, Ren,
+    Urtasun & Grosse (2017), "The reversible residual network", do so with layers.
+
+    Parameters
+    ----------
+    every : int, optional
+        Keep an anchor, the state as it was on the way forward, at every so many steps; by default none but the ends.
+    block : int
+        How many steps are remembered at a time.
+
+    Raises
+    ------
+    ValueError
+        If one of them is no integer of at least 1.
+
+    Examples
+    --------
+    >>> list(Reversible(block=2).actions(4))  # doctest: +NORMALIZE_WHITESPACE
+    [Keep(node=0, slot=0), Advance(first=0, last=2), Keep(node=2, slot=1), Take(first=2, last=4),
+     Reverse(first=2, last=4), Restore(node=0, slot=0), Take(first=0, last=2), Reverse(first=0, last=2)]
+    >>> Reversible().slots_for(1000), Reversible(every=100).slots_for(1000)
+    (2, 11)
+    """
+
+    every: int | None = None
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least_one(every=1 if self.every is None else self.every, block=self.block)
+
+    def check(self, integrator: Any) -> None:
+        """See whether steps can be undone.
+
+        Raises
+        ------
+        TypeError
+            If the integrator has no ``inverse``.
+        """
+        if not hasattr(integrator, "inverse"):
+            raise TypeError(
+                'integrator: expected one whose steps can be undone, such as "verlet", for the plan Reversible, got '
+                f"{integrator.name}, which has no method inverse"
+            )
+
+    def slots_for(self, steps: int) -> int:
+        return len(self._anchors(steps)) + 1
+
+    def span(self, steps: int) -> int:
+        return min(self.block, steps)
+
+    def _anchors(self, steps: int) -> range:
+        return range(0, steps, self.every or steps)
+
+    def actions(self, steps: int) -> Iterator[Action]:
+        anchors = self._anchors(steps)
+        spare, stretch = len(anchors), anchors.step
+        for slot, node in enumerate(anchors):
+            yield Keep(node, slot)
+            if node + stretch < steps:
+                yield Advance(node, node + stretch)
+        for slot, anchor in reversed(list(enumerate(anchors))):
+            end = min(anchor + stretch, steps)
+            for first in reversed(range(anchor, end, self.block)):
+                last = min(first + self.block, end)
+                yield from self._go(anchor, slot, first, last, slot + 1 if last == end else spare, steps)
+                if first > anchor:
+                    yield Keep(first, spare)
+                yield Take(first, last)
+                yield Reverse(first, last)
+
+    def _go(self, anchor: int, slot: int, first: int, last: int, at: int, steps: int) -> Iterator[Action]:
+        """To the beginning of a block: from its end, whose state is in slot ``at``, or from the anchor."""
+        if last == steps:  # the way forward is not over yet
+            if first > anchor:
+                yield Advance(anchor, first)
+        elif first == anchor:
+            yield Restore(anchor, slot)
+        else:
+            yield Restore(last, at)
+            yield Undo(first, last)
 
 
 def _at_least_one(**numbers: int) -> None:
