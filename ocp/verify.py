@@ -325,8 +325,8 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
 def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     """How far the states of the way back come from those of the way forward, where `Reversible` undoes steps.
 
-    The largest difference at any node, as a share of the largest entry of all states. The derivative is off by about
-    as much where the sweep is well conditioned. All states are stored meanwhile.
+    The largest difference at any node, as a share of the largest entry of all states. How much of it the derivative
+    feels depends on the problem. All states are stored meanwhile.
 
     Parameters
     ----------
