@@ -4,7 +4,7 @@ from ocp import layers, network, plots
 from ocp.adaptive import Adaptive
 from ocp.batches import Batches
 from ocp.bounds import Bounds
-from ocp.checkpoints import Binomial, StoreAll
+from ocp.checkpoints import Binomial, Reversible, StoreAll
 from ocp.control import Control, ControlSpace
 from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
@@ -25,7 +25,7 @@ from ocp.tableaus import Tableau
 from ocp.trajectory import Trajectory
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 from ocp.trustregion import TrustRegion
-from ocp.verify import Report, Slope, quick_check, taylor_test, verify
+from ocp.verify import Report, Slope, drift, quick_check, taylor_test, verify
 from ocp.verlet import Verlet
 
 __version__ = "0.1.0"
@@ -67,6 +67,7 @@ __all__ = [
     "ReducedObjective",
     "Report",
     "Result",
+    "Reversible",
     "RungeKutta",
     "Scheduled",
     "SciPy",
@@ -92,6 +93,7 @@ __all__ = [
     "Visit",
     "accuracy",
     "discretize",
+    "drift",
     "layers",
     "minimize",
     "network",

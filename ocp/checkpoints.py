@@ -1,14 +1,14 @@
-"""Which steps to remember on the way to the end, and which to take again: plans as streams of actions."""
+"""Which steps to remember, which to take again, which to undo: plans for the way to the end and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import comb
-from typing import Protocol, runtime_checkable
+from math import ceil, comb
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Advance", "Binomial", "Keep", "Memory", "Restore", "Reverse", "StoreAll", "Take"]
+__all__ = ["Advance", "Binomial", "Keep", "Memory", "Restore", "Reverse", "Reversible", "StoreAll", "Take", "Undo"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class Reverse:
 
 
 @dataclass(frozen=True)
+class Undo:
+    """Take the steps from node ``last``, where the sweep is, back to node ``first`` by the inverse of each."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Keep:
     """Copy the state at ``node``, where the sweep is, to a slot."""
 
@@ -52,12 +60,16 @@ class Restore:
 
 
 #: What a plan asks for.
-Action = Advance | Take | Reverse | Keep | Restore
+Action = Advance | Take | Reverse | Undo | Keep | Restore
 
 
 @runtime_checkable
 class Memory(Protocol):
-    """A plan for one sweep forward and one back. Its first `Take` ends at the last node."""
+    """A plan for one sweep forward and one back. Its first `Take` ends at the last node.
+
+    A method more is optional: ``check(integrator)``, which raises ``TypeError`` for integrators that the plan is not
+    made for.
+    """
 
     def slots_for(self, steps: int) -> int:
         """How many slots are used."""
@@ -95,63 +107,169 @@ class Binomial:
     """Keep at most so many states and take the steps between them again: binomial checkpointing.
 
     No plan with as many slots takes fewer steps: Griewank & Walther (2000), "Algorithm 799: revolve". With r the
-    least number such that N <= (s + r choose s), no step is taken more than r + 1 times.
+    least number such that N <= (s + r choose s), no step is taken more than r + 1 times. Where several steps are
+    remembered at a time the same holds with blocks of steps in the place of steps, ceil(N / block) of them.
 
     Parameters
     ----------
     slots : int
         s, the state at the start included.
+    block : int
+        How many steps are remembered at a time; many are faster than one by one, and need the room of as many.
 
     Raises
     ------
     ValueError
-        If there is no slot.
+        If there is no slot, or no step in a block.
 
     Examples
     --------
-    >>> Binomial(slots=10).extra_steps(1000)
-    3636
+    >>> Binomial(slots=10).extra_steps(1000), Binomial(slots=10, block=50).extra_steps(1000)
+    (3636, 1400)
     >>> list(Binomial(slots=1).actions(2))  # doctest: +NORMALIZE_WHITESPACE
     [Keep(node=0, slot=0), Advance(first=0, last=1), Take(first=1, last=2), Reverse(first=1, last=2),
      Restore(node=0, slot=0), Take(first=0, last=1), Reverse(first=0, last=1)]
     """
 
     slots: int
+    block: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.slots, int) or self.slots < 1:
-            raise ValueError(f"slots: expected an integer >= 1, got {self.slots!r}")
+        _at_least_one(slots=self.slots, block=self.block)
 
     def slots_for(self, steps: int) -> int:
-        return min(self.slots, steps)
+        return min(self.slots, self._blocks(steps))
 
     def span(self, steps: int) -> int:
-        return 1
+        return min(self.block, steps)
+
+    def _blocks(self, steps: int) -> int:
+        return ceil(steps / self.block)
 
     def extra_steps(self, steps: int) -> int:
-        """Steps taken beyond one sweep forward: r N - (s + r choose r - 1), equation (2) of Griewank & Walther."""
-        r = _repetitions(steps, self.slots)
-        return r * steps - _reach(self.slots + 1, r - 1)
+        """Steps taken beyond one sweep forward: r N - (s + r choose r - 1), equation (2) of Griewank & Walther.
+
+        For blocks, times their size: the last one, which may be shorter, is taken once.
+        """
+        blocks = self._blocks(steps)
+        r = _repetitions(blocks, self.slots)
+        return self.block * (r * blocks - _reach(self.slots + 1, r - 1))
 
     def actions(self, steps: int) -> Iterator[Action]:
+        nodes = [*range(0, steps, self.block), steps]
         kept = [0]
         yield Keep(0, 0)
-        for last in range(steps, 0, -1):
-            node = kept[-1]
-            while last - node > 1 and len(kept) < self.slots:
-                after = node + _first_part(last - node, self.slots - len(kept) + 1)
-                yield Advance(node, after)
-                yield Keep(after, len(kept))
+        for last in range(len(nodes) - 1, 0, -1):
+            begin = kept[-1]
+            while last - begin > 1 and len(kept) < self.slots:
+                after = begin + _first_part(last - begin, self.slots - len(kept) + 1)
+                yield Advance(nodes[begin], nodes[after])
+                yield Keep(nodes[after], len(kept))
                 kept.append(after)
-                node = after
-            if last - node > 1:
-                yield Advance(node, last - 1)
-            yield Take(last - 1, last)
-            yield Reverse(last - 1, last)
+                begin = after
+            if last - begin > 1:
+                yield Advance(nodes[begin], nodes[last - 1])
+            yield Take(nodes[last - 1], nodes[last])
+            yield Reverse(nodes[last - 1], nodes[last])
             if kept[-1] == last - 1:
                 kept.pop()
             if kept:
-                yield Restore(kept[-1], len(kept) - 1)
+                yield Restore(nodes[kept[-1]], len(kept) - 1)
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """Undo the steps on the way back in place of storing states; for integrators that have an ``inverse``, as `Verlet`.
+
+    A block of steps is undone, then taken again from the state at its beginning, to be remembered. So each step is
+    undone once and taken twice, and what is kept does not depend on the number of steps. States come back with
+    rounding errors, which grow with the number of steps undone in a row, and exponentially where nearby trajectories
+    part; `drift` measures them, and anchors bound them: with them what is kept grows by a state for each. Gomez, Ren,
+    Urtasun & Grosse (2017), "The reversible residual network", do so with layers.
+
+    Parameters
+    ----------
+    every : int, optional
+        Keep an anchor, the state as it was on the way forward, at every so many steps; by default none but the ends.
+    block : int
+        How many steps are remembered at a time.
+
+    Raises
+    ------
+    ValueError
+        If one of them is no integer of at least 1.
+
+    Examples
+    --------
+    >>> list(Reversible(block=2).actions(4))  # doctest: +NORMALIZE_WHITESPACE
+    [Keep(node=0, slot=0), Advance(first=0, last=2), Keep(node=2, slot=1), Take(first=2, last=4),
+     Reverse(first=2, last=4), Restore(node=0, slot=0), Take(first=0, last=2), Reverse(first=0, last=2)]
+    >>> Reversible().slots_for(1000), Reversible(every=100).slots_for(1000)
+    (2, 11)
+    """
+
+    every: int | None = None
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least_one(every=1 if self.every is None else self.every, block=self.block)
+
+    def check(self, integrator: Any) -> None:
+        """See whether steps can be undone.
+
+        Raises
+        ------
+        TypeError
+            If the integrator has no ``inverse``.
+        """
+        if not hasattr(integrator, "inverse"):
+            raise TypeError(
+                'integrator: expected one whose steps can be undone, such as "verlet", for the plan Reversible, got '
+                f"{integrator.name}, which has no method inverse"
+            )
+
+    def slots_for(self, steps: int) -> int:
+        return len(self._anchors(steps)) + 1
+
+    def span(self, steps: int) -> int:
+        return min(self.block, steps)
+
+    def _anchors(self, steps: int) -> range:
+        return range(0, steps, self.every or steps)
+
+    def actions(self, steps: int) -> Iterator[Action]:
+        anchors = self._anchors(steps)
+        spare, stretch = len(anchors), anchors.step
+        for slot, node in enumerate(anchors):
+            yield Keep(node, slot)
+            if node + stretch < steps:
+                yield Advance(node, node + stretch)
+        for slot, anchor in reversed(list(enumerate(anchors))):
+            end = min(anchor + stretch, steps)
+            for first in reversed(range(anchor, end, self.block)):
+                last = min(first + self.block, end)
+                yield from self._go(anchor, slot, first, last, slot + 1 if last == end else spare, steps)
+                if first > anchor:
+                    yield Keep(first, spare)
+                yield Take(first, last)
+                yield Reverse(first, last)
+
+    def _go(self, anchor: int, slot: int, first: int, last: int, at: int, steps: int) -> Iterator[Action]:
+        """To the beginning of a block: from its end, whose state is in slot ``at``, or from the anchor."""
+        if last == steps:  # the way forward is not over yet
+            if first > anchor:
+                yield Advance(anchor, first)
+        elif first == anchor:
+            yield Restore(anchor, slot)
+        else:
+            yield Restore(last, at)
+            yield Undo(first, last)
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}: expected an integer >= 1, got {number!r}")
 
 
 def _reach(slots: int, repetitions: int) -> int:

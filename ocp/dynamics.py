@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ocp.modules import FlatModule, Mapped, hvp, pullback
+from ocp.modules import FlatModule, Mapped, hvp, pullback, uncompiled
 
 __all__ = [
     "Dynamics",
@@ -132,7 +132,7 @@ class FunctionDynamics:
     """
 
     def __init__(self, function: Callable[[float, Tensor, Tensor], Tensor], control_size: int):
-        self.function = function
+        self.function, self._plain = function, uncompiled(function)
         self.control_size = control_size
         self._mapped = Mapped(function)
 
@@ -144,10 +144,10 @@ class FunctionDynamics:
         return px, pu
 
     def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
-        return torch.func.jvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))[1]
+        return torch.func.jvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du))[1]
 
     def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
-        hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du), p)
+        hx, hu = hvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du), p)
         return hx, hu
 
     def suits(self, x: Tensor, u: Tensor) -> bool:
@@ -235,6 +235,8 @@ class ModuleDynamics:
                 f"module: expected one with parameters that require gradients, the control, got {type(module).__name__}"
             )
         self.control_size = self.flat.size
+        plain = uncompiled(module)
+        self._plain = self.flat if plain is module else FlatModule(plain)
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
         return self.flat(u, x)
@@ -244,10 +246,10 @@ class ModuleDynamics:
         return px, pu
 
     def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
-        return torch.func.jvp(self.flat, (u, x), (du, dx))[1]
+        return torch.func.jvp(self._plain, (u, x), (du, dx))[1]
 
     def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
-        hu, hx = hvp(self.flat, (u, x), (du, dx), p)
+        hu, hx = hvp(self._plain, (u, x), (du, dx), p)
         return hx, hu
 
     def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:

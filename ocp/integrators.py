@@ -18,8 +18,10 @@ __all__ = ["INTEGRATORS", "Integrator", "as_integrator"]
 class Integrator(Protocol):
     """The step x_{k+1} = Psi_h(t_k, x_k, u_k) of a problem, together with the running cost over the step.
 
-    Two methods more are optional: ``pullback_tangent``, for second derivatives, and ``check(problem, x, u)``, which
-    raises ``ValueError`` for problems that the scheme is not made for, given a state and the control of a step.
+    Three methods more are optional: ``pullback_tangent``, for second derivatives; ``check(problem, x, u)``, which
+    raises ``ValueError`` for problems that the scheme is not made for, given a state and the control of a step; and
+    ``inverse(problem, t, h, x, u, out)``, for the plan `Reversible`: it writes to ``out``, which may be x, the state
+    from which the step from time t arrives at x.
     """
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FlatModule", "Mapped", "hvp", "pullback"]
+__all__ = ["FlatModule", "Mapped", "hvp", "pullback", "uncompiled"]
 
 
 class FlatModule:
@@ -135,6 +135,14 @@ class FlatModule:
         return module
 
 
+def uncompiled(function: Any) -> Any:
+    """What ``torch.compile`` was given to make a function or module; what it did not make, as it is.
+
+    It does not follow ``vmap`` and forward mode, after which it stays uncompiled, and refuses second derivatives.
+    """
+    return getattr(function, "_orig_mod", getattr(function, "_torchdynamo_orig_callable", function))
+
+
 class Mapped:
     """A function of a point (t, x, u) as a function of many points at once, by ``torch.func.vmap``.
 
@@ -149,14 +157,14 @@ class Mapped:
     """
 
     def __init__(self, function: Callable[..., Tensor]):
-        self.function = function
+        self.function, self._plain = function, uncompiled(function)
         self._agreed: bool | None = None
 
     def agrees(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
         """Whether the mapped function has the values of the function at these points; remembered for later calls."""
         with torch.no_grad():
             try:
-                self._agreed = _same(torch.func.vmap(self.function)(t, x, u), self._one_by_one(t, x, u))
+                self._agreed = _same(torch.func.vmap(self._plain)(t, x, u), self._one_by_one(t, x, u))
             except Exception:  # whatever the function raises for arguments it is not made for
                 self._agreed = False
         return self._agreed
@@ -170,7 +178,7 @@ class Mapped:
             self.agrees(t, x, u)
         if self._agreed:
             try:
-                mapped = torch.func.vmap(self.function)(t, x, u)
+                mapped = torch.func.vmap(self._plain)(t, x, u)
                 if values is None or _same(mapped.detach(), values):
                     return mapped
             except Exception:  # it decides by numbers after all

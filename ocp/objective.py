@@ -531,7 +531,8 @@ def discretize(
     integrator : str or Integrator
         ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `ocp.integrators.INTEGRATORS`, or one of your own.
     memory : Memory
-        ``StoreAll()``, or ``Binomial(slots)`` for less memory and more steps; the derivative is the same.
+        ``StoreAll()``, or for less memory and more steps ``Binomial(slots)``, or ``Reversible()`` with an integrator
+        whose steps can be undone; the derivative is the same.
 
     Raises
     ------
@@ -543,5 +544,7 @@ def discretize(
     discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
     discretization.check()
     if isinstance(memory, type) or not isinstance(memory, Memory):
-        raise TypeError(f"memory: expected StoreAll() or Binomial(slots), got {memory!r}")
+        raise TypeError(f"memory: expected StoreAll(), Binomial(slots) or Reversible(), got {memory!r}")
+    if hasattr(memory, "check"):
+        memory.check(discretization.integrator)
     return ReducedObjective(discretization, memory=memory)

@@ -87,6 +87,15 @@ class Stepwise:
             costates[0].copy_(p)
         return p
 
+    def undo(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> None:
+        """Take the steps from node ``first`` with the controls ``path`` back, from the state x after them to its place.
+
+        The integrator has an ``inverse``.
+        """
+        inverse, h, t = self.integrator.inverse, self.grid.h, self.grid.nodes
+        for k, u in reversed(list(enumerate(path.unbind(0)))):
+            inverse(problem, t[first + k], h, x, u, out=x)
+
     def resume(self, problem: ControlProblem, first: int, path: Tensor) -> Stepwise:
         """As if `forward` had been called: the states are there already."""
         self._problem, self._first, self._path = problem, first, path

@@ -70,7 +70,8 @@ def minimize(
         L-BFGS on all grids that there are by halving the steps; beside mini-batches it has to be given.
     integrator : str or Integrator
     memory : Memory
-        ``Binomial(slots)`` keeps so many states and takes the steps between them again; by default all are kept.
+        ``Binomial(slots)`` keeps so many states and takes the steps between them again, ``Reversible()`` undoes the
+        steps of ``"verlet"``; by default all are kept.
     start : Control, Path or Tensor, optional
         In place of the problem's own, with the same choices (`ControlProblem`); the steps of a coarser control must
         divide ``steps``.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocp.checkpoints import Action, Advance, Keep, Memory, Restore, Reverse, Take
+from ocp.checkpoints import Action, Advance, Keep, Memory, Restore, Reverse, Take, Undo
 from ocp.costs import Readout
 from ocp.discretization import Discretization
 from ocp.linearization import Linearization, linearizes
 from ocp.problem import ControlProblem
-from ocp.recording import Record, Stepwise
+from ocp.recording import Record, Stepwise, Taped
 
 __all__ = ["Planned", "adjoint", "forward", "linearize", "record", "second_adjoint", "tangent", "without_hvp"]
 
@@ -35,11 +36,12 @@ def record(discretization: Discretization, memory: Memory, x: Tensor, u: Tensor)
     own, steps = getattr(integrator, "record", None), grid.steps
     room = min(max(memory.span(steps), CHUNK), steps)
     found: Record | None = None if own is None else own(problem, grid, room, x, u)
-    if found is None:
-        found = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
-    if memory.span(steps) == steps:
+    if found is not None and memory.span(steps) == steps:
         return found
-    return Planned(memory, found, room, x.new_empty(memory.slots_for(steps) + 3, *x.shape))
+    plain = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
+    if memory.span(steps) == steps:
+        return plain
+    return Planned(memory, found or plain, plain, room, x.new_empty(memory.slots_for(steps) + 3, *x.shape))
 
 
 class Planned:
@@ -51,14 +53,17 @@ class Planned:
         The plan.
     few : Record
         What steps are taken and gone back through with.
+    plain : Stepwise
+        What steps are undone with, and taken where nothing is to be remembered of them but ``few`` would make a tape.
     room : int
-        How many it can hold.
+        How many either can hold.
     storage : Tensor
         Shape (slots + 3, batch, *state).
     """
 
-    def __init__(self, memory: Memory, few: Record, room: int, storage: Tensor):
-        self.memory, self.few, self.room = memory, few, room
+    def __init__(self, memory: Memory, few: Record, plain: Stepwise, room: int, storage: Tensor):
+        self.memory, self.few, self.plain, self.room = memory, few, plain, room
+        self._walk: Record = plain if isinstance(few, Taped) else few
         self._x, self._start, self.end, *self._slots = storage.unbind(0)
         self._ready = False
 
@@ -78,15 +83,20 @@ class Planned:
         return total
 
     def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
+        for first, last in self.retrace():
+            p = self.few.backward(p, derivative[first:last])
+        return p
+
+    def retrace(self) -> Iterator[tuple[int, int]]:
+        """Go on with the plan after `forward`; yields the steps to go back through, when ``few`` remembers them."""
         if not self._ready:
             self.forward(self._problem, self._first, self._start, self._path)
         self._ready = False
         for action in self._rest:
             if isinstance(action, Reverse):
-                p = self.few.backward(p, derivative[action.first : action.last])
+                yield action.first, action.last
             else:
                 self._do(action)
-        return p
 
     def _do(self, action: Action) -> Tensor | None:
         """One action that is not a step back; the running cost of the steps taken."""
@@ -95,18 +105,22 @@ class Planned:
                 self._slots[slot].copy_(self._x)
             case Restore(_, slot):
                 self._x.copy_(self._slots[slot])
-            case Advance(first, last) | Take(first, last):
-                return self._take(first, last)
+            case Advance(first, last):
+                return self._take(self._walk, first, last)
+            case Take(first, last):
+                return self._take(self.few, first, last)
+            case Undo(first, last):
+                self.plain.undo(self._problem, self._first + first, self._x, self._path[first:last])
         return None
 
-    def _take(self, first: int, last: int, visited: Tensor | None = None) -> Tensor | None:
+    def _take(self, steps: Record, first: int, last: int, visited: Tensor | None = None) -> Tensor | None:
         total = None
         for begin in range(first, last, self.room):
             end = min(begin + self.room, last)
-            cost = self.few.forward(self._problem, self._first + begin, self._x, self._path[begin:end])
-            self._x.copy_(self.few.end)
+            cost = steps.forward(self._problem, self._first + begin, self._x, self._path[begin:end])
+            self._x.copy_(steps.end)
             if visited is not None:
-                visited[begin : end + 1].copy_(self.few.states)
+                visited[begin : end + 1].copy_(steps.states)
             if cost is not None:
                 total = cost if total is None else total + cost
         return total
@@ -118,7 +132,7 @@ class Planned:
         self._ready = False
         states = self._x.new_empty(len(self._path) + 1, *self._x.shape)
         self._x.copy_(self._start)
-        self._take(0, len(self._path), states)
+        self._take(self._walk, 0, len(self._path), states)
         return states
 
 

@@ -18,10 +18,10 @@ from ocp.costs import Tikhonov
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective
 from ocp.problem import ControlProblem
 from ocp.strictjson import plain
-from ocp.sweep import without_hvp
+from ocp.sweep import Planned, forward, record, without_hvp
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 
-__all__ = ["Check", "Report", "Slope", "Taylor", "measure_slope", "quick_check", "taylor_test", "verify"]
+__all__ = ["Check", "Report", "Slope", "Taylor", "drift", "measure_slope", "quick_check", "taylor_test", "verify"]
 
 #: Step lengths of a Taylor test, in multiples of a direction of unit norm.
 STEPS = tuple(0.2 * 2.0**-k for k in range(22))
@@ -319,6 +319,44 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
         if taylor.third is not None:
             checks += _hessian_checks(objective, u, taylor, generator)
     return Report(tuple(checks), taylor)
+
+
+@torch.no_grad()
+def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
+    """How far the states of the way back come from those of the way forward, where `Reversible` undoes steps.
+
+    The largest difference at any node, as a share of the largest entry of all states. How much of it the derivative
+    feels depends on the problem. All states are stored meanwhile.
+
+    Parameters
+    ----------
+    objective : ReducedObjective
+        From `discretize`, with the plan in question. For plans that undo no step, it is zero, or rounding at most.
+    control : Tensor or Control
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> from ocp import ControlProblem, Reversible, discretize
+    >>> wheel = lambda t, x, u: torch.stack((x[:, 1], u[0] - torch.sin(x[:, 0])), dim=1)
+    >>> x = torch.ones(1, 2, dtype=torch.float64)
+    >>> problem = ControlProblem(wheel, x, lambda x: x.square().sum(), control_size=1, horizon=10.0)
+    >>> objective = discretize(problem, 1000, "verlet", Reversible())
+    >>> 0 < drift(objective, torch.zeros(1000, dtype=torch.float64)) < 1e-13
+    True
+    """
+    discretization = objective.discretization
+    u = control.flat if isinstance(control, Control) else control
+    steps = record(discretization, objective.memory, *(part.to(u) for part in discretization.example()))
+    forward(discretization, u.clone(), steps)
+    if not isinstance(steps, Planned):
+        return 0.0
+    states = steps.states
+    apart = [(steps.few.states - states[a : b + 1]).abs().max() for a, b in steps.retrace()]
+    return float(torch.stack(apart).max() / states.abs().max())
 
 
 def _like(tensor: Tensor, generator: torch.Generator) -> Tensor:

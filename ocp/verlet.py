@@ -42,6 +42,10 @@ class _Substep:
     def step(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
         return x + self._mask(h, f(t + self.c * h, x, u))
 
+    def inverse(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
+        """The state before the step: the half that f changes is not one that it depends on."""
+        return x - self._mask(h, f(t + self.c * h, x, u))
+
     def pullback(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         px, pu = f.vjp(t + self.c * h, x, u, self._mask(h, p))
         return p + px, pu
@@ -129,6 +133,12 @@ class Verlet:
         """The next state and the running cost over the step, by operations that autograd can follow."""
         L, end = problem.running_cost, self._states(problem.dynamics, t, h, x, u)[-1]
         return end, None if L is None else 0.5 * h * (L(t, x, u) + L(t + h, end, u))
+
+    def inverse(self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor) -> None:
+        """Write to ``out``, which may be x, the state at time t from which the step arrives at x, but for rounding."""
+        for part in reversed(_SUBSTEPS):
+            x = part.inverse(problem.dynamics, t, h, x, u)
+        out.copy_(x)
 
     def record(self, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor, u: Tensor) -> Record | None:
         """Room for steps that are remembered for their transposes."""

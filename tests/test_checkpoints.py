@@ -1,18 +1,27 @@
 """Plans for the memory of a sweep, run on a machine that counts, and the gradient under every plan."""
 
+import gc
 from functools import cache
-from itertools import product
+from itertools import accumulate, product
+from math import ceil
 
 import pytest
 import torch
 
-from ocp.checkpoints import Advance, Binomial, Keep, Memory, Restore, Reverse, StoreAll, Take
+from ocp.checkpoints import Advance, Binomial, Keep, Memory, Restore, Reverse, Reversible, StoreAll, Take, Undo
 from ocp.costs import QuadraticRunning
+from ocp.dynamics import FunctionDynamics
 from ocp.layers import Dense
+from ocp.methods import LBFGS
+from ocp.multilevel import MGOPT
 from ocp.objective import discretize
 from ocp.problem import ControlProblem
+from ocp.solver import minimize
+from ocp.verify import drift, verify
 
 CASES = [*product((1, 2, 3, 7, 16, 50, 101), (1, 2, 3, 5, 10, 200)), (1000, 10), (1000, 50)]
+BLOCKS = [*product((1, 5, 50, 101), (1, 2, 10), (2, 7, 50, 64)), (1000, 10, 64)]
+REVERSIBLE = [*product((1, 2, 7, 50, 101), (None, 1, 4, 50, 200), (1, 3, 50, 64))]
 
 
 def run(plan, steps):
@@ -36,6 +45,9 @@ def run(plan, steps):
                 assert remembered == (first, last)
                 assert left == last
                 left, remembered = first, None
+            case Undo(first, last):
+                assert 0 <= first < at == last
+                at, remembered = first, None
     assert left == 0
     return taken
 
@@ -61,6 +73,27 @@ def test_no_plan_takes_fewer_steps_again(steps, slots):
     assert Binomial(slots).extra_steps(steps) == fewest(steps, slots)
 
 
+@pytest.mark.parametrize(("steps", "slots", "block"), BLOCKS)
+def test_a_plan_in_blocks_takes_the_fewest_blocks_again(steps, slots, block):
+    plan = Binomial(slots, block)
+    assert run(plan, steps) - steps == plan.extra_steps(steps) == block * fewest(ceil(steps / block), slots)
+
+
+@pytest.mark.parametrize(("steps", "every", "block"), REVERSIBLE)
+def test_no_step_is_taken_more_than_twice_where_steps_are_undone(steps, every, block):
+    assert run(Reversible(every, block), steps) <= 2 * steps
+
+
+def test_without_anchors_two_states_are_kept_for_any_number_of_steps():
+    assert {Reversible().slots_for(steps) for steps in (1, 100, 100_000)} == {2}
+
+
+def test_no_more_steps_are_undone_in_a_row_than_lie_between_anchors():
+    """What is undone begins at an anchor, whose state is exact."""
+    undone = [(a.first, a.last) for a in Reversible(every=10, block=4).actions(30) if isinstance(a, Undo)]
+    assert undone == [(24, 28), (18, 20), (14, 18), (8, 10), (4, 8)]
+
+
 @pytest.mark.parametrize(("steps", "slots", "extra"), [(1000, 10, 3636), (1000, 50, 1948), (10, 3, 15), (50, 50, 49)])
 def test_the_number_of_extra_steps_is_that_of_the_formula(steps, slots, extra):
     assert Binomial(slots).extra_steps(steps) == extra
@@ -80,9 +113,23 @@ def test_a_plan_without_slots_is_refused(slots):
         Binomial(slots)
 
 
+@pytest.mark.parametrize(
+    ("plan", "arguments", "message"),
+    [
+        (Binomial, {"slots": 2, "block": 0}, "block: expected an integer >= 1, got 0"),
+        (Reversible, {"block": 1.5}, "block: expected an integer >= 1, got 1.5"),
+        (Reversible, {"every": 0}, "every: expected an integer >= 1, got 0"),
+    ],
+)
+def test_a_plan_without_steps_is_refused(plan, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**arguments)
+
+
 def test_plans_are_known_by_what_they_offer():
     assert isinstance(StoreAll(), Memory)
     assert isinstance(Binomial(3), Memory)
+    assert isinstance(Reversible(), Memory)
 
 
 def wave(t, x, u):
@@ -121,9 +168,12 @@ def by_plan(request, rand):
     return lambda memory, steps=23: discretize(problem, steps, integrator, memory)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 4, 40])
-def test_the_derivative_is_the_same_under_every_plan(by_plan, slots, rand):
-    all_kept, few_kept = by_plan(StoreAll()), by_plan(Binomial(slots))
+FEW = [Binomial(1), Binomial(2), Binomial(4), Binomial(40), Binomial(2, block=5), Binomial(1, block=40)]
+
+
+@pytest.mark.parametrize("memory", FEW, ids=str)
+def test_the_derivative_is_the_same_under_every_plan(by_plan, memory, rand):
+    all_kept, few_kept = by_plan(StoreAll()), by_plan(memory)
     u = 0.3 * rand(all_kept.space.dimension)
     assert few_kept.value(u) == pytest.approx(all_kept.value(u), rel=1e-14)
     torch.testing.assert_close(few_kept.derivative(u), all_kept.derivative(u), rtol=1e-12, atol=1e-14)
@@ -148,5 +198,111 @@ def test_a_plan_holds_on_every_grid_and_batch(rand):
 @pytest.mark.parametrize("memory", [10, Binomial, "all"])
 def test_what_is_no_plan_is_refused(memory, rand):
     problem = ControlProblem(Dense(4), rand(6, 4), lambda x: x.square().sum())
-    with pytest.raises(TypeError, match="memory: expected StoreAll\\(\\) or Binomial\\(slots\\), got"):
+    with pytest.raises(TypeError, match=r"memory: expected StoreAll\(\), Binomial\(slots\) or Reversible\(\), got"):
         discretize(problem, 16, memory=memory)
+
+
+def swing(t, x, u):
+    """Separable, and unstable: nearby trajectories part."""
+    n = x.shape[1] // 2
+    return torch.cat((x[:, n:], x[:, :n] + u[0] * torch.cos(t + x[:, :n])), dim=1)
+
+
+class Own(FunctionDynamics):
+    """Dynamics that know their transpose, so that steps are taken one by one."""
+
+    def vjp(self, t, x, u, p):
+        return super().vjp(t, x, u, p)
+
+
+@pytest.fixture
+def undoable(rand):
+    """The objective of a problem under a plan, with steps that can be undone."""
+
+    x = 0.1 * rand(1, 2)
+
+    def build(memory, steps=50, kind=FunctionDynamics, horizon=3.0, dtype=torch.float64):
+        running = QuadraticRunning()
+        problem = ControlProblem(kind(swing, 1), x.to(dtype), lambda x: x.pow(3).sum(), running, horizon=horizon)
+        return discretize(problem, steps, "verlet", memory)
+
+    return build
+
+
+@pytest.mark.parametrize("kind", [FunctionDynamics, Own])
+@pytest.mark.parametrize("memory", [Reversible(), Reversible(block=1), Reversible(7, 3), Reversible(30, 8)], ids=str)
+def test_the_derivative_is_the_same_where_steps_are_undone(undoable, kind, memory, rand):
+    all_kept, undone = undoable(StoreAll(), kind=kind), undoable(memory, kind=kind)
+    u = 0.3 * rand(50)
+    assert undone.value(u) == pytest.approx(all_kept.value(u), rel=1e-14)
+    torch.testing.assert_close(undone.derivative(u), all_kept.derivative(u), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(undone.trajectory(u).x, all_kept.trajectory(u).x, rtol=1e-14, atol=1e-14)
+
+
+def test_a_step_undone_is_the_state_before_it(undoable, rand):
+    objective = undoable(StoreAll())
+    integrator, problem = objective.discretization.integrator, objective.discretization.problem
+    x, u, end = rand(1, 2), rand(1), torch.empty(1, 2, dtype=torch.float64)
+    integrator.step(problem, 0.3, 0.1, x, u, end)
+    integrator.inverse(problem, 0.3, 0.1, end, u, out=end)
+    torch.testing.assert_close(end, x, rtol=1e-14, atol=1e-14)
+
+
+def test_states_undone_drift_exponentially_where_trajectories_part_and_anchors_bound_it(undoable):
+    u = torch.zeros(200)
+    far, near = (
+        drift(undoable(memory, 200, horizon=20.0, dtype=torch.float32), u)
+        for memory in (Reversible(block=5), Reversible(every=10, block=5))
+    )
+    assert far > 1e-3
+    assert near < 1e-5
+
+
+@pytest.mark.parametrize("memory", [StoreAll(), Binomial(3), Reversible(every=64)], ids=str)
+def test_where_no_step_is_undone_there_is_no_drift(undoable, memory, rand):
+    assert drift(undoable(memory, 200), rand(200)) < 1e-15
+
+
+def test_a_drift_that_spoils_the_derivative_does_not_pass_verification(undoable):
+    report = verify(undoable(Reversible(block=16), 64, horizon=40.0))
+    assert "adjoint sweep against tangent sweep" in {check.name for check in report.checks if not check.passed}
+
+
+def peak(call):
+    """Bytes of tensors at the same time during a call."""
+    gc.collect()  # or what is freed meanwhile would be subtracted
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize(("memory", "grows"), [(StoreAll(), True), (Reversible(block=8), False)], ids=str)
+def test_what_is_kept_does_not_grow_with_the_number_of_steps_where_they_are_undone(memory, grows, rand):
+    x = rand(1, 2000)
+    problem = ControlProblem(swing, x, lambda x: x.square().sum(), control_size=1)
+
+    def needs(steps):
+        return peak(lambda: discretize(problem, steps, "verlet", memory).derivative(torch.ones(steps).double()))
+
+    states = (needs(200) - needs(100)) / (x.numel() * x.element_size())
+    assert (states > 100) is grows
+    assert grows or states < 3
+
+
+@pytest.mark.parametrize("integrator", ["euler", "implicit_midpoint"])
+def test_steps_that_cannot_be_undone_are_refused(integrator, rand):
+    problem = ControlProblem(swing, rand(6, 4), lambda x: x.square().sum(), control_size=1)
+    expected = f'integrator: expected one whose steps can be undone, such as "verlet", .* got {integrator}'
+    with pytest.raises(TypeError, match=expected):
+        discretize(problem, 16, integrator, Reversible())
+
+
+@pytest.mark.parametrize("method", [LBFGS(), MGOPT(2, LBFGS())], ids=["one grid", "two grids"])
+def test_a_run_where_steps_are_undone_ends_at_the_same_value(method, rand):
+    problem = ControlProblem(swing, rand(1, 2), lambda x: x.square().sum(), QuadraticRunning(), control_size=1)
+    kept, undone = (
+        minimize(problem, 32, method, integrator="verlet", memory=memory, max_iterations=3, progress=False)
+        for memory in (StoreAll(), Reversible(block=8))
+    )
+    assert undone.value == pytest.approx(kept.value, rel=1e-10)

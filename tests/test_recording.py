@@ -226,3 +226,43 @@ def test_the_derivative_of_an_interrupted_adjoint_sweep_is_right_the_next_time(r
         objective.derivative(u)
     stop.clear()
     assert torch.equal(objective.derivative(u), expected)
+
+
+#: Dynamics that torch can compile, the shape of the state, and the length of a plain function's control.
+COMPILED = {
+    "small function": (swing, (1, 2), 1),
+    "large function": (large, (2, 30), 30),
+    "module": (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double(), (5, 3), None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at one while it compiles a module
+@pytest.mark.parametrize(("dynamics", "shape", "size"), COMPILED.values(), ids=COMPILED.keys())
+def test_compiled_dynamics_have_the_same_derivatives(dynamics, shape, size, rand):
+    x = rand(*shape)
+    plain, compiled = (
+        discretize(ControlProblem(f, x, lambda x: x.pow(3).sum(), control_size=size), STEPS, "rk4")
+        for f in (dynamics, torch.compile(dynamics, backend="aot_eager"))  # which needs no compiler
+    )
+    u, d = 0.5 * rand(plain.space.dimension), rand(plain.space.dimension)
+    assert type(compiled._buffer(u).record) is type(plain._buffer(u).record)
+    torch.testing.assert_close(compiled.derivative(u), plain.derivative(u), rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(compiled.hessian_product(u, d), plain.hessian_product(u, d), rtol=1e-12, atol=1e-13)
+    f, g, uk = plain.discretization.problem.dynamics, compiled.discretization.problem.dynamics, plain.space.path(u)[0]
+    torch.testing.assert_close(g.hvp(0.3, x, uk, x, x, uk), f.hvp(0.3, x, uk, x, x, uk), rtol=1e-12, atol=1e-13)
+
+
+def test_a_compiled_function_stays_compiled_after_a_hessian_product(rand):
+    runs = []
+
+    def backend(graph, inputs):
+        return lambda *arguments: runs.append(graph) or graph(*arguments)
+
+    problem = ControlProblem(
+        torch.compile(large, backend=backend), rand(2, 30), lambda x: x.square().sum(), control_size=30
+    )
+    objective, u = discretize(problem, STEPS), rand(30 * STEPS)
+    objective.hessian_product(u, u)
+    before = len(runs)
+    objective.derivative(2 * u)
+    assert len(runs) == before + STEPS
