@@ -67,8 +67,8 @@ Action = Advance | Take | Reverse | Undo | Keep | Restore
 class Memory(Protocol):
     """A plan for one sweep forward and one back. Its first `Take` ends at the last node.
 
-    A method more is optional: ``check(integrator)``, which raises ``TypeError`` for integrators that the plan is not
-    made for.
+    Two things more are optional: a method ``check(integrator)``, which raises ``TypeError`` for integrators that the
+    plan is not made for, and a number ``host``, of the first slots, that are in the memory of the host.
     """
 
     def slots_for(self, steps: int) -> int:
@@ -116,11 +116,14 @@ class Binomial:
         s, the state at the start included.
     block : int
         How many steps are remembered at a time; many are faster than one by one, and need the room of as many.
+    host : int
+        So many of the slots, those that wait longest, are in the memory of the host, where a sweep on a device has
+        more room; copies overlap with the steps that follow.
 
     Raises
     ------
     ValueError
-        If there is no slot, or no step in a block.
+        If there is no slot, or no step in a block, or if ``host`` is no number of slots.
 
     Examples
     --------
@@ -133,9 +136,12 @@ class Binomial:
 
     slots: int
     block: int = 1
+    host: int = 0
 
     def __post_init__(self) -> None:
         _at_least_one(slots=self.slots, block=self.block)
+        if not isinstance(self.host, int) or not 0 <= self.host <= self.slots:
+            raise ValueError(f"host: expected an integer between 0 and the {self.slots} slots, got {self.host!r}")
 
     def slots_for(self, steps: int) -> int:
         return min(self.slots, self._blocks(steps))

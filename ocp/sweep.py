@@ -41,7 +41,10 @@ def record(discretization: Discretization, memory: Memory, x: Tensor, u: Tensor)
     plain = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
     if memory.span(steps) == steps:
         return plain
-    return Planned(memory, found or plain, plain, room, x.new_empty(memory.slots_for(steps) + 3, *x.shape))
+    slots = memory.slots_for(steps)
+    host = min(getattr(memory, "host", 0), slots)
+    far = torch.empty(host, *x.shape, dtype=x.dtype, pin_memory=host > 0 and x.is_cuda)
+    return Planned(memory, found or plain, plain, room, x.new_empty(slots - host + 3, *x.shape), far)
 
 
 class Planned:
@@ -58,13 +61,16 @@ class Planned:
     room : int
         How many either can hold.
     storage : Tensor
-        Shape (slots + 3, batch, *state).
+        Shape (slots + 3, batch, *state); without the slots in ``far``.
+    far : Tensor
+        The first slots, in the memory of the host.
     """
 
-    def __init__(self, memory: Memory, few: Record, plain: Stepwise, room: int, storage: Tensor):
+    def __init__(self, memory: Memory, few: Record, plain: Stepwise, room: int, storage: Tensor, far: Tensor):
         self.memory, self.few, self.plain, self.room = memory, few, plain, room
         self._walk: Record = plain if isinstance(few, Taped) else few
-        self._x, self._start, self.end, *self._slots = storage.unbind(0)
+        self._x, self._start, self.end, *near = storage.unbind(0)
+        self._slots = (*far.unbind(0), *near)
         self._ready = False
 
     def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
@@ -102,9 +108,9 @@ class Planned:
         """One action that is not a step back; the running cost of the steps taken."""
         match action:
             case Keep(_, slot):
-                self._slots[slot].copy_(self._x)
+                self._slots[slot].copy_(self._x, non_blocking=True)
             case Restore(_, slot):
-                self._x.copy_(self._slots[slot])
+                self._x.copy_(self._slots[slot], non_blocking=True)
             case Advance(first, last):
                 return self._take(self._walk, first, last)
             case Take(first, last):

@@ -17,6 +17,7 @@ from ocp.multilevel import MGOPT
 from ocp.objective import discretize
 from ocp.problem import ControlProblem
 from ocp.solver import minimize
+from ocp.sweep import record
 from ocp.verify import drift, verify
 
 CASES = [*product((1, 2, 3, 7, 16, 50, 101), (1, 2, 3, 5, 10, 200)), (1000, 10), (1000, 50)]
@@ -119,9 +120,11 @@ def test_a_plan_without_slots_is_refused(slots):
         (Binomial, {"slots": 2, "block": 0}, "block: expected an integer >= 1, got 0"),
         (Reversible, {"block": 1.5}, "block: expected an integer >= 1, got 1.5"),
         (Reversible, {"every": 0}, "every: expected an integer >= 1, got 0"),
+        (Binomial, {"slots": 2, "host": 3}, "host: expected an integer between 0 and the 2 slots, got 3"),
+        (Binomial, {"slots": 2, "host": 0.5}, "host: expected an integer between 0 and the 2 slots, got 0.5"),
     ],
 )
-def test_a_plan_without_steps_is_refused(plan, arguments, message):
+def test_a_plan_that_cannot_be_is_refused(plan, arguments, message):
     with pytest.raises(ValueError, match=message):
         plan(**arguments)
 
@@ -169,6 +172,7 @@ def by_plan(request, rand):
 
 
 FEW = [Binomial(1), Binomial(2), Binomial(4), Binomial(40), Binomial(2, block=5), Binomial(1, block=40)]
+FEW += [Binomial(4, host=3), Binomial(40, block=2, host=40)]
 
 
 @pytest.mark.parametrize("memory", FEW, ids=str)
@@ -177,6 +181,18 @@ def test_the_derivative_is_the_same_under_every_plan(by_plan, memory, rand):
     u = 0.3 * rand(all_kept.space.dimension)
     assert few_kept.value(u) == pytest.approx(all_kept.value(u), rel=1e-14)
     torch.testing.assert_close(few_kept.derivative(u), all_kept.derivative(u), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("host", [0, 2, 5])
+def test_slots_in_host_memory_are_pinned_and_give_the_same_derivative_on_a_device(host, rand):
+    x = rand(5, 4).cuda()
+    problem = ControlProblem(Dense(4), x, lambda x: x.pow(3).sum())
+    few, kept = (discretize(problem, 23, "rk4", memory) for memory in (Binomial(5, host=host), StoreAll()))
+    u = 0.3 * rand(kept.space.dimension).cuda()
+    torch.testing.assert_close(few.derivative(u), kept.derivative(u), rtol=1e-12, atol=1e-14)
+    steps = record(few.discretization, few.memory, x, u[:20])
+    assert [slot.is_pinned() for slot in steps._slots] == [True] * host + [False] * (5 - host)
 
 
 def test_states_can_be_asked_for_between_a_value_and_its_derivative(by_plan, rand):

@@ -15,7 +15,7 @@ from ocp.integrators import INTEGRATORS
 from ocp.layers import RELU, SMOOTH_RELU, TANH, Activation, Antisymmetric, Convolution, Dense
 from ocp.objective import discretize
 from ocp.problem import ControlProblem
-from ocp.recording import Staged
+from ocp.recording import Staged, Stepwise
 from ocp.sweep import Planned, adjoint, forward, record
 from ocp.tableaus import EULER, HEUN
 
@@ -181,7 +181,8 @@ def test_a_plan_takes_few_steps_at_a_time(exact, fused):
     discretization, control = exact
     single, expected = converted(discretization, torch.float32), reference(discretization, control)
     few, x = fused.Fused(single.grid, 2, single.problem.initial_state.x), single.problem.initial_state.x
-    steps = Planned(Binomial(2), few, 2, x.new_empty(5, *x.shape))
+    plain = Stepwise(single.integrator, single.grid, x.new_empty(3, *x.shape))
+    steps = Planned(Binomial(2), few, plain, 2, x.new_empty(5, *x.shape), x.new_empty(0, *x.shape))
     assert accurate(swept(single, control.float(), steps), expected, PRECISIONS["highest"])
 
 
