@@ -121,7 +121,7 @@ class _Evaluation:
         return control if same and (self.derivative is None or self.derivative._version == self._written) else None
 
     def at(self, control: Tensor) -> bool:
-        return self.control is control
+        return self._control() is control and self.control is control
 
 
 @dataclass

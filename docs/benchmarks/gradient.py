@@ -72,6 +72,7 @@ class Case:
     integrator: str = "euler"
     threads: int = 1
     slots: int | None = None
+    block: int = 1
     baselines: tuple[str, ...] = ("loop",)
     dtype: str = "float32"
 
@@ -99,7 +100,12 @@ FULL = [
     *(Case("convolution", n, 64, 32) for n in (4, 8, 16)),
     Case("convolution", 16, 256, 32),
     *(Case("convolution", 8, 64, 32, integrator=name) for name in ("heun", "rk4")),
+    Case("dense", 16, 1024, 1024),
     *(Case("dense", n, batch, 1000, slots=10) for n, batch in ((8, 64), (16, 1024))),
+    Case("dense", 8, 64, 1000, slots=10, block=16),
+    *(Case("dense", n, 256, 32, threads=2) for n in (8, 32, 128, 512)),
+    *(Case("dense", n, 4096, 32, threads=2) for n in (8, 32, 128)),
+    Case("convolution", 16, 256, 32, threads=2),
 ]
 
 
@@ -167,7 +173,7 @@ class Network:
 
 def ours(network: Network) -> Callable[[], Tensor]:
     case = network.case
-    memory = StoreAll() if case.slots is None else Binomial(case.slots)
+    memory = StoreAll() if case.slots is None else Binomial(case.slots, case.block)
     problem = ControlProblem(network.layer, network.x, LeastSquares(network.target))
     objective, u = discretize(problem, case.steps, case.integrator, memory), network.u
 
@@ -320,11 +326,12 @@ def measure(case: Case, device: str, repeats: int) -> Iterator[dict[str, Any]]:
         first = min(seconds(mine, network) + seconds(call, network) for _ in range(2))
         pairs = [(seconds(mine, network), seconds(call, network)) for _ in range(max(5, min(repeats, int(2 / first))))]
         elapsed = median(a for a, _ in pairs)
-        shown = {k: v for k, v in asdict(case).items() if k not in ("baselines", "slots")}
+        shown = {k: v for k, v in asdict(case).items() if k not in ("baselines", "slots", "block")}
         memory = device == "cpu" and name in ("loop", "odeint", "odeint_adjoint") and case.threads == 1
         yield {
             **shown,
             "slots": case.slots,
+            "block": None if case.slots is None else case.block,
             "device": device,
             "baseline": name,
             "time_ratio": median(a / b for a, b in pairs),
@@ -384,7 +391,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]], solver: dict[str, float], device: str) -> str:
-    columns = ("layer", "integrator", "width", "batch", "steps", "threads", "slots", "baseline")
+    columns = ("layer", "integrator", "width", "batch", "steps", "threads", "slots", "block", "baseline")
     ceiling = () if device == "cpu" else ("of_products", "of_copies")
     lines = [
         [
@@ -414,9 +421,9 @@ time is spent outside sweeps.
 @click.option("--quick", is_flag=True)
 @click.option("--json", "file", type=click.Path(path_type=Path))
 @click.option("--device", default="cpu")
-@click.option("--threads", default=1, show_default=True)
+@click.option("--threads", type=int, help="For all cases; by default 1, and 2 for a few of them.")
 @click.option("--redraw", is_flag=True)
-def main(quick: bool, file: Path | None, device: str, threads: int, redraw: bool) -> None:
+def main(quick: bool, file: Path | None, device: str, threads: int | None, redraw: bool) -> None:
     name = "gradient" if device == "cpu" else f"gradient_{device.replace(':', '_')}"
     saved = DOCS / "results" / f"{name}.json"
     if redraw:
@@ -424,7 +431,7 @@ def main(quick: bool, file: Path | None, device: str, threads: int, redraw: bool
     else:
         data = {"rows": [], "solver": overhead()}
         for case in QUICK if quick else FULL:
-            for row in measure(replace(case, threads=threads), device, repeats=11 if quick else 31):
+            for row in measure(replace(case, threads=threads or case.threads), device, repeats=11 if quick else 31):
                 data["rows"].append(row)
                 memory = "" if row["memory_ratio"] is None else f"memory {row['memory_ratio']:.3f}"
                 click.echo(f"{asdict(case)} {row['baseline']}: time {row['time_ratio']:.2f} {memory}")
