@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,10 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "nested": lambda levels, smoother, **grids: Nested(levels, Forgetful(smoother), **grids),
     "mgopt": MGOPT,
 }
+
+#: What MG/OPT takes on all grids but the finest, under smoothers that are slow even there. With L-BFGS under gradient
+#: descent it took from 4 to more than 10 times less work than nested iteration to tight objectives, N = 128.
+SOLVERS: Mapping[str, Method] = {"gd": LBFGS()}
 
 #: Rules for when to refine, by the name by which a study suggests one.
 REFINEMENTS: Mapping[str, Refinement] = {"measured": Measured(), "settled": Settled()}
@@ -117,8 +122,10 @@ def solve(name: str, study: Study, run: Run) -> Result:
         batches = Batches(run.batch_size, run.seed)
         samples = discretize(study.problem, 1).work.samples
         refine = Scheduled(EPOCHS * batches.per_epoch(samples))
-    # A correction fits the batch it was made from: with mini-batches, MG/OPT is better off without.
-    make = Nested if run.method == "mgopt" and batches is not None else METHODS[run.method]
+    make = METHODS[run.method]
+    if run.method == "mgopt":
+        # A correction fits the batch it was made from: with mini-batches, MG/OPT is better off without.
+        make = Nested if batches is not None else partial(MGOPT, solver=SOLVERS.get(smoother))
     interpolation = INTERPOLATIONS[study.interpolation]
     result = minimize(
         study.problem,

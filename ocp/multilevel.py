@@ -114,12 +114,13 @@ def coherent(
 
 @dataclass(frozen=True)
 class _Level:
-    """What one level remembers between cycles."""
+    """What one level remembers between cycles; ``solved`` says that the solver works on it, not the smoother."""
 
     smoother: Any
     radius: float
     wait: int
     patience: int
+    solved: bool = False
 
 
 @dataclass
@@ -167,6 +168,9 @@ class Cycle:
         For the length of the correction.
     model : CoarseModel
         What is minimized for a correction: `coherent`, or another one, to see what coherence is worth.
+    solver : Method, optional
+        What works on all grids but the finest in place of the smoother, such as L-BFGS under gradient descent. A
+        correction of the finest grid is then what ``coarsest`` steps of it, at most, find on the next coarser one.
     """
 
     levels: int | Sequence[int] = 4
@@ -181,9 +185,12 @@ class Cycle:
     interpolation: Interpolation = CONSTANT
     search: LineSearch = Armijo(trials=5)
     model: CoarseModel = coherent
+    solver: Method | None = None
 
     def __post_init__(self) -> None:
         as_method("smoother", self.smoother)
+        if self.solver is not None:
+            as_method("solver", self.solver)
         if self.shape not in SHAPES:
             raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {self.shape!r}")
         if min(self.pre, self.post) < 0 or self.pre + self.post < 1 or self.coarsest < 1:
@@ -199,6 +206,8 @@ class Cycle:
     def step(self, objective: Objective, state: State) -> State:
         steps = objective.space.grid.steps
         coarser = [n for n in coarse_grids(objective.work.steps, self.levels, self.factor) if n < steps]
+        if self.solver is not None and not self._solves(objective):
+            coarser = coarser[:1]
         scratch = _Scratch(dict(state.memory), Counter(state.counts))
         if coarser:
             control, status = self._cycle(objective, state.control, (steps, *coarser), self.shape, scratch)
@@ -213,8 +222,8 @@ class Cycle:
         level = memory.get(transfer.coarse.grid.steps)
         if level is None:
             return memory
-        finer = replace(level, smoother=self.smoother.transport(level.smoother, transfer), wait=level.patience)
-        return {**memory, transfer.fine.grid.steps: finer}
+        finer = self._on(level).transport(level.smoother, transfer)
+        return {**memory, transfer.fine.grid.steps: replace(level, smoother=finer, wait=level.patience)}
 
     def _cycle(
         self,
@@ -294,7 +303,7 @@ class Cycle:
         state = State(u, level.smoother)
         for _ in range(steps):
             spent = objective.work.units
-            last, state = state, self.smoother.step(objective, state)
+            last, state = state, self._on(level).step(objective, state)
             if isinstance(objective, ShiftedObjective):
                 state = replace(state, control=objective.confine(state.control))
                 if not isfinite(objective.value(state.control)):
@@ -311,9 +320,24 @@ class Cycle:
     def _level(self, objective: Objective, u: Tensor, scratch: _Scratch) -> _Level:
         n = objective.space.grid.steps
         if n not in scratch.levels:
-            memory = self.smoother.init(objective, u).memory
-            scratch.levels[n] = _Level(memory, max(1.0, objective.space.norm(u)), *self.visits.first())
+            radius = max(1.0, objective.space.norm(u))
+            scratch.levels[n] = self._begun(objective, u, _Level(None, radius, *self.visits.first()))
+        elif scratch.levels[n].solved != self._solves(objective):
+            scratch.levels[n] = self._begun(objective, u, scratch.levels[n])
         return scratch.levels[n]
+
+    def _begun(self, objective: Objective, u: Tensor, level: _Level) -> _Level:
+        """The level with a fresh memory, of whatever works on it."""
+        level = replace(level, solved=self._solves(objective))
+        return replace(level, smoother=self._on(level).init(objective, u).memory)
+
+    def _solves(self, objective: Objective) -> bool:
+        """Whether it is the solver that works on this grid."""
+        return self.solver is not None and objective.space.grid.steps < objective.work.steps
+
+    def _on(self, level: _Level) -> Method:
+        """What works on a level."""
+        return self.solver if level.solved and self.solver is not None else self.smoother
 
 
 def _rate(objective: Objective, before: float, spent: float, u: Tensor) -> float:

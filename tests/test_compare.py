@@ -125,6 +125,14 @@ def test_with_mini_batches_mgopt_carries_its_memory_and_makes_no_cycles():
     assert exact.visits
 
 
+def test_under_gradient_descent_mgopt_solves_the_coarse_grids_with_lbfgs():
+    settings = {"max_iterations": 60, "tolerance": 0.0}
+    slow, fast = (solve("learning", learning(0), Run("mgopt", name, settings=settings)) for name in ("gd", "lbfgs"))
+    coarse = [[record.value for record in result.history if record.level > 0] for result in (slow, fast)]
+    assert coarse[0] == coarse[1]
+    assert slow.value != fast.value
+
+
 @pytest.mark.parametrize(("name", "value"), [("method", "multigrid"), ("smoother", "sqp")])
 def test_an_unknown_name_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected one of .*, got '{value}'"):

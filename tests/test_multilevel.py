@@ -460,6 +460,32 @@ def test_no_more_than_the_stated_smoothing_steps_are_made():
     assert [o.space.grid.steps for o, _, _ in method.log] == [16] * 2 + [8] * 7 + [16] * 3
 
 
+def test_a_solver_works_on_all_grids_but_the_finest():
+    smoother, solver = Recorded(GradientDescent()), Recorded(LBFGS())
+    objective, start = started(CLASSIFICATION)
+    method = MGOPT(3, smoother, solver=solver, refine=Scheduled(2), visits=Always(), visit_ratio=0.0, coarsest=3)
+    run(method, objective, start, 5)
+    assert [o.space.grid.steps for o, _, _ in smoother.log] == [16]
+    # Two steps on the coarsest grid, two cycles on the next one, and the correction of the finest grid.
+    assert [o.space.grid.steps for o, _, _ in solver.log] == [4] * 2 + [8, 4, 4, 4] * 2 + [8] * 3
+
+
+def test_the_memory_of_a_solver_is_carried_to_finer_grids_but_not_to_the_smoother_of_the_finest():
+    smoother, solver = Recorded(LBFGS()), Recorded(LBFGS())
+    objective, start = started(CLASSIFICATION)
+    run(Nested(3, Cycle(3, smoother, solver=solver), refine=Scheduled(2)), objective, start, 5)
+    assert [len(before.memory) for o, before, _ in solver.log if o.space.grid.steps == 8] == [2, 3]
+    assert [len(before.memory) for _, before, _ in smoother.log] == [0]
+
+
+def test_where_the_finest_grid_is_refined_its_smoother_keeps_its_memory():
+    objective, start = started(CLASSIFICATION, steps=8)
+    method = Cycle(2, LBFGS(), solver=GradientDescent(), visits=Always())
+    last, fine = run(method, objective, start, 3)[-1], objective.on(16)
+    memory = method.transport(last.memory, Transfer(fine.space, objective.space))
+    assert (len(memory[16].smoother), memory[4].smoother) == (3, last.memory[4].smoother)
+
+
 def test_a_smoother_keeps_its_memory_from_cycle_to_cycle():
     method = Recorded(LBFGS())
     objective, start = started(CLASSIFICATION)
