@@ -212,7 +212,7 @@ class Dense:
         A product of matrices whose rows do not fill the vectors of a processor takes up to five times as long.
         """
         filled = self.width * x.element_size() % VECTOR == 0
-        return x if filled or x.is_cuda else x.mT.contiguous().mT
+        return x if filled or x.device.type != "cpu" else x.mT.contiguous().mT
 
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
         """Random weights for one layer: K normal with variance 1/n, b = 0; shape (control_size,)."""
