@@ -366,7 +366,7 @@ class TorchOptimizer:
         parameter = nn.Parameter(state.control.clone())
         optimizer = self.optimizer([parameter], **self.options)
         if state.memory is not None:
-            optimizer.load_state_dict(copy.deepcopy(state.memory))  # it would change the tensors in place
+            optimizer.load_state_dict(_copied(state.memory))  # it would change the tensors in place
         first, finite = True, True
 
         def closure() -> float:
@@ -389,6 +389,15 @@ class TorchOptimizer:
         Its squares remember a thousand gradients, the large ones of the beginning among them, and keep the steps small.
         """
         return None
+
+
+def _copied(memory: Any) -> Any:
+    """As ``copy.deepcopy``, which takes longer for a few tensors than a step on a coarse grid."""
+    if isinstance(memory, Tensor):
+        return memory.clone()
+    if isinstance(memory, dict):
+        return {key: _copied(value) for key, value in memory.items()}
+    return [_copied(value) for value in memory] if isinstance(memory, list) else copy.deepcopy(memory)
 
 
 #: SciPy's gradient methods that know bounds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isclose, isfinite
@@ -245,7 +246,10 @@ class ControlProblem:
                     f"{name}: expected a piece with a method take(indices) for mini-batches, got {type(part).__name__}"
                 )
             parts[name] = part.take(indices)
-        return replace(self, **parts)
+        taken = copy.copy(self)  # what was checked need not be checked for each batch
+        for name, part in parts.items():
+            object.__setattr__(taken, name, part)
+        return taken
 
 
 def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> None:
