@@ -274,7 +274,7 @@ class Reversible:
 
 def _at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name}: expected an integer >= 1, got {number!r}")
 
 
