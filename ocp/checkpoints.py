@@ -244,6 +244,7 @@ class Reversible:
         return range(0, steps, self.every or steps)
 
     def actions(self, steps: int) -> Iterator[Action]:
+        # A slot for each anchor, in the order of time, and a spare one for the state at which the last block began.
         anchors = self._anchors(steps)
         spare, stretch = len(anchors), anchors.step
         for slot, node in enumerate(anchors):
@@ -274,7 +275,7 @@ class Reversible:
 
 def _at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name}: expected an integer >= 1, got {number!r}")
 
 

@@ -95,7 +95,9 @@ def _checksum(version: int, body: bytes) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # Of a copy: who shares memory with NumPy can be written to unnoticed, and is trusted less.
+    copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return copied.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def decode(data: bytes, known: Mapping[str, type] | None = None, device: torch.device | str = "cpu") -> Any:

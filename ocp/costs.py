@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocp.control import ControlSpace
-from ocp.modules import FlatModule, Mapped, hvp, pullback
+from ocp.modules import FlatModule, Mapped, hvp, leaving, pullback
 
 __all__ = [
     "ControlCost",
@@ -87,7 +87,8 @@ class TerminalFunction:
     function: Callable[..., Tensor]
 
     def _call(self, x: Tensor, q: Tensor) -> Tensor:
-        return self.function(x, q) if q.numel() else self.function(x)
+        arguments = {"x": x, "q": q} if q.numel() else {"x": x}
+        return leaving("terminal_cost", self.function, **arguments)
 
     def __call__(self, x: Tensor, q: Tensor) -> Tensor:
         return self._call(x, q)
@@ -109,13 +110,13 @@ class RunningFunction:
     _mapped: Mapped = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_mapped", Mapped(self.function))
+        object.__setattr__(self, "_mapped", Mapped(self.function, "running_cost"))
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
-        return self.function(t, x, u)
+        return leaving("running_cost", self.function, t=t, x=x, u=u)
 
     def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        px, pu = pullback(lambda x, u: self.function(t, x, u), (x, u))
+        px, pu = pullback(lambda x, u: self(t, x, u), (x, u))
         return px, pu
 
     def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ocp.modules import FlatModule, Mapped, hvp, pullback, uncompiled
+from ocp.modules import FlatModule, Mapped, hvp, leaving, pullback, uncompiled
 
 __all__ = [
     "Dynamics",
@@ -134,13 +134,13 @@ class FunctionDynamics:
     def __init__(self, function: Callable[[float, Tensor, Tensor], Tensor], control_size: int):
         self.function, self._plain = function, uncompiled(function)
         self.control_size = control_size
-        self._mapped = Mapped(function)
+        self._mapped = Mapped(function, "dynamics")
 
     def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
-        return self.function(t, x, u)
+        return leaving("dynamics", self.function, t=t, x=x, u=u)
 
     def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        px, pu = pullback(lambda x, u: self.function(t, x, u), (x, u), p)
+        px, pu = pullback(lambda x, u: self(t, x, u), (x, u), p)
         return px, pu
 
     def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:

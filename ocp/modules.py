@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FlatModule", "Mapped", "hvp", "pullback", "uncompiled"]
+__all__ = ["FlatModule", "Mapped", "hvp", "leaving", "pullback", "uncompiled"]
 
 
 class FlatModule:
@@ -135,6 +135,31 @@ class FlatModule:
         return module
 
 
+def leaving(name: str, function: Callable[..., Tensor], **arguments: Any) -> Tensor:
+    """What a function of the user gives for its arguments.
+
+    Raises
+    ------
+    ValueError
+        If it writes to one of them; the error begins with ``name``.
+    """
+    before = [a._version for a in arguments.values() if isinstance(a, Tensor)]
+    try:
+        value = function(*arguments.values())
+    except RuntimeError as error:
+        if "in-place" in str(error) or "inplace" in str(error):  # torch's, where autograd follows
+            raise ValueError(f"{name}: expected it to leave its arguments as they are, got: {error}") from error
+        raise
+    if before != [a._version for a in arguments.values() if isinstance(a, Tensor)]:
+        tensors = [n for n, a in arguments.items() if isinstance(a, Tensor)]
+        changed = [n for n, version in zip(tensors, before, strict=True) if arguments[n]._version != version]
+        at = f" at t = {arguments['t']:g}" if "t" in arguments else ""
+        raise ValueError(
+            f"{name}: expected it to leave its arguments as they are, got {', '.join(changed)} changed{at}"
+        )
+    return value
+
+
 def uncompiled(function: Any) -> Any:
     """What ``torch.compile`` was given to make a function or module; what it did not make, as it is.
 
@@ -154,10 +179,12 @@ class Mapped:
     ----------
     function : callable
         f(t, x, u) with a number t; returns one tensor.
+    name : str
+        What an error calls it.
     """
 
-    def __init__(self, function: Callable[..., Tensor]):
-        self.function, self._plain = function, uncompiled(function)
+    def __init__(self, function: Callable[..., Tensor], name: str = "function"):
+        self.function, self._plain, self.name = function, uncompiled(function), name
         self._agreed: bool | None = None
 
     def agrees(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
@@ -187,7 +214,7 @@ class Mapped:
 
     def _one_by_one(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         points = zip(t.tolist(), x.unbind(0), u.unbind(0), strict=True)
-        return torch.stack([self.function(*point) for point in points])
+        return torch.stack([leaving(self.name, self.function, t=t, x=x, u=u) for t, x, u in points])
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

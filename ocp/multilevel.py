@@ -139,9 +139,9 @@ class Cycle:
     The coarse problem is J_H(v) - <tau, v> with tau = dJ_H(R u) - P^T dJ_h(u), whose derivative at R u is the
     restricted fine one; the fine control moves along P (v - R u) by a line search. Where there are bounds, entries that
     a bound holds back take no part, and the coarse problem has bounds that keep the fine control in its own
-    (`Transfer.restrict_box`). Nash (2000), "A multigrid approach
-    to discretized optimization problems"; Lewis & Nash (2005), "Model problems for the multigrid optimization of
-    systems governed by differential equations". A cycle of one level is its smoother.
+    (`Transfer.restrict_box`). Nash (2000), "A multigrid approach to discretized optimization problems"; Lewis & Nash
+    (2005), "Model problems for the multigrid optimization of systems governed by differential equations". A cycle of
+    one level is its smoother.
 
     Parameters
     ----------

@@ -95,8 +95,25 @@ class Objective(Protocol):
         """The largest step along a direction that does not leave the domain of the objective."""
 
 
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _mark(tensor: Tensor) -> tuple[Any, ...]:
+    """What differs when a tensor was written to: its version, and where NumPy shares its memory the sum of its bits."""
+    version = _version(tensor)
+    if tensor.untyped_storage().resizable() and not tensor.is_inference():
+        return (version,)
+    words = tensor.detach().contiguous().flatten()
+    rest = words[: words.numel() * words.element_size() % 8 // words.element_size()]
+    whole = words[rest.numel() :]
+    if whole.storage_offset() * whole.element_size() % 8:
+        whole = whole.clone()
+    return version, rest.tolist(), int(whole.view(torch.int64).sum())
+
+
 class _Evaluation:
-    """What is known at one control, as long as it lives. Versions of tensors tell whether they were changed since.
+    """What is known at one control, as long as it lives. Marks tell whether tensors were written to since.
 
     Among several processes ``local`` is the value on the samples of this one, until the total is asked for.
     ``steps`` is what `sweep.linearize` gave, once a Hessian product was asked for.
@@ -105,20 +122,20 @@ class _Evaluation:
     def __init__(
         self, control: Tensor, value: float | None, local: Tensor | None = None, derivative: Tensor | None = None
     ):
-        self._control, self._version = weakref.ref(control), control._version
+        self._control, self._mark = weakref.ref(control), _mark(control)
         self.value, self.local = value, local
         self.steps: tuple[Linearization | None] | None = None
         self.learn(derivative)
 
     def learn(self, derivative: Tensor | None) -> None:
-        self.derivative, self._written = derivative, 0 if derivative is None else derivative._version
+        self.derivative, self._handed = derivative, None if derivative is None else _mark(derivative)
 
     @property
     def control(self) -> Tensor | None:
         """None where it is no longer what it was, or where its derivative is not: nothing is known then."""
         control = self._control()
-        same = control is not None and control._version == self._version
-        return control if same and (self.derivative is None or self.derivative._version == self._written) else None
+        same = control is not None and _mark(control) == self._mark
+        return control if same and (self.derivative is None or _mark(self.derivative) == self._handed) else None
 
     def at(self, control: Tensor) -> bool:
         return self._control() is control and self.control is control
@@ -262,7 +279,8 @@ class ReducedObjective:
     def derivative(self, control: Tensor | Control) -> Tensor:
         """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep, after a forward one if needed.
 
-        Whoever asks again is given the same tensor; when it was written to in between, it is computed anew.
+        Whoever asks again is given the same tensor. When it was written to in between it is computed anew; only what
+        goes through ``.data`` is not noticed, as by autograd.
         """
         u = self._flat(control)
         evaluation = self._evaluate(u)
@@ -285,7 +303,7 @@ class ReducedObjective:
         if self._share == 0:
             return torch.zeros_like(u)
         held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
-        version, fixed = u._version, self._fixed(buffer, u)
+        version, fixed = _version(u), self._fixed(buffer, u)
         out = None if fixed else self._pages.empty_like(u)
         own = fixed.adjoint(u) if fixed else sweep.adjoint(self._own, u, buffer.record, None, out)
         _unchanged(u, version)
@@ -355,6 +373,9 @@ class ReducedObjective:
 
     def _flat(self, control: Tensor | Control) -> Tensor:
         flat = control.flat if isinstance(control, Control) else control
+        if not (isinstance(flat, Tensor) and flat.is_floating_point()):
+            got = f"a tensor of {flat.dtype}" if isinstance(flat, Tensor) else type(flat).__name__
+            raise TypeError(f"control: expected a Control or a flat tensor of floating-point numbers, got {got}")
         if flat.shape != (self._dimension,):
             Control(self.space, flat)  # raises the error that says what was expected
         return flat
@@ -398,7 +419,7 @@ class ReducedObjective:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind
         # In the last batch of an epoch there may be nothing for this process.
-        version, local = control._version, control.new_zeros(())
+        version, local = _version(control), control.new_zeros(())
         if self._share > 0:
             fixed = self._fixed(buffer, control)
             local = fixed.forward(control) if fixed else sweep.forward(self._own, control, buffer.record)
@@ -412,7 +433,7 @@ class ReducedObjective:
 
 
 def _unchanged(control: Tensor, version: int) -> None:
-    if control._version != version:
+    if _version(control) != version:
         raise ValueError("control: expected the functions of the problem to leave it as it is, got it changed")
 
 

@@ -18,7 +18,8 @@ from ocp.recording import Record, Stepwise, Taped
 __all__ = ["Planned", "adjoint", "forward", "linearize", "record", "second_adjoint", "tangent", "without_hvp"]
 
 
-#: A plan takes the steps that it does not remember so many at a time, in storage of that size.
+#: A plan takes the steps that it does not remember so many at a time, in storage of that size: what a record does once
+#: for all of them weighs less then, and four states more are not much beside the slots.
 CHUNK = 4
 
 

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ocp.bounds import feasible
+from ocp.checkpoints import Reversible
 from ocp.control import Control
 from ocp.costs import Tikhonov
 from ocp.objective import Objective, ReducedObjective, ShiftedObjective
@@ -331,8 +332,13 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     Parameters
     ----------
     objective : ReducedObjective
-        From `discretize`, with the plan in question. For plans that undo no step, it is zero, or rounding at most.
+        From `discretize`, with the plan in question.
     control : Tensor or Control
+
+    Raises
+    ------
+    ValueError
+        If the objective has another plan.
 
     Returns
     -------
@@ -348,8 +354,10 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     >>> 0 < drift(objective, torch.zeros(1000, dtype=torch.float64)) < 1e-13
     True
     """
-    discretization = objective.discretization
-    u = control.flat if isinstance(control, Control) else control
+    if not isinstance(objective, ReducedObjective) or not isinstance(objective.memory, Reversible):
+        got = objective.memory if isinstance(objective, ReducedObjective) else type(objective).__name__
+        raise ValueError(f"objective: expected one from discretize with the plan Reversible, got {got}")
+    discretization, u = objective.discretization, objective._flat(control)
     steps = record(discretization, objective.memory, *(part.to(u) for part in discretization.example()))
     forward(discretization, u.clone(), steps)
     if not isinstance(steps, Planned):

@@ -13,6 +13,7 @@ from ocp import (
     LBFGS,
     MGOPT,
     Always,
+    Binomial,
     Control,
     ControlProblem,
     ControlSpace,
@@ -25,6 +26,7 @@ from ocp import (
     QuadraticRunning,
     SciPy,
     Status,
+    StoreAll,
     TimeGrid,
     TorchOptimizer,
     discretize,
@@ -535,22 +537,59 @@ def test_functions_that_change_their_arguments_are_refused_before_work_begins(ch
         minimize(cubic(**changes), N, LBFGS())
 
 
-def test_dynamics_that_change_the_control_later_on_leave_the_solver_its_own(unchanged):
-    """Where the control is large, which it is not at first, it is overwritten."""
+def late(change):
+    """Dynamics that change an argument where nobody looks beforehand."""
 
     def f(t, x, u):
-        dx = u - x**3
-        if not u.requires_grad and float(u.abs()) > 0.2:
-            u.zero_()
+        dx = u.mean() - x**3
+        if t > 0.6:
+            change(x, u)
         return dx
 
-    start = Control(ControlSpace(TimeGrid(1.0, N), 1), torch.full((N,), 0.1, dtype=torch.float64))
-    with unchanged(start.flat, X0):
-        result = minimize(cubic(f, running_cost=None), N, LBFGS(), start=start, max_iterations=5)
-    right = minimize(cubic(running_cost=None), N, LBFGS(), start=start, max_iterations=5)
-    assert float(right.control.flat.abs().max()) > 0.2
-    # Dynamics that look at their numbers are differentiated another way, which rounds differently.
-    torch.testing.assert_close(result.control.flat, right.control.flat, rtol=1e-10, atol=0.0)
+    return f
+
+
+def late_cost(t, x, u):
+    cost = x.square().sum()
+    if t > 0.6:
+        x.mul_(0.5)
+    return cost
+
+
+LATE = {
+    "state": ({"f": late(lambda x, u: x.mul_(0.5))}, "dynamics"),
+    "control": ({"f": late(lambda x, u: u.zero_())}, "dynamics"),
+    "cost": ({"running_cost": late_cost}, "running_cost"),
+}
+
+
+@pytest.mark.parametrize(("changes", "piece"), LATE.values(), ids=LATE.keys())
+@pytest.mark.parametrize("integrator", ["euler", "rk4", "crank_nicolson"])
+@pytest.mark.parametrize("memory", [StoreAll(), Binomial(2)], ids=str)
+@pytest.mark.parametrize("samples", [1, 40])
+def test_functions_that_change_their_arguments_later_on_are_named(changes, piece, integrator, memory, samples):
+    problem = cubic(**changes, initial_state=X0[:1].expand(samples, -1).clone())
+    objective = discretize(problem, N, integrator, memory)
+    u = torch.full((N,), 0.1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"{piece}: expected it to leave its arguments as they are, got"):
+        objective.derivative(u)
+    assert torch.equal(u, torch.full((N,), 0.1, dtype=torch.float64)) or piece == "dynamics"
+
+
+def test_a_run_keeps_what_it_had_before_a_function_changed_its_arguments():
+    calls = []
+
+    def f(t, x, u):
+        calls.append(t)
+        dx = u - x**3
+        if len(calls) > 30 * N:
+            x.mul_(0.5)
+        return dx
+
+    with pytest.raises(ValueError, match="dynamics: expected it to leave its arguments as they are") as caught:
+        minimize(cubic(f), N, GradientDescent(), tolerance=0.0)
+    assert caught.value.result.status is Status.EXCEPTION
+    assert caught.value.result.value < discretize(PROBLEM, N).value(torch.zeros(N, dtype=torch.float64))
 
 
 def test_a_callback_that_changes_the_control_leaves_the_solver_its_own():

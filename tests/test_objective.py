@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from ocp.grid import TimeGrid
 from ocp.integrators import INTEGRATORS
 from ocp.layers import Dense
 from ocp.modules import FlatModule
-from ocp.objective import ReducedObjective, ShiftedObjective, discretize
+from ocp.objective import ReducedObjective, ShiftedObjective, _mark, discretize
 from ocp.problem import ControlProblem, Opening
 from ocp.transfer import CONSTANT, LINEAR, Transfer
 
@@ -352,6 +353,60 @@ def test_changing_a_returned_derivative_does_not_change_the_next_one(objective, 
     expected = objective.derivative(u).clone()
     objective.derivative(u).zero_()
     assert torch.equal(objective.derivative(u), expected)
+
+
+@pytest.mark.parametrize("write", [lambda g: g.numpy().fill(7.0), lambda g: np.multiply(g, 2, out=np.asarray(g))])
+def test_what_numpy_writes_to_a_returned_derivative_does_not_change_the_next_one(objective, u, write):
+    expected = objective.derivative(u).clone()
+    for _ in range(2):
+        write(objective.derivative(u))
+        assert torch.equal(objective.derivative(u), expected)
+
+
+@pytest.mark.parametrize("call", ["value", "derivative"])
+@pytest.mark.parametrize("change", [lambda x: x.fill(0.3), lambda x: x.__setitem__(-1, x[-1] + 1e-9)])
+def test_what_numpy_writes_to_a_control_is_noticed(objective, u, change, call):
+    numbers = u.numpy().copy()
+    shared = torch.from_numpy(numbers)
+    getattr(objective, call)(shared)
+    change(numbers)
+    expected = getattr(objective.uncounted(), call)(torch.tensor(numbers))
+    assert torch.equal(torch.as_tensor(getattr(objective, call)(shared)), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_marks_of_shared_memory_tell_every_change(size, dtype, offset):
+    shared = torch.zeros(size + offset, dtype=dtype)
+    shared.view(torch.uint8).numpy()
+    part = shared[offset:]
+    before = _mark(part)
+    assert _mark(part) == before
+    shared.view(torch.uint8).numpy()[-1] = 1
+    assert _mark(part) != before
+
+
+def test_shared_memory_that_nobody_wrote_to_costs_nothing_again(objective, u):
+    shared = torch.from_numpy(u.numpy().copy())
+    objective.value(shared)
+    objective.derivative(shared)
+    objective.derivative(shared)
+    assert objective.work.units == pytest.approx(1.0)
+
+
+def test_values_and_derivatives_of_layers_can_be_had_in_inference_mode():
+    problem = ControlProblem(Dense(2), torch.ones(3, 2), LeastSquares(torch.zeros(3, 2)))
+    objective, u = discretize(problem, 4), torch.ones(24)
+    expected = objective.uncounted().derivative(u)
+    with torch.inference_mode():
+        assert torch.equal(objective.derivative(torch.ones(24)), expected)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(26), [0.0] * 26, torch.zeros(26, dtype=torch.int64)])
+def test_what_is_no_control_is_refused(objective, wrong):
+    with pytest.raises(TypeError, match="control: expected a Control or a flat tensor of floating-point numbers, got"):
+        objective.value(wrong)
 
 
 def test_who_asks_for_a_derivative_again_is_given_the_same_tensor(objective, u):
