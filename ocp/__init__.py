@@ -12,10 +12,11 @@ from ocp.grid import TimeGrid
 from ocp.linearsolve import ConstantJacobian, DenseLU
 from ocp.linesearch import Armijo, StrongWolfe
 from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, State, TorchOptimizer, Visit
-from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Measured, Nested, Scheduled, Settled
+from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Nested
 from ocp.network import residual_network
 from ocp.objective import ReducedObjective, ShiftedObjective, discretize
 from ocp.problem import ControlProblem, Study
+from ocp.refinement import Measured, Scheduled, Settled
 from ocp.result import Record, Result, Target
 from ocp.rungekutta import RungeKutta
 from ocp.saves import Checkpoint

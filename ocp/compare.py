@@ -16,9 +16,10 @@ from tabulate import tabulate
 from ocp.adaptive import Adaptive
 from ocp.batches import Batches
 from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, TorchOptimizer
-from ocp.multilevel import MGOPT, Forgetful, Measured, Nested, Refinement, Scheduled, Settled
+from ocp.multilevel import MGOPT, Forgetful, Nested
 from ocp.objective import discretize
 from ocp.problem import Study
+from ocp.refinement import Measured, Refinement, Scheduled, Settled
 from ocp.result import Record, Result, Target
 from ocp.solver import accuracy, minimize
 from ocp.status import Status

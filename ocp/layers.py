@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import sqrt
 from typing import Any, Protocol
 
@@ -49,9 +49,17 @@ class Activation:
 
     def __post_init__(self) -> None:
         if self.apply is None:
-            object.__setattr__(self, "apply", lambda z, out: out.copy_(self.function(z)))
+            object.__setattr__(self, "apply", partial(_apply, self.function))
         if self.transpose is None:
-            object.__setattr__(self, "transpose", lambda p, a, out: torch.mul(self.slope(a), p, out=out))
+            object.__setattr__(self, "transpose", partial(_transpose, self.slope))
+
+
+def _apply(function: Callable[[Tensor], Tensor], z: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(function(z))
+
+
+def _transpose(slope: Callable[[Tensor], Tensor], p: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return torch.mul(slope(a), p, out=out)
 
 
 _DELTA = 0.1
@@ -70,29 +78,62 @@ class _SmoothReLU(nn.Module):
         return _smooth_relu(z)
 
 
-TANH = Activation(
-    torch.tanh,
-    lambda a: 1 - a * a,
-    lambda a: 2 * a * (a * a - 1),
-    nn.Tanh,
-    lambda z, out: torch.tanh(z, out=out),
-    lambda p, a, out: _tanh_backward(p, a, grad_input=out),
-)
-RELU = Activation(
-    torch.relu,
-    lambda a: (a > 0).to(a.dtype),
-    torch.zeros_like,
-    nn.ReLU,
-    lambda z, out: torch.clamp_min(z, 0, out=out),
-    lambda p, a, out: _threshold_backward(p, a, 0, grad_input=out),
-)
+def _smooth_relu_slope(a: Tensor) -> Tensor:
+    return (a / _DELTA).sqrt().clamp_max(1.0)
+
+
+def _smooth_relu_curvature(a: Tensor) -> Tensor:
+    return ((a > 0) & (a < _DELTA)).to(a.dtype) / (2 * _DELTA)
+
+
+def _smooth_relu_apply(z: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(_smooth_relu(z))
+
+
+def _smooth_relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return torch.mul(_smooth_relu_slope(a), p, out=out)
+
+
+def _tanh_slope(a: Tensor) -> Tensor:
+    return 1 - a * a
+
+
+def _tanh_curvature(a: Tensor) -> Tensor:
+    return 2 * a * (a * a - 1)
+
+
+def _tanh_apply(z: Tensor, out: Tensor) -> Tensor:
+    return torch.tanh(z, out=out)
+
+
+def _tanh_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return _tanh_backward(p, a, grad_input=out)
+
+
+def _relu_slope(a: Tensor) -> Tensor:
+    return (a > 0).to(a.dtype)
+
+
+def _relu_apply(z: Tensor, out: Tensor) -> Tensor:
+    return torch.clamp_min(z, 0, out=out)
+
+
+def _relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return _threshold_backward(p, a, 0, grad_input=out)
+
+
+# Of functions with names, so that a problem can be pickled and sent to another process.
+TANH = Activation(torch.tanh, _tanh_slope, _tanh_curvature, nn.Tanh, _tanh_apply, _tanh_transpose)
+RELU = Activation(torch.relu, _relu_slope, torch.zeros_like, nn.ReLU, _relu_apply, _relu_transpose)
 #: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
 #: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
 SMOOTH_RELU = Activation(
     _smooth_relu,
-    lambda a: (a / _DELTA).sqrt().clamp_max(1.0),
-    lambda a: ((a > 0) & (a < _DELTA)).to(a.dtype) / (2 * _DELTA),
+    _smooth_relu_slope,
+    _smooth_relu_curvature,
     _SmoothReLU,
+    _smooth_relu_apply,
+    _smooth_relu_transpose,
 )
 
 

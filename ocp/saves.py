@@ -22,9 +22,10 @@ from ocp.bounds import Box
 from ocp.codec import decode, encode
 from ocp.course import Course, Point, recipe
 from ocp.methods import Method, State, Visit
-from ocp.multilevel import Progress, _Level, _Stay
+from ocp.multilevel import _Level, _Stay
 from ocp.objective import ReducedObjective
 from ocp.processes import ALONE, Processes
+from ocp.refinement import Progress
 from ocp.result import Record
 from ocp.status import Status
 

@@ -46,6 +46,7 @@ ORDER = [
     "linesearch",
     "trustregion",
     "methods",
+    "refinement",
     "multilevel",
     "batches",
     "adaptive",

@@ -12,7 +12,7 @@ import torch
 
 from ocp import Status
 from ocp.codec import VERSION, _checksum, decode, encode, tensors
-from ocp.multilevel import Progress
+from ocp.refinement import Progress
 from ocp.saves import KNOWN
 
 VALUES = {

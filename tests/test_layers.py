@@ -1,5 +1,7 @@
 """Residual layers: activations, weight maps, initial weights, export; test_dynamics has their derivatives."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -112,3 +114,9 @@ def test_the_transpose_of_an_activation_may_take_the_place_of_its_value(activati
     expected, found = activation.slope(a) * p, a.clone()
     activation.transpose(p, found, found)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+
+
+@each_activation
+def test_a_layer_that_was_pickled_is_the_same_layer(activation):
+    layer = Dense(3, activation)
+    assert pickle.loads(pickle.dumps(layer)) == layer

@@ -50,7 +50,7 @@ from ocp import (
 from ocp import sweep as sweeps
 from ocp.bounds import as_bounds
 from ocp.layers import Dense
-from ocp.multilevel import Progress
+from ocp.refinement import Progress
 
 
 @dataclass(frozen=True)
