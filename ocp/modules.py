@@ -143,16 +143,15 @@ def leaving(name: str, function: Callable[..., Tensor], **arguments: Any) -> Ten
     ValueError
         If it writes to one of them; the error begins with ``name``.
     """
-    before = [a._version for a in arguments.values() if isinstance(a, Tensor)]
+    versions = {n: a._version for n, a in arguments.items() if isinstance(a, Tensor)}
     try:
         value = function(*arguments.values())
     except RuntimeError as error:
         if "in-place" in str(error) or "inplace" in str(error):  # torch's, where autograd follows
             raise ValueError(f"{name}: expected it to leave its arguments as they are, got: {error}") from error
         raise
-    if before != [a._version for a in arguments.values() if isinstance(a, Tensor)]:
-        tensors = [n for n, a in arguments.items() if isinstance(a, Tensor)]
-        changed = [n for n, version in zip(tensors, before, strict=True) if arguments[n]._version != version]
+    changed = [n for n, version in versions.items() if arguments[n]._version != version]
+    if changed:
         at = f" at t = {arguments['t']:g}" if "t" in arguments else ""
         raise ValueError(
             f"{name}: expected it to leave its arguments as they are, got {', '.join(changed)} changed{at}"
