@@ -6,7 +6,7 @@ A residual network x_{k+1} = x_k + h f(x_k, u_k) is explicit Euler for x' = f(x,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import sqrt
 from typing import Any, Protocol
@@ -44,8 +44,8 @@ class Activation:
     slope: Callable[[Tensor], Tensor]
     curvature: Callable[[Tensor], Tensor]
     module: Callable[[], nn.Module]
-    apply: Callable[[Tensor, Tensor], Any] = None  # type: ignore[assignment]
-    transpose: Callable[[Tensor, Tensor, Tensor], Any] = None  # type: ignore[assignment]
+    apply: Callable[[Tensor, Tensor], Any] = field(default=None, compare=False)  # type: ignore[assignment]
+    transpose: Callable[[Tensor, Tensor, Tensor], Any] = field(default=None, compare=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.apply is None:
@@ -86,14 +86,6 @@ def _smooth_relu_curvature(a: Tensor) -> Tensor:
     return ((a > 0) & (a < _DELTA)).to(a.dtype) / (2 * _DELTA)
 
 
-def _smooth_relu_apply(z: Tensor, out: Tensor) -> Tensor:
-    return out.copy_(_smooth_relu(z))
-
-
-def _smooth_relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
-    return torch.mul(_smooth_relu_slope(a), p, out=out)
-
-
 def _tanh_slope(a: Tensor) -> Tensor:
     return 1 - a * a
 
@@ -127,14 +119,7 @@ TANH = Activation(torch.tanh, _tanh_slope, _tanh_curvature, nn.Tanh, _tanh_apply
 RELU = Activation(torch.relu, _relu_slope, torch.zeros_like, nn.ReLU, _relu_apply, _relu_transpose)
 #: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
 #: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
-SMOOTH_RELU = Activation(
-    _smooth_relu,
-    _smooth_relu_slope,
-    _smooth_relu_curvature,
-    _SmoothReLU,
-    _smooth_relu_apply,
-    _smooth_relu_transpose,
-)
+SMOOTH_RELU = Activation(_smooth_relu, _smooth_relu_slope, _smooth_relu_curvature, _SmoothReLU)
 
 
 class WeightMap(Protocol):
