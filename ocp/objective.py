@@ -132,13 +132,15 @@ class _Evaluation:
 
     @property
     def control(self) -> Tensor | None:
-        """None where it is no longer what it was, or where its derivative is not: nothing is known then."""
+        """None where it is gone, or no longer what it was."""
         control = self._control()
-        same = control is not None and _mark(control) == self._mark
-        return control if same and (self.derivative is None or _mark(self.derivative) == self._handed) else None
+        return control if control is not None and _mark(control) == self._mark else None
 
     def at(self, control: Tensor) -> bool:
-        return self._control() is control and self.control is control
+        """Whether this is known of a control; nothing is, once its derivative was written to."""
+        if self._control() is not control or self.control is None:
+            return False
+        return self.derivative is None or _mark(self.derivative) == self._handed
 
 
 @dataclass
@@ -253,7 +255,7 @@ class ReducedObjective:
             (steps, control, e.value, e.derivative, any(e is other for other in held))
             for steps, objective in self._grids.items()
             for e in reversed(objective._recent)
-            if (control := e.control) is not None and e.value is not None
+            if (control := e.control) is not None and e.at(control) and e.value is not None
         ]
 
     def recall(self, remembered: Iterable[tuple[int, Tensor, float, Tensor | None, bool]]) -> None:
@@ -398,12 +400,15 @@ class ReducedObjective:
         return self._graphs[key]
 
     def _evaluate(self, control: Tensor) -> _Evaluation:
-        for evaluation in self._recent:
-            if evaluation.at(control):
-                return evaluation
+        known = self._known(control)
+        if known is not None:
+            return known
         holds = self._forward(control).holds
         assert holds is not None
         return holds
+
+    def _known(self, control: Tensor) -> _Evaluation | None:
+        return next((evaluation for evaluation in self._recent if evaluation.at(control)), None)
 
     def _learn(self, evaluation: _Evaluation, control: Tensor, value: Tensor) -> None:
         """Keep the value on all samples; one that is not finite is counted."""
@@ -414,7 +419,7 @@ class ReducedObjective:
     def _forward(self, control: Tensor) -> _Buffer:
         """States of this control in the buffer, and their evaluation among the recent ones."""
         buffer = self._buffer(control)
-        known = next((e for e in self._recent if e.at(control)), None)
+        known = self._known(control)
         if known is not None and buffer.holds is known:
             return buffer
         buffer.holds = None  # so that an exception in the sweep leaves no half-written trajectory behind

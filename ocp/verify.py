@@ -359,7 +359,7 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
         raise ValueError(f"objective: expected one from discretize with the plan Reversible, got {got}")
     discretization, u = objective.discretization, objective._flat(control)
     steps = record(discretization, objective.memory, *(part.to(u) for part in discretization.example()))
-    forward(discretization, u.clone(), steps)
+    forward(discretization, u, steps)
     if not isinstance(steps, Planned):
         return 0.0
     states = steps.states
