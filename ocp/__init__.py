@@ -1,33 +1,45 @@
 """Training and control as discrete optimal control, solved on many time grids at once."""
 
-from ocp import layers, network, plots
-from ocp.adaptive import Adaptive
-from ocp.batches import Batches
-from ocp.bounds import Bounds
-from ocp.checkpoints import Binomial, Reversible, StoreAll
-from ocp.control import Control, ControlSpace
-from ocp.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
-from ocp.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
-from ocp.grid import TimeGrid
-from ocp.linearsolve import ConstantJacobian, DenseLU
-from ocp.linesearch import Armijo, StrongWolfe
-from ocp.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, State, TorchOptimizer, Visit
-from ocp.multilevel import MGOPT, Always, Cycle, Earned, Forgetful, Nested
-from ocp.network import residual_network
-from ocp.objective import ReducedObjective, ShiftedObjective, discretize
-from ocp.problem import ControlProblem, Study
-from ocp.refinement import Measured, Scheduled, Settled
-from ocp.result import Record, Result, Target
-from ocp.rungekutta import RungeKutta
-from ocp.saves import Checkpoint
-from ocp.solver import accuracy, minimize
-from ocp.status import SolveError, Status
-from ocp.tableaus import Tableau
-from ocp.trajectory import Trajectory
-from ocp.transfer import CONSTANT, LINEAR, Transfer
-from ocp.trustregion import TrustRegion
-from ocp.verify import Report, Slope, drift, quick_check, taylor_test, verify
-from ocp.verlet import Verlet
+from ocp import plots
+from ocp.adjoint.schedules import Binomial, Reversible, StoreAll
+from ocp.adjoint.trajectory import Trajectory
+from ocp.integrators.linear_solvers import ConstantJacobian, DenseLU
+from ocp.integrators.runge_kutta import RungeKutta
+from ocp.integrators.tableaus import Tableau
+from ocp.integrators.verlet import Verlet
+from ocp.multilevel.cycle import MGOPT, Always, Cycle, Earned, Forgetful, Nested
+from ocp.multilevel.refinement import Measured, Scheduled, Settled
+from ocp.objective.reduced import ReducedObjective, ShiftedObjective, discretize
+from ocp.optimize.line_search import Armijo, StrongWolfe
+from ocp.optimize.methods import (
+    LBFGS,
+    GradientDescent,
+    Method,
+    NewtonCG,
+    NonlinearCG,
+    SciPy,
+    State,
+    TorchOptimizer,
+    Visit,
+)
+from ocp.optimize.status import SolveError, Status
+from ocp.optimize.trust_region import TrustRegion
+from ocp.problem import layers
+from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
+from ocp.problem.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
+from ocp.run.adaptive import Adaptive
+from ocp.run.checkpoints import Checkpoint
+from ocp.run.minimize import accuracy, minimize
+from ocp.run.results import Record, Result, Target
+from ocp.space.bounds import Bounds
+from ocp.space.control import Control, ControlSpace
+from ocp.space.grid import TimeGrid
+from ocp.space.transfer import CONSTANT, LINEAR, Transfer
+from ocp.training import networks as network
+from ocp.training.batches import Batches
+from ocp.training.networks import residual_network
+from ocp.verification.verify import Report, Slope, drift, quick_check, taylor_test, verify
 
 __version__ = "0.1.0"
 

@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from ocp.result import Record, Result, Target
-from ocp.trajectory import Trajectory
-from ocp.verify import Report
+from ocp.adjoint.trajectory import Trajectory
+from ocp.run.results import Record, Result, Target
+from ocp.verification.verify import Report
 
 __all__ = ["convergence", "grids", "taylor", "trajectory"]
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.costs import QuadraticRunning
-from ocp.problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.costs import QuadraticRunning
 
 __all__ = ["problem"]
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocp.costs import CrossEntropy, Tikhonov
-from ocp.layers import Dense
-from ocp.network import residual_network
-from ocp.problem import Study
-from problems.data import Dataset
+from ocp.problem.control_problem import Study
+from ocp.problem.costs import CrossEntropy, Tikhonov
+from ocp.problem.layers import Dense
+from ocp.training.networks import residual_network
+
+from .data import Dataset
 
 __all__ = ["classifier"]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 
-from ocp.layers import Dense
-from ocp.problem import Study
-from problems import data
-from problems.classifier import classifier
+from ocp.problem.control_problem import Study
+from ocp.problem.layers import Dense
+
+from . import data
+from .classifier import classifier
 
 __all__ = ["problem"]
 

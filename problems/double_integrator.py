@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.costs import LeastSquares, QuadraticRunning
-from ocp.problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.costs import LeastSquares, QuadraticRunning
 
 __all__ = ["optimum", "problem"]
 

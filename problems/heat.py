@@ -21,11 +21,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.costs import QuadraticRunning
-from ocp.linearsolve import ConstantJacobian
-from ocp.problem import ControlProblem, Study
-from ocp.rungekutta import RungeKutta
-from ocp.tableaus import CRANK_NICOLSON
+from ocp.integrators.linear_solvers import ConstantJacobian
+from ocp.integrators.runge_kutta import RungeKutta
+from ocp.integrators.tableaus import CRANK_NICOLSON
+from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.costs import QuadraticRunning
 
 __all__ = ["optimum", "problem", "profile"]
 

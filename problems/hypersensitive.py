@@ -21,8 +21,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ocp.costs import LeastSquares, QuadraticRunning
-from ocp.problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.costs import LeastSquares, QuadraticRunning
 
 __all__ = ["end", "optimum", "problem"]
 

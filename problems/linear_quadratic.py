@@ -17,8 +17,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from ocp.problem import ControlProblem, Study
-from ocp.tableaus import EULER, Tableau
+from ocp.integrators.tableaus import EULER, Tableau
+from ocp.problem.control_problem import ControlProblem, Study
 
 __all__ = ["LinearQuadratic", "continuous_optimum", "control_problem", "optimum", "problem", "random"]
 
@@ -108,7 +108,7 @@ def optimum(lq: LinearQuadratic, steps: int, tableau: Tableau = EULER) -> float:
     --------
     >>> one = torch.ones(1, 1, dtype=torch.float64)
     >>> lqr = LinearQuadratic(0 * one, one, one, one, 0 * one, one[0])
-    >>> round(optimum(lqr, 50), 12)  # the golden value of problems.lqr
+    >>> round(optimum(lqr, 50), 12)  # the golden value of ocp.problems.lqr
     0.383696577812
     """
     n, h = len(lq.x0), lq.horizon / steps

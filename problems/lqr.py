@@ -12,8 +12,8 @@ from math import tanh
 import torch
 from torch import Tensor
 
-from ocp.costs import QuadraticRunning
-from ocp.problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.costs import QuadraticRunning
 
 __all__ = ["problem"]
 

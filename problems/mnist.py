@@ -11,10 +11,11 @@ from os import PathLike
 
 import torch
 
-from ocp.layers import Dense
-from ocp.problem import Study
-from problems import data
-from problems.classifier import classifier
+from ocp.problem.control_problem import Study
+from ocp.problem.layers import Dense
+
+from . import data
+from .classifier import classifier
 
 __all__ = ["problem"]
 
@@ -42,7 +43,7 @@ def problem(
     width : int
         Numbers in the state.
     folder : path, optional
-        Where the four official files lie; see `problems.data.mnist`.
+        Where the four official files lie; see `ocp.problems.data.mnist`.
 
     Raises
     ------

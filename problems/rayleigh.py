@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem, Study
 
 __all__ = ["problem"]
 

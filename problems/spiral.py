@@ -16,10 +16,11 @@ from math import pi
 import torch
 from torch import Tensor
 
-from ocp.layers import Dense
-from ocp.problem import Study
-from problems.classifier import classifier
-from problems.data import Dataset, split
+from ocp.problem.control_problem import Study
+from ocp.problem.layers import Dense
+
+from .classifier import classifier
+from .data import Dataset, split
 
 __all__ = ["points", "problem"]
 

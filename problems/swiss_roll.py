@@ -14,10 +14,11 @@ from math import pi
 import torch
 from torch import Tensor
 
-from ocp.layers import Antisymmetric, Dense
-from ocp.problem import Study
-from problems.classifier import classifier
-from problems.data import Dataset, split
+from ocp.problem.control_problem import Study
+from ocp.problem.layers import Antisymmetric, Dense
+
+from .classifier import classifier
+from .data import Dataset, split
 
 __all__ = ["points", "problem"]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ocp.dynamics import FunctionDynamics, ModuleDynamics
-from ocp.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dense
+from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
+from ocp.problem.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dense
 
 torch.set_num_threads(1)
 

@@ -95,12 +95,12 @@ def within(found):
 
 def test_imports_are_found_wherever_they_stand():
     source = """
-import ocp.grid
-from ocp import sweep
-from ocp.costs import Tikhonov
+import ocp.space.grid
+from ocp.adjoint import sweeps as sweep
+from ocp.problem.costs import Tikhonov
 from . import transfer
 if TYPE_CHECKING:
-    from ocp.cli import main
+    from ocp.cli.commands import main
 def later():
     from ocp.plots import taylor
 """

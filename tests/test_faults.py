@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from ocp.problems import lqr, van_der_pol
 
 from ocp import (
     LBFGS,
@@ -32,11 +33,10 @@ from ocp import (
     discretize,
     minimize,
     quick_check,
-    sweep,
     verify,
 )
-from ocp.objective import ShiftedObjective
-from problems import lqr, van_der_pol
+from ocp.adjoint import sweeps
+from ocp.objective.reduced import ShiftedObjective
 
 N = 8
 X0 = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
@@ -143,7 +143,7 @@ def torch_start(number):
 @pytest.mark.parametrize("call", [3, 5])
 @pytest.mark.parametrize("method", [m for m in SEARCHING.values() if not isinstance(m, SciPy)])
 def test_a_value_that_is_not_finite_once_at_a_trial_costs_a_step_back_and_is_counted(method, call, number, monkeypatch):
-    forward, made = sweep.forward, []
+    forward, made = sweeps.forward, []
 
     def failing(discretization, control, states):
         made.append(discretization.grid.steps)
@@ -151,7 +151,7 @@ def test_a_value_that_is_not_finite_once_at_a_trial_costs_a_step_back_and_is_cou
         return value * number if made.count(N) == call and made[-1] == N else value
 
     right = minimize(PROBLEM, N, method)
-    monkeypatch.setattr(sweep, "forward", failing)
+    monkeypatch.setattr(sweeps, "forward", failing)
     result = minimize(PROBLEM, N, method)
     assert result.status is right.status is Status.CONVERGED
     assert result.value == pytest.approx(right.value, rel=1e-9)
@@ -246,22 +246,22 @@ class Stale:
     """A derivative left over from the control before."""
 
     def __init__(self):
-        self.last, self.right = None, sweep.adjoint
+        self.last, self.right = None, sweeps.adjoint
 
     def __call__(self, discretization, control, states, costates=None, out=None):
         last, self.last = self.last, self.right(discretization, control, states, costates)
         return self.last if last is None or last.shape != self.last.shape else last
 
 
-def shifted(discretization, control, states, costates=None, out=None, right=sweep.adjoint):
+def shifted(discretization, control, states, costates=None, out=None, right=sweeps.adjoint):
     derivative = right(discretization, control, states, costates)
     space = discretization.space
     return space.join(space.path(derivative).roll(1, dims=0), space.parameters(derivative))
 
 
 WRONG = {
-    "flipped": lambda: lambda *arguments, right=sweep.adjoint: -right(*arguments),
-    "scaled": lambda: lambda *arguments, right=sweep.adjoint: 1.5 * right(*arguments),
+    "flipped": lambda: lambda *arguments, right=sweeps.adjoint: -right(*arguments),
+    "scaled": lambda: lambda *arguments, right=sweeps.adjoint: 1.5 * right(*arguments),
     "stale": Stale,
     "one step off": lambda: shifted,
 }
@@ -275,7 +275,7 @@ every_study = pytest.mark.parametrize("problem", STUDIES.values(), ids=STUDIES.k
 def test_a_wrong_derivative_is_caught_by_verify_and_by_the_check_before_a_run(wrong, problem, monkeypatch):
     assert verify(discretize(problem, 16)).passed
     assert minimize(problem, 16, LBFGS(), check_derivative=True).status is Status.CONVERGED
-    monkeypatch.setattr(sweep, "adjoint", wrong())
+    monkeypatch.setattr(sweeps, "adjoint", wrong())
     assert not verify(discretize(problem, 16)).passed
     result = minimize(problem, 16, LBFGS(), check_derivative=True)
     assert result.status is Status.WRONG_DERIVATIVE
@@ -335,7 +335,7 @@ def test_a_start_that_is_the_optimum_is_a_success(cost, power, bounds, dtype):
 @every_method
 @pytest.mark.parametrize("record_every", [1, 100])
 def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_every, monkeypatch):
-    monkeypatch.setattr(sweep, "adjoint", WRONG["flipped"]())
+    monkeypatch.setattr(sweeps, "adjoint", WRONG["flipped"]())
     result = minimize(PROBLEM, N, method, record_every=record_every, max_iterations=200)
     assert result.status is Status.WRONG_DERIVATIVE
     assert result.iterations <= 6

@@ -20,8 +20,9 @@ import click
 import torch
 from tabulate import tabulate
 
-from ocp import Result, Target, catalog
-from ocp.compare import Run, solve
+from ocp import Result, Target
+from ocp.cli import catalog
+from ocp.run.comparison import Run, solve
 
 DOCS = Path(__file__).parents[1]
 FOLDER = DOCS / "results" / "classical"

@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 import torch
 
-from ocp import catalog, plots
-from ocp.compare import Comparison, Run, compare
+from ocp import plots
+from ocp.cli import catalog
+from ocp.run.comparison import Comparison, Run, compare
 
 DOCS = Path(__file__).parents[1]
 #: From the name of a comparison to its problem and to what its runs have in common.

@@ -22,9 +22,9 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from ocp.cli import main
-from ocp.codec import VERSION, decode, encode
-from ocp.saves import KNOWN
+from ocp.cli.commands import main
+from ocp.run.checkpoints import KNOWN
+from ocp.run.codec import VERSION, decode, encode
 
 USER = """
 import torch

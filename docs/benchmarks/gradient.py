@@ -44,10 +44,11 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from ocp import Binomial, ControlProblem, LeastSquares, StoreAll, discretize, minimize, sweep
-from ocp.layers import Antisymmetric, Convolution, Dense
-from ocp.methods import LBFGS
-from ocp.tableaus import EULER, HEUN, RK4
+from ocp import Binomial, ControlProblem, LeastSquares, StoreAll, discretize, minimize
+from ocp.adjoint import sweeps as sweep
+from ocp.integrators.tableaus import EULER, HEUN, RK4
+from ocp.optimize.methods import LBFGS
+from ocp.problem.layers import Antisymmetric, Convolution, Dense
 
 try:
     import torchdiffeq

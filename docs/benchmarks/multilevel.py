@@ -23,9 +23,11 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 import ocp
-from ocp import catalog, plots, strictjson
-from ocp.compare import Run, solve
-from ocp.multilevel import coherent
+from ocp import plots
+from ocp.cli import catalog
+from ocp.multilevel.cycle import coherent
+from ocp.run import json_files as strictjson
+from ocp.run.comparison import Run, solve
 
 DOCS = Path(__file__).parents[1]
 PROBLEMS = ("spiral", "peaks", "digits", "mnist")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ocp import Result
-from ocp.cli import main
+from ocp.cli.commands import main
 
 RUN = (
     *("solve", "digits", "--steps", "64", "--tolerance", "0", "--quiet"),

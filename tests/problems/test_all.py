@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ocp import catalog, discretize, verify
-from ocp.compare import Run, solve
+from ocp import discretize, verify
+from ocp.cli import catalog
+from ocp.run.comparison import Run, solve
 
 #: Those that run to infinity on eight explicit steps.
 STIFF = {"burgers", "hypersensitive"}

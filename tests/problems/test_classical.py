@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ocp.problems import burgers, cart_pole, double_integrator, heat, hypersensitive, linear_quadratic, pendulum
 
 from ocp import LBFGS, TimeGrid, discretize, minimize
-from ocp.tableaus import CRANK_NICOLSON, EULER, RK4
-from problems import burgers, cart_pole, double_integrator, heat, hypersensitive, linear_quadratic, pendulum
+from ocp.integrators.tableaus import CRANK_NICOLSON, EULER, RK4
 
 #: Definitions and optima that are not ours: the file says how they were found.
 REFERENCE = json.loads(Path(__file__).with_name("discrete_optima.json").read_text())["problems"]
@@ -23,7 +23,7 @@ every_reference = pytest.mark.parametrize("name", REFERENCE)
 
 
 def study(name, **options):
-    return importlib.import_module(f"problems.{name}").problem(**options)
+    return importlib.import_module(f"ocp.problems.{name}").problem(**options)
 
 
 def solve(problem, steps, integrator, **limits):

@@ -7,8 +7,7 @@ from math import prod
 
 import pytest
 import torch
-
-from problems.data import Dataset, digits, mnist, split, standardize
+from ocp.problems.data import Dataset, digits, mnist, split, standardize
 
 IMAGES = {"train": (12, 2, 3), "t10k": (5, 2, 3)}
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from ocp.problems import digits, lqr, mnist, peaks, spiral, swiss_roll, van_der_pol
 
 from ocp import discretize, minimize
-from ocp.layers import Antisymmetric, Free
-from ocp.methods import LBFGS
-from problems import digits, lqr, mnist, peaks, spiral, swiss_roll, van_der_pol
+from ocp.optimize.methods import LBFGS
+from ocp.problem.layers import Antisymmetric, Free
 
 POINT_SETS = {"spiral": spiral, "swiss roll": swiss_roll, "peaks": peaks}
 LEARNING = POINT_SETS | {"digits": digits, "mnist": mnist}

@@ -4,10 +4,10 @@ from math import tanh
 
 import pytest
 import torch
+from ocp.problems import lqr
 
 from ocp import discretize, minimize
-from ocp.methods import LBFGS
-from problems import lqr
+from ocp.optimize.methods import LBFGS
 
 # Computed by multiple shooting with an interior-point solver, checked against Riccati.
 OPTIMA = {

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from ocp.problems import van_der_pol
 
 from ocp import minimize
-from ocp.methods import LBFGS
-from problems import van_der_pol
+from ocp.optimize.methods import LBFGS
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Fast paths that need a CUDA device; off unless asked for."""

@@ -1,0 +1,182 @@
+"""A problem on a grid with an integrator; shapes are checked at this boundary."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp.integrators.integrator import Integrator
+from ocp.problem.control_problem import ControlProblem
+from ocp.problem.modules import leaving
+from ocp.space.bounds import Box, feasible
+from ocp.space.control import Control, ControlSpace, sample
+from ocp.space.grid import TimeGrid
+
+__all__ = ["Discretization"]
+
+
+@dataclass(frozen=True)
+class Discretization:
+    """The discrete optimal control problem.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+    grid : TimeGrid
+    integrator : Integrator
+    """
+
+    problem: ControlProblem
+    grid: TimeGrid
+    integrator: Integrator
+
+    @cached_property
+    def space(self) -> ControlSpace:
+        """Where its controls live."""
+        return self.problem.space(self.grid)
+
+    @cached_property
+    def box(self) -> Box | None:
+        """The controls within the bounds; None where the problem has none."""
+        bounds = self.problem.bounds
+        return None if bounds is None else bounds.on(self.space, self.example()[0])
+
+    def on(self, steps: int) -> Discretization:
+        """The same problem on another number of steps."""
+        return replace(self, grid=TimeGrid(self.grid.horizon, steps))
+
+    def take(self, indices: Tensor) -> Discretization:
+        """The same discretization on some of the samples."""
+        return replace(self, problem=self.problem.take(indices))
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """An initial state and the control of one step, both at the start of the problem."""
+        problem, start = self.problem, self.problem.start
+        if isinstance(start, Control):
+            return problem.initial_state(start.parameters), start.path[0]
+        # An opening computes in the type of its inputs; for a function of the parameters, the default has to do.
+        like = getattr(problem.initial_state, "inputs", torch.empty(0))
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        x = problem.initial_state(like.new_zeros(problem.parameter_size, dtype=dtype))
+        return x, x.new_zeros(problem.dynamics.control_size)
+
+    def check(self) -> None:
+        """Evaluate every piece once and compare shapes and types.
+
+        Raises
+        ------
+        ValueError
+            Naming the piece, what was expected of it and what it gave. The integrator may have a ``check`` of its own.
+        """
+        problem = self.problem
+        x, u = _evaluate("initial_state", f"to take q of shape ({problem.parameter_size},)", self.example)
+        self.box  # noqa: B018  raises where the bounds do not fit
+        q = problem.start.parameters if isinstance(problem.start, Control) else x.new_zeros(problem.parameter_size)
+        shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
+        if x.dtype != u.dtype:
+            raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
+        f = _evaluate("dynamics", f"to take {shapes}", problem.dynamics, 0.0, x, u)
+        if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
+            raise ValueError(
+                f"dynamics: expected f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}, "
+                f"got {_describe(f)}" + _hint(f, u)
+            )
+        values = {}
+        if problem.running_cost is not None:
+            values["running_cost"] = _evaluate("running_cost", f"to take {shapes}", problem.running_cost, 0.0, x, u)
+        if problem.terminal_cost is not None:
+            shapes = f"a final state of shape {tuple(x.shape)}"
+            values["terminal_cost"] = _evaluate("terminal_cost", f"to take {shapes}", problem.terminal_cost, x, q)
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != () or value.is_complex():
+                got = _describe(value)
+                raise ValueError(
+                    f"{name}: expected a scalar tensor of shape (), got {got}; "
+                    + ("its real part may be what is meant" if "complex" in got else "sum or average over the batch")
+                )
+        self._check_derivatives(x, u, q, f)
+        if hasattr(self.integrator, "check"):
+            self.integrator.check(problem, x, u)
+
+    def _check_derivatives(self, x: Tensor, u: Tensor, q: Tensor, f: Tensor) -> None:
+        """Evaluate the derivatives that a gradient is made of once, and compare shapes."""
+        problem = self.problem
+        pieces: list[tuple[str, Any, tuple[Any, ...], dict[str, Tensor]]] = [
+            ("dynamics: expected vjp(t, x, u, p)", problem.dynamics.vjp, (0.0, x, u, f), {"x": x, "u": u}),
+            ("initial_state: expected vjp(q, p)", problem.initial_state.vjp, (q, x), {"q": q}),
+        ]
+        if problem.running_cost is not None:
+            L = problem.running_cost.derivative
+            pieces.append(("running_cost: expected derivative(t, x, u)", L, (0.0, x, u), {"x": x, "u": u}))
+        if problem.terminal_cost is not None:
+            Phi = problem.terminal_cost.derivative
+            pieces.append(("terminal_cost: expected derivative(x, q)", Phi, (x, q), {"x": x, "q": q}))
+        for name, piece, arguments, like in pieces:
+            found = piece(*arguments)
+            found = (found,) if len(like) == 1 else found
+            shapes = [tuple(entry.shape) for entry in like.values()]
+            if [tuple(getattr(entry, "shape", ("none",))) for entry in found] != shapes:
+                got = ", ".join(_describe(entry) for entry in found)
+                raise ValueError(f"{name} to return what has the shapes of {', '.join(like)}, {shapes}, got {got}")
+
+    def start(self) -> Control:
+        """The start of the problem on this grid: each step of a coarser start is repeated; zero where none is given.
+
+        Where it violates the bounds it is projected on them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the steps of the start do not divide the steps of this grid, or if a function of the time gives what is
+            no control of a step, or is not finite.
+        """
+        space, start = self.space, self.problem.start
+        x, _ = self.example()
+        parameters = start.parameters if isinstance(start, Control) else x.new_zeros(space.parameter_size)
+        path = start.path if isinstance(start, Control) else start
+        if isinstance(path, Tensor) and path.ndim == 2:
+            if self.grid.steps % len(path):
+                raise ValueError(
+                    f"start: expected a control on a divisor of {self.grid.steps} steps, got {len(path)} steps"
+                )
+            path = path.to(parameters).repeat_interleave(self.grid.steps // len(path), dim=0)
+        else:
+            path = sample("start: expected it", 0.0 if path is None else path, space, x)
+        flat = space.join(path, parameters)
+        if not bool(torch.isfinite(flat).all()):
+            raise ValueError("start: expected finite numbers, got a function of the time that gives NaN or infinity")
+        return Control(space, feasible(flat, self.box))
+
+
+def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:
+    """One value of a piece of a problem, or an error that names the piece."""
+    copies = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
+    names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")[: len(copies)]
+    try:
+        return leaving(name, piece, **dict(zip(names, copies, strict=True)))
+    except (RuntimeError, IndexError, TypeError) as error:  # torch's for shapes, types and places
+        if isinstance(error, TypeError) and not _ours(error):
+            raise
+        raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
+
+
+def _ours(error: TypeError) -> bool:
+    """Whether a function would not even take our call, so that the error comes from a line of this package."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
+
+
+def _hint(f: Any, u: Tensor) -> str:
+    forgotten = isinstance(f, Tensor) and f.shape == u.shape
+    return "; u has no batch dimension: where it stands alone, write u.expand_as(x)" if forgotten else ""
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,126 @@
+"""The problems that can be called by name, and those in a user's own file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ocp.problems
+from ocp.problem.control_problem import ControlProblem, Study
+
+__all__ = ["load", "names", "summaries", "takes"]
+
+
+def names() -> tuple[str, ...]:
+    """Names of the problems of the package ``problems``: its modules that define a function ``problem``."""
+    folder = Path(ocp.problems.__path__[0])
+    modules = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    return tuple(name for name in modules if "\ndef problem(" in (folder / f"{name}.py").read_text())
+
+
+def summaries() -> dict[str, str]:
+    """The names, each with the first line of its module's docstring."""
+    modules = {name: importlib.import_module(f"ocp.problems.{name}") for name in names()}
+    return {name: (module.__doc__ or "").strip().splitlines()[0] for name, module in modules.items()}
+
+
+def load(name: str, **options: Any) -> Study:
+    """The study that a problem's function ``problem(**options)`` returns.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`, or the path of a Python file that defines ``problem()``, which returns a `Study` or a
+        `ControlProblem`.
+    **options
+        Such as ``seed``, ``dtype``, ``device``. An option that is None is left to the problem; ``seed`` is passed over
+        where the function takes none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such problem, the file defines none, or its function does not take an option.
+    """
+    function = _function(name)
+    accepted = inspect.signature(function).parameters
+    given = {key: value for key, value in options.items() if value is not None}
+    any_key = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = [key for key in given if key not in accepted and key != "seed" and not any_key]
+    if unknown:
+        raise ValueError(f"{name}: expected options among {', '.join(accepted) or 'none'}, got {', '.join(unknown)}")
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    missing = [
+        key
+        for key, parameter in accepted.items()
+        if parameter.kind in keywords and parameter.default is parameter.empty and key not in given
+    ]
+    if missing:
+        raise ValueError(f"{name}: expected a value for {', '.join(missing)}, got none")
+    if name in names():
+        for key, value in given.items():
+            _check_number(key, str(accepted[key].annotation) if key in accepted else "", value)
+    study = function(**{key: value for key, value in given.items() if key in accepted or any_key})
+    if isinstance(study, ControlProblem):
+        return Study(study)
+    if not isinstance(study, Study):
+        raise ValueError(
+            f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}"
+        )
+    return study
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a problem's function has an argument of this name."""
+    return option in inspect.signature(_function(name)).parameters
+
+
+def _check_number(key: str, annotation: str, value: Any) -> None:
+    """Refuse an argument of our own problems that is not of the kind their signatures state, or is out of range."""
+    least = 0 if key.endswith("seed") else 1
+    if annotation.startswith("int") and not (isinstance(value, int) and value >= least):
+        raise ValueError(f"{key}: expected an integer >= {least}, got {value!r}")
+    if annotation == "float" and not isinstance(value, int | float):
+        raise ValueError(f"{key}: expected a number, got {value!r}")
+
+
+def _function(name: str) -> Callable[..., Any]:
+    known = names()
+    if name in known:
+        return importlib.import_module(f"ocp.problems.{name}").problem
+    path = Path(name)
+    if path.suffix != ".py":
+        close = get_close_matches(name.lower(), known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"problem: expected one of {', '.join(known)}, or the path of a .py file, got {name!r}{hint}")
+    if not path.is_file():
+        raise ValueError(f"problem: expected an existing file, got {name!r}")
+    module = _module(path.resolve())
+    if not callable(getattr(module, "problem", None)):
+        raise ValueError(f"problem: expected {name} to define a function problem(), got none")
+    return module.problem
+
+
+@cache
+def _module(path: Path) -> ModuleType:
+    """A user's file, executed once as Python does it: known to ``sys.modules``, its folder on the path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"problem: expected {path.name} to be Python, got {error}") from error
+    return module

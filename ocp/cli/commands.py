@@ -1,0 +1,358 @@
+"""The command ``ocp``."""
+
+from __future__ import annotations
+
+import ast
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import ocp
+import ocp.problems
+from ocp import plots
+from ocp.cli import catalog
+from ocp.integrators.integrator import INTEGRATORS
+from ocp.objective.processes import launched
+from ocp.objective.reduced import discretize
+from ocp.optimize.status import Status
+from ocp.problem.control_problem import ControlProblem, Study
+from ocp.run.adaptive import Adaptive
+from ocp.run.checkpoints import Checkpoint, writable
+from ocp.run.comparison import METHODS, SMOOTHERS, Comparison, Run, compare, solve
+from ocp.run.json_files import write
+from ocp.run.results import Result, Target
+from ocp.verification.verify import verify
+
+__all__ = ["main"]
+
+#: Outcomes that a shell is to take for a failure; a limit or a goal that was missed is none.
+FAILURES = (
+    Status.NOT_FINITE,
+    Status.UNRESOLVED,
+    Status.INTERRUPTED,
+    Status.WRONG_DERIVATIVE,
+    Status.UNBOUNDED,
+    Status.NOT_SAVED,
+)
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def _one_line(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a user's mistake into one line on the terminal; an error in the user's own code keeps its traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+            if _in_user_code(error, kwargs.get("name")):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+    return wrapped
+
+
+def _in_user_code(error: BaseException, name: str | None) -> bool:
+    """Whether the user's file, or one beside it, is nearer to the error than any of ours."""
+    if name is None or not name.endswith(".py"):
+        return False
+    ours = (Path(ocp.__file__).parent, *map(Path, ocp.problems.__path__))
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = Path(frame.f_code.co_filename)
+        if any(file.is_relative_to(folder) for folder in ours):
+            return False
+        if file.parent == Path(name).resolve().parent:
+            return True
+    return False
+
+
+# Digits (width 16, two cores): two threads took 1.3 times as long as one on an idle machine, 25 times on a busy one.
+_THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    expose_value=False,
+    callback=lambda context, parameter, threads: torch.set_num_threads(threads),
+    help="Of torch on the CPU; wide states gain from more, narrow ones lose.",
+)
+
+_SET = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument of problem(), such as width=32."
+)
+
+_SHARED = (
+    click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="The problem's own by default."),
+    click.option("--learning-rate", default=1e-2, show_default=True, help="For adam and sgd."),
+    click.option("--steps", type=click.IntRange(1), help="Of the finest grid; the problem's own by default."),
+    click.option("--levels", type=click.IntRange(1), help="Number of grids; the problem's own by default."),
+    click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The problem's own by default."),
+    click.option("--batch-size", type=click.IntRange(1), help="Mini-batches of so many samples; all by default."),
+    click.option("--max-work", type=click.FloatRange(0), help="Limit in gradients on the finest grid and all samples."),
+    click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
+    click.option("--tolerance", type=click.FloatRange(0), help="Relative bound on the derivative's dual norm."),
+    click.option("--device", default=None, help="Such as cpu or cuda."),
+    click.option("--dtype", type=click.Choice(list(DTYPES)), help="The problem's own by default."),
+    _THREADS,
+    _SET,
+    click.option("--quiet", is_flag=True, help="No live line."),
+)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The limits that were given, as keyword arguments of `minimize`."""
+    names = ("max_work", "max_iterations", "tolerance")
+    given = {name: options[name] for name in names if options[name] is not None}
+    return {**given, **({"progress": False} if options["quiet"] else {})}
+
+
+def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE pairs, the values as Python literals where they are such, else as text."""
+    arguments = {}
+    for pair in sets:
+        key, found, text = pair.partition("=")
+        if key == "seed":
+            raise ValueError(f"set: expected KEY=VALUE, and no seed, which has an option of its own, got {pair!r}")
+        if not (found and key.isidentifier()):
+            raise ValueError(f"set: expected KEY=VALUE, got {pair!r}")
+        try:
+            arguments[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            arguments[key] = text
+    return arguments
+
+
+def _load(name: str, seed: int, device: str | None, dtype: str | None, sets: tuple[str, ...]) -> Any:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device: expected one that is at hand, got {device!r} ({error})") from error
+    chosen = {"seed": seed, "device": device, "dtype": None if dtype is None else DTYPES[dtype]}
+    return catalog.load(name, **{**chosen, **_arguments(sets)})
+
+
+def _run(options: dict[str, Any], method: str, seed: int = 0) -> Run:
+    return Run(
+        method,
+        options["smoother"],
+        options["learning_rate"],
+        options["steps"],
+        options["levels"],
+        options["integrator"],
+        options["batch_size"],
+        seed,
+        _settings(options),
+    )
+
+
+@click.group()
+@click.version_option(package_name="ocp")
+def main() -> None:
+    """Training and control as discrete optimal control, solved on many time grids at once."""
+
+
+@main.command("list")
+@_one_line
+def list_() -> None:
+    """List the problems."""
+    summaries = catalog.summaries()
+    width = max(map(len, summaries))
+    for name, summary in summaries.items():
+        click.echo(f"{name:<{width}}  {summary}")
+
+
+@main.command("verify")
+@click.argument("name")
+@click.option("--steps", type=click.IntRange(1), help="The problem's own by default.")
+@click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The problem's own by default.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, too."
+)
+@_SET
+@_one_line
+def verify_(
+    name: str, steps: int | None, integrator: str | None, seed: int, file: Path | None, sets: tuple[str, ...]
+) -> None:
+    """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen."""
+    if file is not None:
+        writable("json", file.parent)
+    dtype = "float64" if catalog.takes(name, "dtype") else None
+    study = _load(name, seed, None, dtype, sets)
+    report = verify(discretize(study.problem, steps or study.steps, integrator or study.integrator), seed=seed)
+    click.echo(str(report))
+    if file is not None:
+        write(file, {"problem": name, **report.to_dict()})
+    if not report.passed:
+        raise SystemExit(1)
+
+
+@main.command("solve")
+@click.argument("name")
+@click.option("--method", type=click.Choice(list(METHODS)), default="mgopt", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the initial weights and the batches.")
+@click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
+@click.option(
+    "--grid-error",
+    type=float,
+    help="Refine the grid until the estimated relative discretization error is below it; --steps is then the first "
+    "grid.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/METHOD by default."
+)
+@click.option("--checkpoint", type=click.Path(file_okay=False), help="Save the run to this folder.")
+@click.option("--every", type=click.IntRange(1), help="Iterations between two checkpoints; by default ten seconds.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint; begin where there is none.")
+@click.option(
+    "--resume-from", type=click.Path(dir_okay=False, path_type=Path), help="Go on from this checkpoint of the folder."
+)
+@click.option("--check", is_flag=True, help="Before the run, compare the derivative with differences of values.")
+@_shared
+@_one_line
+def solve_(
+    name: str,
+    method: str,
+    seed: int,
+    target: str | None,
+    grid_error: float | None,
+    out: Path | None,
+    checkpoint: str | None,
+    every: int | None,
+    resume: bool,
+    resume_from: Path | None,
+    check: bool,
+    **options: Any,
+) -> None:
+    """Solve problem NAME, or that of the file NAME; write result.json, control.pt, convergence.png, grids.png.
+
+    For a problem with a single sample, as those of classical control, also write the states, control and costates as
+    trajectory.png and trajectory.csv.
+
+    Exit codes: 0 if the run ended by a test or by a limit, which the printed status tells; 1 if its result is not
+    finite, not bounded or not resolved, if its derivative is wrong, if a checkpoint that was required could not be
+    written, if it was interrupted, or if an argument does not fit; 2 if an option is unknown.
+    """
+    goal = None if target is None else Target.parse(target)
+    study = _load(name, seed, options["device"], options["dtype"], options["sets"])
+    run = _run(options, method, seed)
+    if grid_error is not None:
+        run = replace(run, steps=Adaptive(grid_error, options["steps"] or study.steps))
+    own: dict[str, Any] = {"check_derivative": check, "resume": resume_from or resume}
+    own |= {} if goal is None else {"target": goal}
+    if checkpoint is not None:
+        title = ", ".join((name, f"seed {seed}", *options["sets"]))
+        often: dict[str, Any] = {} if every is None else {"every": every, "seconds": 0.0}
+        own["checkpoint"] = Checkpoint(checkpoint, name=title, **often)
+    run = replace(run, settings={**(run.settings or {}), **own})
+    with launched() as processes:
+        folder = _folder(out, name, method) if processes.rank == 0 else None
+        result = solve(name, study, replace(run, settings={**(run.settings or {}), "processes": processes}))
+    if folder is not None:
+        _report(name, study, method, result, goal, folder)
+    if result.status in FAILURES:
+        raise SystemExit(1)
+
+
+def _report(name: str, study: Study, method: str, result: Result, goal: Target | None, folder: Path) -> None:
+    """Write a result to a folder and print it."""
+    result.save(folder)
+    plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
+    plots.grids(result).savefig(folder / "grids.png", dpi=150)
+    click.echo(str(result))
+    for label, value in (("validation", result.validation_accuracy), ("test", result.test_accuracy)):
+        if value is not None:
+            click.echo(f"{label + ' accuracy':>20}: {value:.4f}")
+    error = result.about.get("discretization_error")
+    if error is not None:
+        click.echo(f"{'discretization error':>20}: {error:.2e} (estimated, on {result.about['steps']} steps)")
+    if study.optimum is not None:
+        click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
+        click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
+    written = ["result.json", "control.pt", "convergence.png", "grids.png", *_trajectory(result, study.problem, folder)]
+    click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
+
+
+def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[str, ...]:
+    """Write a table and a figure of the trajectory where there is a single sample, and return the names of the files.
+
+    Those of another problem that was solved into the folder before do not stay.
+    """
+    files = ("trajectory.csv", "trajectory.png")
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+    if discretize(problem, 1).work.samples > 1:
+        return ()
+    trajectory = result.trajectory(problem)
+    trajectory.save(folder / files[0])
+    plots.trajectory(trajectory).savefig(folder / files[1], dpi=150)
+    return files
+
+
+@main.command("compare")
+@click.argument("name")
+@click.option("--methods", default="single,nested,mgopt", show_default=True, help="Separated by commas.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, from 0 on.")
+@click.option("--target", help="accuracy=0.95 or value=0.1; the problem's own by default.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/compare by default."
+)
+@_shared
+@_one_line
+def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path | None, **options: Any) -> None:
+    """Compare methods on problem NAME from the same starts; write compare.json and convergence.png."""
+    goal = None if target is None else Target.parse(target)
+    runs = [_run(options, method.strip()) for method in methods.split(",")]
+    if seeds > 1 and not catalog.takes(name, "seed"):
+        click.echo("problem() takes no seed: one run of each method.", err=True)
+        seeds = 1
+    folder = _folder(out, name, "compare")
+    load = partial(_load, name, device=options["device"], dtype=options["dtype"], sets=options["sets"])
+    comparison = compare(name, load, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
+    plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
+    click.echo(str(comparison))
+    click.echo(f"written to {folder}")
+
+
+@main.command("plot")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="convergence.png", show_default=True)
+@_one_line
+def plot_(folders: tuple[Path, ...], out: Path) -> None:
+    """Draw the saved results of FOLDERS, each written by solve or by compare, into one figure."""
+    writable("out", out.parent)
+    groups: dict[str, tuple[Result, ...]] = {}
+    target = None
+    for folder in folders:
+        if (folder / "compare.json").exists():
+            saved = Comparison.load(folder)
+            target = saved.target
+            found = dict(saved.runs)
+        elif (folder / "result.json").exists():
+            result = Result.load(folder)
+            found = {str(result.about.get("label", folder.name)): (result,)}
+        else:
+            raise ValueError(f"folder: expected one with result.json or compare.json, got {folder}")
+        for label, results in found.items():
+            label = label if len(folders) == 1 else f"{folder}: {label}"
+            groups[label] = (*groups.get(label, ()), *results)
+    plots.convergence(groups, target).savefig(out, dpi=150)
+    click.echo(f"written to {out}")
+
+
+def _folder(out: Path | None, name: str, what: str) -> Path:
+    return writable("out", out if out is not None else Path("ocp-out") / Path(name).stem / what)

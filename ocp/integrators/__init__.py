@@ -1,0 +1,1 @@
+"""One step of a time integrator, its tangent and its transpose; no loop over time."""

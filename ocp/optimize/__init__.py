@@ -1,0 +1,1 @@
+"""Optimization methods on one grid, line searches and trust regions."""

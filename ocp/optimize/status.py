@@ -1,0 +1,62 @@
+"""How a solve can end: an outcome that carries its own sentence."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ocp.run.results import Result
+
+__all__ = ["SolveError", "Status"]
+
+
+class Status(Enum):
+    """The outcome of a solve; ``status.value`` is the sentence that explains it.
+
+    Examples
+    --------
+    >>> from ocp import Status
+    >>> Status.CONVERGED.success, Status.MAX_WORK.success
+    (True, False)
+    """
+
+    RUNNING = "The solver has not stopped yet."
+    CONVERGED = "The dual norm of the derivative fell below the tolerance."
+    TARGET = "The target was reached."
+    STOPPED = "The callback asked to stop."
+    MAX_ITERATIONS = "The iteration limit was reached before the tolerance."
+    MAX_WORK = "The work limit was reached before the tolerance."
+    MAX_SECONDS = "The time limit was reached before the tolerance."
+    MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than wanted."
+    UNRESOLVED = (
+        "With half the step the same control ends in states of another size: the grid is too coarse, or the scheme "
+        "unstable on it. Take more steps or an implicit scheme."
+    )
+    NO_DECREASE = "No step along the search direction decreased the objective."
+    PRECISION = "The precision limit is reached: rounding or noise hides any further decrease of the objective."
+    WRONG_DERIVATIVE = "Differences of the objective contradict its derivative."
+    UNBOUNDED = "The objective falls without end: it seems to be unbounded below."
+    NOT_FINITE = "The objective or its derivative is not finite at the control reached."
+    NOT_SAVED = "A checkpoint could not be written."
+    INTERRUPTED = "The run was interrupted from the keyboard."
+    EXCEPTION = "An exception ended the run."
+
+    @property
+    def success(self) -> bool:
+        """Whether a stated stopping test holds at the returned control."""
+        return self in (Status.CONVERGED, Status.TARGET)
+
+
+class SolveError(RuntimeError):
+    """A solve that did not succeed, raised on request by `Result.require_success`.
+
+    Attributes
+    ----------
+    result : Result
+        Everything computed before the run ended; nothing is lost.
+    """
+
+    def __init__(self, result: Result):
+        super().__init__(f"{result.status.name}: {result.message}")
+        self.result = result

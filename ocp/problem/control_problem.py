@@ -1,0 +1,336 @@
+"""The continuous optimal control problem; it knows no step size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import isclose, isfinite
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ocp.problem.costs import (
+    ControlCost,
+    RunningCost,
+    RunningFunction,
+    TerminalCost,
+    TerminalFunction,
+    as_control_costs,
+    as_running_cost,
+    as_terminal_cost,
+)
+from ocp.problem.dynamics import Dynamics, as_dynamics
+from ocp.problem.modules import FlatModule, hvp, pullback
+from ocp.space.bounds import Bounds, as_bounds
+from ocp.space.control import Control, ControlSpace, Path
+from ocp.space.grid import TimeGrid
+
+__all__ = ["ControlProblem", "FixedState", "InitialState", "Opening", "StateFunction", "Study"]
+
+
+@runtime_checkable
+class InitialState(Protocol):
+    """The map X0 from parameters q to the initial state, with its derivatives.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(q, p, dq)``, the Hessian of <p, X0(q)>
+    applied to dq, of the shape of q.
+    """
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """The initial state, shape (batch, *state)."""
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        """Transposed derivative dX0/dq^T p, of the shape of q."""
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        """Directional derivative dX0/dq dq, of the shape of the state."""
+
+
+@dataclass(frozen=True)
+class FixedState:
+    """An initial state that depends on no parameters."""
+
+    x: Tensor
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.x
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.zeros_like(self.x)
+
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
+    def take(self, indices: Tensor) -> FixedState:
+        """Some of the samples."""
+        return FixedState(self.x[indices])
+
+
+@dataclass(frozen=True)
+class StateFunction:
+    """A plain function q -> x_0 as initial state."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.function(q)
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        return pullback(self.function, (q,), p)[0]
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.func.jvp(self.function, (q,), (dq,))[1]
+
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return hvp(self.function, (q,), (dq,), p)[0]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q from ``offset`` on."""
+
+    module: FlatModule
+    inputs: Tensor
+    offset: int = 0
+
+    def _part(self, q: Tensor) -> Tensor:
+        return q[self.offset : self.offset + self.module.size]
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.module(self._part(q), self.inputs)
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        by_parameters = torch.zeros_like(q)
+        self._part(by_parameters).copy_(self.module.by_parameters(self._part(q), self.inputs, p))
+        return by_parameters
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.func.jvp(self, (q,), (dq,))[1]
+
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return hvp(self, (q,), (dq,), p)[0]
+
+    def take(self, indices: Tensor) -> Opening:
+        """Some of the samples."""
+        return replace(self, inputs=self.inputs[indices])
+
+
+@dataclass(frozen=True)
+class ControlProblem:
+    """Minimize Phi(x(T), q) + integral of L(t, x, u) + R(u, q) subject to x' = f(t, x, u), x(0) = X0(q).
+
+    Parameters
+    ----------
+    dynamics : callable, nn.Module or Dynamics
+        f(t, x, u) with x of shape (batch, *state) and u of shape (control_size,).
+    initial_state : Tensor, callable or InitialState
+        x_0 of shape (batch, *state), or a function of the parameters q. Its dtype and device are those of the problem.
+    terminal_cost : callable or TerminalCost, optional
+        Phi(x), or Phi(x, q) where there are parameters; a scalar tensor.
+    running_cost : callable or RunningCost, optional
+        L(t, x, u); a scalar tensor, integrated with the scheme that integrates the state.
+    control_cost : ControlCost or sequence of ControlCost, optional
+        R, for example ``Tikhonov(1e-3)``.
+    horizon : float
+        Final time T.
+    control_size : int, optional
+        m; needed beside a plain function only.
+    parameter_size : int
+        s, the length of q.
+    start : Control, Path or Tensor of shape (n, m), optional
+        Where to begin. A `Control` may live on a coarse grid, one step included; else a number, a tensor of shape (m,),
+        a function of the time that gives one of these, or a tensor with a row for each of n steps. Then the parameters
+        begin at zero, and so does everything where it is left out.
+    bounds : pair or Bounds, optional
+        Lower and upper bound of the control: numbers, tensors of shape (m,), or functions of the time; None in the
+        pair for no bound on that side. A start that violates them is projected.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a piece of the wrong kind, on data that is not finite, on a problem without any cost.
+
+    Examples
+    --------
+    >>> problem = ControlProblem(
+    ...     dynamics=lambda t, x, u: u - x,
+    ...     initial_state=torch.ones(1, 1),
+    ...     running_cost=lambda t, x, u: 0.5 * (x.square().sum() + u.square().sum()),
+    ...     control_size=1,
+    ... )
+    >>> problem
+    ControlProblem(FunctionDynamics, FixedState, RunningFunction, horizon=1, control_size=1, parameter_size=0)
+    >>> problem.space(TimeGrid(problem.horizon, 50)).dimension
+    50
+    """
+
+    dynamics: Dynamics
+    initial_state: InitialState
+    terminal_cost: TerminalCost | None = None
+    running_cost: RunningCost | None = None
+    control_cost: tuple[ControlCost, ...] = ()
+    horizon: float = 1.0
+    control_size: int | None = None
+    parameter_size: int = 0
+    start: Control | Path | None = None
+    bounds: Bounds | None = None
+
+    def __init__(
+        self,
+        dynamics: Any,
+        initial_state: Any,
+        terminal_cost: Any = None,
+        running_cost: Any = None,
+        control_cost: Any = None,
+        horizon: float = 1.0,
+        control_size: int | None = None,
+        parameter_size: int = 0,
+        start: Control | Path | None = None,
+        bounds: Any = None,
+    ):
+        dynamics = as_dynamics(dynamics, control_size)
+        if not (isinstance(horizon, int | float) and isfinite(horizon) and horizon > 0):
+            raise ValueError(f"horizon: expected a finite number > 0, got {horizon!r}")
+        if not isinstance(parameter_size, int) or parameter_size < 0:
+            raise ValueError(f"parameter_size: expected an integer >= 0, got {parameter_size!r}")
+        fields = {
+            "dynamics": dynamics,
+            "initial_state": _as_initial_state(initial_state),
+            "terminal_cost": as_terminal_cost(terminal_cost),
+            "running_cost": as_running_cost(running_cost),
+            "control_cost": as_control_costs(control_cost),
+            "horizon": float(horizon),
+            "control_size": dynamics.control_size,
+            "parameter_size": parameter_size,
+            "start": start,
+            "bounds": as_bounds(bounds),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
+            raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
+        _check_start(start, self.horizon, dynamics.control_size, parameter_size)
+
+    def __repr__(self) -> str:
+        pieces = (self.dynamics, self.initial_state, self.terminal_cost, self.running_cost, *self.control_cost)
+        kinds = ", ".join(type(piece).__name__ for piece in pieces if piece is not None)
+        sizes = f"horizon={self.horizon:g}, control_size={self.control_size}, parameter_size={self.parameter_size}"
+        return f"ControlProblem({kinds}, {sizes})"
+
+    def space(self, grid: TimeGrid) -> ControlSpace:
+        """The controls of this problem on one grid."""
+        return ControlSpace(grid, self.dynamics.control_size, self.parameter_size)
+
+    def take(self, indices: Tensor) -> ControlProblem:
+        """The same problem on some of its samples, in the given order.
+
+        Plain functions as costs are taken to treat all samples alike.
+
+        Raises
+        ------
+        ValueError
+            If a piece that depends on the samples cannot be divided.
+        """
+        pieces = ("initial_state", "terminal_cost", "running_cost")
+        parts: dict[str, Any] = {name: getattr(self, name) for name in pieces}
+        for name, part in parts.items():
+            if part is None or isinstance(part, TerminalFunction | RunningFunction):
+                continue
+            if not hasattr(part, "take"):
+                raise ValueError(
+                    f"{name}: expected a piece with a method take(indices) for mini-batches, got {type(part).__name__}"
+                )
+            parts[name] = part.take(indices)
+        taken = copy.copy(self)  # what was checked need not be checked for each batch
+        for name, part in parts.items():
+            object.__setattr__(taken, name, part)
+        return taken
+
+
+def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> None:
+    """Refuse a start that is none, or one for another problem."""
+    if start is None or callable(start):
+        return
+    if not isinstance(start, Control | Tensor | int | float):
+        raise TypeError(
+            f"start: expected a Control, a number, a tensor or a function of the time, got {type(start).__name__}"
+        )
+    numbers = start.flat if isinstance(start, Control) else torch.as_tensor(start)
+    bad = int((~torch.isfinite(numbers)).sum())
+    if bad:
+        raise ValueError(f"start: expected finite numbers, got {bad} of {numbers.numel()} that are NaN or infinite")
+    if not isinstance(start, Control):
+        if numbers.ndim > 2 or numbers.shape[-1:] not in ((), (m,)) or not numbers.numel():
+            raise ValueError(f"start: expected a number or shape ({m},) or (n, {m}), got shape {tuple(numbers.shape)}")
+        return
+    space = start.space
+    if (space.control_size, space.parameter_size) != (m, parameter_size):
+        raise ValueError(
+            f"start: expected a control with {m} numbers per step and {parameter_size} parameters, "
+            f"got {space.control_size} and {space.parameter_size}"
+        )
+    if not isclose(space.grid.horizon, horizon):
+        raise ValueError(f"start: expected a control on the horizon {horizon:g}, got {space.grid.horizon:g}")
+
+
+def _as_initial_state(x: Any) -> InitialState:
+    if isinstance(x, Tensor):
+        if x.ndim < 2 or not x.is_floating_point():
+            raise ValueError(
+                "initial_state: expected a floating-point tensor of shape (batch, *state), "
+                f"got shape {tuple(x.shape)} of {x.dtype}; a single state of n numbers has the shape (1, n)"
+            )
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise ValueError(
+                f"initial_state: expected finite numbers, got {bad} of {x.numel()} that are NaN or infinite"
+            )
+        return FixedState(x)
+    if isinstance(x, InitialState):
+        return x
+    if callable(x):
+        return StateFunction(x)
+    raise TypeError(f"initial_state: expected a tensor or a function of the parameters, got {type(x).__name__}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A problem with what is needed to study it: how to solve it, what is known of it, data held out.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+        For a learning problem, on the training samples.
+    steps, levels : int
+        Suggested number of steps on the finest grid, and of grids.
+    integrator : str or Integrator
+        Suggested scheme.
+    smoother, interpolation, refine : str
+        Suggested method on each grid, prolongation, and rule for when to refine: names that `ocp.run.comparison` knows.
+    validation, test : ControlProblem, optional
+        The same problem on samples that occur nowhere else; they are for measuring accuracy.
+    optimum : float, optional
+        Known optimum of the continuous problem.
+    settings : mapping
+        Suggested keyword arguments of `minimize`, such as ``tolerance`` and ``max_work``.
+    target : tuple of str and float, optional
+        What a comparison asks for, such as ``("accuracy", 0.95)`` or ``("value", 0.382)``.
+    """
+
+    problem: ControlProblem
+    steps: int = 128
+    levels: int = 4
+    integrator: Any = "euler"
+    smoother: str = "lbfgs"
+    interpolation: str = "constant"
+    refine: str = "measured"
+    validation: ControlProblem | None = None
+    test: ControlProblem | None = None
+    optimum: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    target: tuple[str, float] | None = None

@@ -1,0 +1,403 @@
+"""Terminal, running and control costs with their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ocp.problem.modules import FlatModule, Mapped, hvp, leaving, pullback
+from ocp.space.control import ControlSpace
+
+__all__ = [
+    "ControlCost",
+    "CrossEntropy",
+    "LeastSquares",
+    "PointByPoint",
+    "QuadraticRunning",
+    "Readout",
+    "RunningCost",
+    "RunningFunction",
+    "TerminalCost",
+    "TerminalFunction",
+    "Tikhonov",
+    "TimeSmoothness",
+    "as_control_costs",
+    "as_running_cost",
+    "as_terminal_cost",
+]
+
+
+@runtime_checkable
+class TerminalCost(Protocol):
+    """Phi(x_N, q): a scalar tensor, and its derivatives.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(x, q, dx, dq)``, the Hessian by (x, q)
+    applied to (dx, dq), a pair of the shapes of x and q.
+    """
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        """The value, a tensor of shape ()."""
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """(dPhi/dx, dPhi/dq), of the shapes of x and q."""
+
+
+@runtime_checkable
+class RunningCost(Protocol):
+    """L(t, x, u), the integrand of the running cost: a scalar tensor, and its derivatives.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, dx, du)``, the Hessian by (x, u)
+    applied to (dx, du), a pair of the shapes of x and u.
+
+    Two methods more make sweeps fast: ``along(t, x, u)``, the values at n points, shape (n,), and
+    ``derivative_along(t, x, u)``, the derivatives there, of the shapes of x and u. Times have the shape (n,), states
+    (n, batch, *state), controls (n, control_size).
+    """
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        """The value, a tensor of shape ()."""
+
+    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(dL/dx, dL/du), of the shapes of x and u."""
+
+
+@runtime_checkable
+class ControlCost(Protocol):
+    """R(U, q): a cost on the control alone, with its derivative.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(space, flat, direction)``, the Hessian
+    applied to a direction, a dual vector of the shape of ``flat``.
+    """
+
+    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        """The value, a tensor of shape ()."""
+
+    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        """The derivative, a dual vector of the shape of ``flat``."""
+
+
+@dataclass(frozen=True)
+class TerminalFunction:
+    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` where the problem has parameters."""
+
+    function: Callable[..., Tensor]
+
+    def _call(self, x: Tensor, q: Tensor) -> Tensor:
+        arguments = {"x": x, "q": q} if q.numel() else {"x": x}
+        return leaving("terminal_cost", self.function, **arguments)
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        return self._call(x, q)
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        px, pq = pullback(self._call, (x, q))
+        return px, pq
+
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        hx, hq = hvp(self._call, (x, q), (dx, dq))
+        return hx, hq
+
+
+@dataclass(frozen=True)
+class RunningFunction:
+    """A plain function ``L(t, x, u)`` as running cost."""
+
+    function: Callable[[float, Tensor, Tensor], Tensor]
+    _mapped: Mapped = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_mapped", Mapped(self.function, "running_cost"))
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        return leaving("running_cost", self.function, t=t, x=x, u=u)
+
+    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        px, pu = pullback(lambda x, u: self(t, x, u), (x, u))
+        return px, pu
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))
+        return hx, hu
+
+    def suits(self, x: Tensor, u: Tensor) -> bool:
+        """Whether it can be evaluated at many points at once."""
+        shift = torch.linspace(0, 0.2, 3).to(x)
+        return self._mapped.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return self._mapped(t, x, u)
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        px, pu = pullback(lambda x, u: self._mapped(t, x, u).sum(), (x, u))
+        return px, pu
+
+
+@dataclass(frozen=True)
+class PointByPoint:
+    """Any running cost at many points, one after the other."""
+
+    cost: RunningCost
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return torch.stack([self.cost(*point) for point in zip(t.tolist(), x, u, strict=True)])
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        derivatives = [self.cost.derivative(*point) for point in zip(t.tolist(), x, u, strict=True)]
+        px, pu = (torch.stack(parts) for parts in zip(*derivatives, strict=True))
+        return px, pu
+
+
+@dataclass(frozen=True)
+class QuadraticRunning:
+    """L(t, x, u) = (1/2) mean over the batch of state_weight |x - target|^2 + (1/2) control_weight |u|^2.
+
+    Parameters
+    ----------
+    state_weight, control_weight : float
+    target : Tensor or float
+        Of the shape (batch, *state) or (1, *state), or a number.
+    """
+
+    state_weight: float = 1.0
+    control_weight: float = 1.0
+    target: Tensor | float = 0.0
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        miss = (x - self.target).square().sum() / len(x)
+        return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum())
+
+    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.target) * (self.state_weight / len(x)), self.control_weight * u
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        return dx * (self.state_weight / len(x)), self.control_weight * du
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        miss = (x - self.target).square().flatten(1).sum(1) / x.shape[1]
+        return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum(1))
+
+    def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.target) * (self.state_weight / x.shape[1]), self.control_weight * u
+
+    def take(self, indices: Tensor) -> QuadraticRunning:
+        """The same cost on some of the samples."""
+        if isinstance(self.target, Tensor) and self.target.ndim > 1 and len(self.target) > 1:
+            return replace(self, target=self.target[indices])
+        return self
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Softmax cross-entropy of the final state, or of a `Readout` of it, averaged over the batch.
+
+    Parameters
+    ----------
+    labels : Tensor
+        Class numbers, shape (batch,), integers in [0, number of classes).
+
+    Examples
+    --------
+    >>> loss = CrossEntropy(torch.tensor([0, 2]))
+    >>> loss(torch.zeros(2, 3), torch.zeros(0))
+    tensor(1.0986)
+    """
+
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 1 or self.labels.dtype != torch.int64 or bool((self.labels < 0).any()):
+            raise ValueError(
+                "labels: expected a vector of class numbers >= 0 (torch.int64), "
+                f"got shape {tuple(self.labels.shape)} of {self.labels.dtype}"
+            )
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        if x.ndim != 2 or len(x) != len(self.labels):
+            raise ValueError(
+                f"labels: expected one for each row of the final state or of its readout {tuple(x.shape)}, "
+                f"got {len(self.labels)}"
+            )
+        z, classes = _classes(x)
+        return -torch.log_softmax(z, classes).gather(classes, self.labels.unsqueeze(classes)).mean()
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        z, classes = _classes(x)
+        pz, right = torch.softmax(z, classes), self.labels.unsqueeze(classes)
+        pz.scatter_add_(classes, right, z.new_full((1, 1), -1.0).expand(right.shape)).div_(len(x))
+        return pz.mT if classes == 0 else pz, torch.zeros_like(q)
+
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        shares = torch.softmax(x, dim=1)
+        mean = (shares * dx).sum(1, keepdim=True)
+        return shares * (dx - mean) / len(x), torch.zeros_like(q)
+
+    def accuracy(self, x: Tensor, q: Tensor) -> float:
+        """Share of samples whose largest entry is that of their label."""
+        return float((x.argmax(1) == self.labels).double().mean())
+
+    def take(self, indices: Tensor) -> CrossEntropy:
+        """The same cost on some of the samples."""
+        return CrossEntropy(self.labels[indices])
+
+
+#: Torch takes a softmax along shorter rows than its vectors number by number, up to twenty times slower.
+VECTOR = 16
+
+
+def _classes(x: Tensor) -> tuple[Tensor, int]:
+    """Logits, and the dimension that counts the classes: the first one where there are few."""
+    return (x.mT.contiguous(), 0) if x.shape[1] < VECTOR else (x, 1)
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """(weight / 2) |x_N - target|^2, averaged over the batch.
+
+    Parameters
+    ----------
+    target : Tensor
+        Of the shape of the final state, or of its `Readout`: (batch, *shape).
+    weight : float
+    """
+
+    target: Tensor
+    weight: float = 1.0
+
+    def _miss(self, x: Tensor) -> Tensor:
+        if x.shape != self.target.shape:  # broadcasting would turn (n, 1) against (n,) into n^2 differences
+            raise ValueError(
+                f"target: expected the shape of the final state or of its readout {tuple(x.shape)}, "
+                f"got {tuple(self.target.shape)}"
+            )
+        return x - self.target
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        return 0.5 * self.weight * self._miss(x).square().sum() / len(x)
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        return self._miss(x) * (self.weight / len(x)), torch.zeros_like(q)
+
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        return dx * (self.weight / len(x)), torch.zeros_like(q)
+
+    def take(self, indices: Tensor) -> LeastSquares:
+        """The same cost on some of the samples."""
+        return replace(self, target=self.target[indices])
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A closing module in front of a terminal cost: Phi(x, q) = cost(module(x; w)), where w is a part of q.
+
+    Parameters
+    ----------
+    module : FlatModule
+        For a classifier, typically a linear layer from the state to the logits.
+    cost : TerminalCost
+        `CrossEntropy`, `LeastSquares`, ...; it sees the output of the module.
+    offset : int
+        Where in q the module's parameters begin.
+    """
+
+    module: FlatModule
+    cost: Any
+    offset: int = 0
+
+    def _part(self, q: Tensor) -> Tensor:
+        return q[self.offset : self.offset + self.module.size]
+
+    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+        return self.cost(self.module(self._part(q), x), q)
+
+    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        w = self._part(q)
+        pz, pq = self.cost.derivative(self.module(w, x), q)
+        pw, px = self.module.pullback(w, x, pz)
+        self._part(pq).add_(pw)
+        return px, pq
+
+    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+        w, dw = self._part(q), self._part(dq)
+        z, dz = torch.func.jvp(self.module, (w, x), (dw, dx))[:2]
+        pz, _ = self.cost.derivative(z, q)
+        dpz, hq = self.cost.hvp(z, q, dz, dq)
+        # The tangent of the transpose dz/d(w, x)^T pz: by the module's own second derivative, and by pz.
+        own, by_cost = hvp(self.module, (w, x), (dw, dx), pz), self.module.pullback(w, x, dpz)
+        hw, hx = (a + b for a, b in zip(own, by_cost, strict=True))
+        self._part(hq).add_(hw)
+        return hx, hq
+
+    def accuracy(self, x: Tensor, q: Tensor) -> float:
+        """Accuracy of the cost on the output of the module."""
+        return self.cost.accuracy(self.module(self._part(q), x), q)
+
+    def take(self, indices: Tensor) -> Readout:
+        """The same cost on some of the samples."""
+        return replace(self, cost=self.cost.take(indices))
+
+
+@dataclass(frozen=True)
+class Tikhonov:
+    """(alpha / 2) (h sum_k |u_k|^2 + |q|^2): the squared norm of the control, the same on every grid."""
+
+    alpha: float
+
+    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        return 0.5 * self.alpha * torch.dot(space.dual(flat), flat)
+
+    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        return self.alpha * space.dual(flat)
+
+    def hvp(self, space: ControlSpace, flat: Tensor, direction: Tensor) -> Tensor:
+        return self.alpha * space.dual(direction)
+
+
+@dataclass(frozen=True)
+class TimeSmoothness:
+    """(beta / 2) sum_k |u_{k+1} - u_k|^2 / h: the squared norm of the path's time derivative."""
+
+    beta: float
+
+    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        return 0.5 * self.beta / space.grid.h * space.path(flat).diff(dim=0).square().sum()
+
+    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+        dual = torch.zeros_like(flat)
+        jumps = space.path(flat).diff(dim=0).mul_(self.beta / space.grid.h)
+        space.path(dual)[1:] += jumps
+        space.path(dual)[:-1] -= jumps
+        return dual
+
+    def hvp(self, space: ControlSpace, flat: Tensor, direction: Tensor) -> Tensor:
+        return self.derivative(space, direction)  # which is linear
+
+
+def as_terminal_cost(cost: Any) -> TerminalCost | None:
+    """Whatever a user may give as terminal cost, as a `TerminalCost`."""
+    return _adapt("terminal_cost", "a function Phi(x)", cost, TerminalCost, TerminalFunction)
+
+
+def as_running_cost(cost: Any) -> RunningCost | None:
+    """Whatever a user may give as running cost, as a `RunningCost`."""
+    return _adapt("running_cost", "a function L(t, x, u)", cost, RunningCost, RunningFunction)
+
+
+def as_control_costs(costs: Any) -> tuple[ControlCost, ...]:
+    """One control cost, several, or none, as a tuple."""
+    costs = () if costs is None else tuple(costs) if isinstance(costs, Iterable) else (costs,)
+    for cost in costs:
+        if not isinstance(cost, ControlCost):
+            raise TypeError(f"control_cost: expected costs such as Tikhonov(alpha), got {type(cost).__name__}")
+    return costs
+
+
+def _adapt(name: str, expected: str, cost: Any, protocol: Any, adapter: Any) -> Any:
+    if cost is None or isinstance(cost, protocol):
+        return cost
+    if callable(cost):
+        return adapter(cost)
+    raise TypeError(f"{name}: expected {expected} or a {protocol.__name__}, got {type(cost).__name__}")

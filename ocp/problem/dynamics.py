@@ -1,0 +1,298 @@
+"""Right-hand sides of the state equation, and their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ocp.problem.modules import FlatModule, Mapped, hvp, leaving, pullback, uncompiled
+
+__all__ = [
+    "Dynamics",
+    "Evaluations",
+    "FunctionDynamics",
+    "ModuleDynamics",
+    "Stages",
+    "as_dynamics",
+    "gradients",
+    "offers",
+]
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """The right-hand side f of x' = f(t, x, u).
+
+    States have the shape (batch, *state), controls the shape (control_size,); t is a float.
+
+    Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, p, dx, du)``, the Hessian of
+    <p, f(t, x, u)> by (x, u) applied to (dx, du), a pair of the shapes of x and u.
+
+    A method more, ``over(path, stages)``, makes explicit sweeps fast: it gives the `Evaluations` of f at the stages of
+    consecutive steps with the controls ``path``, shape (S, m). Beside it, ``suits(x, u)`` may say no to some states,
+    and ``arrange(x)`` give a state in the layout in memory that the stages should have.
+    """
+
+    @property
+    def control_size(self) -> int:
+        """m, the length of u."""
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        """f(t, x, u), of the shape of x."""
+
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Transposed derivatives (df/dx^T p, df/du^T p) for p of the shape of x."""
+
+    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+        """Directional derivative df/dx dx + df/du du."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Storage for the stages of S consecutive steps, r of them to a step: what their transposes need.
+
+    Attributes
+    ----------
+    t : Tensor
+        Shape (S, r): the times of the stages.
+    x, values : Tensor
+        Shape (S, r, batch, *state): stage states, and values of f there. On the way back a value may be overwritten
+        when its transpose is taken, with what the derivative by the control will need.
+    state, value : sequences of Tensor
+        The same for each of the S r stages, in the order of time.
+    """
+
+    t: Tensor
+    x: Tensor
+    values: Tensor
+    state: Sequence[Tensor]
+    value: Sequence[Tensor]
+
+    @property
+    def number(self) -> int:
+        """r, the number of stages of a step."""
+        return self.x.shape[1]
+
+
+class Evaluations(Protocol):
+    """f at the stages of consecutive steps: its values one by one, and their transposes one by one backward.
+
+    The derivative by the control is left for the end, so that it can be taken for all of the steps at once. Nothing
+    needs to be allocated on the way.
+    """
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        """Write f at stage j, time t and state x, to ``out``, which is ``stages.value[j]``."""
+
+    def linearize(self) -> None:
+        """Get ready for the transposes; all values and stage states are in place."""
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        """Add alpha f_x^T p at stage j to ``out``, which may be p itself."""
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        """Write alpha f_u^T p, summed over the stages of each step, to ``out`` of shape (S, m)."""
+
+
+def offers(piece: Any, method: str, derivative: str) -> bool:
+    """Whether a piece has an optional method that fits its value and its derivative.
+
+    A subclass that overrides one of these alone has made the method of its parent into that of another function.
+    """
+    kinds = type(piece).__mro__
+    fast, *plain = (next((kind for kind in kinds if n in vars(kind)), None) for n in (method, "__call__", derivative))
+    return fast is not None and all(kind is not None and issubclass(fast, kind) for kind in plain)
+
+
+#: States of at most so many numbers, all samples together, have their Jacobians computed: one backward pass for each
+#: number, through all steps at once, in place of one for each step. Tuned on oscillators and on the heat equation.
+SMALL = 16
+
+
+class FunctionDynamics:
+    """A plain function as dynamics, differentiated by autograd.
+
+    Parameters
+    ----------
+    function : callable
+        ``f(t, x, u)`` in torch operations; x has the shape (batch, *state), u the shape (control_size,).
+    control_size : int
+
+    Examples
+    --------
+    >>> oscillator = FunctionDynamics(lambda t, x, u: torch.stack((x[:, 1], u[0] - x[:, 0]), dim=1), control_size=1)
+    >>> x, u, p = torch.ones(1, 2), torch.zeros(1), torch.ones(1, 2)
+    >>> oscillator.vjp(0.0, x, u, p)
+    (tensor([[-1.,  1.]]), tensor([1.]))
+    """
+
+    def __init__(self, function: Callable[[float, Tensor, Tensor], Tensor], control_size: int):
+        self.function, self._plain = function, uncompiled(function)
+        self.control_size = control_size
+        self._mapped = Mapped(function, "dynamics")
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        return leaving("dynamics", self.function, t=t, x=x, u=u)
+
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        px, pu = pullback(lambda x, u: self(t, x, u), (x, u), p)
+        return px, pu
+
+    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du))[1]
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        hx, hu = hvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du), p)
+        return hx, hu
+
+    def suits(self, x: Tensor, u: Tensor) -> bool:
+        """Whether Jacobians at all steps at once are the way for such states."""
+        if x.numel() > SMALL:
+            return False
+        shift = torch.linspace(0, 0.2, 3).to(x)
+        t, points = shift, x + shift.view(-1, *[1] * x.ndim)
+        return self._mapped.agrees(t, points, u + shift[:, None])
+
+    def over(self, path: Tensor, stages: Stages) -> Evaluations:
+        """The function at the stages of consecutive steps, with the Jacobians of all of them at once."""
+        return _Jacobians(self._mapped, path, stages)
+
+
+class _Jacobians:
+    """A function at the stages of consecutive steps. Its Jacobians are computed for all of them in one go."""
+
+    def __init__(self, mapped: Mapped, path: Tensor, stages: Stages):
+        self.mapped, self.path, self.stages = mapped, path, stages
+        self._u = path.unbind(0)
+        self._number = stages.number
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        # A copy, since the function may write to it; the transposes need the control as it was.
+        out.copy_(self.mapped.function(t, x, self._u[j // self._number].clone()))
+
+    def linearize(self) -> None:
+        stages, r = self.stages, self._number
+        t, x, u = stages.t.flatten(), stages.x.flatten(0, 1), self.path.repeat_interleave(r, dim=0)
+        values = stages.values.flatten(0, 1)
+        with torch.enable_grad():
+            x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
+            columns = self.mapped(t, x, u, values).flatten(1).unbind(1)  # each entry of f, at all stages
+        rows = [gradients(entry, (x, u)) for entry in columns]
+        by_state, self._by_control = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
+        self._by_state = by_state.flatten(2).mT.unbind(0)
+        self._costates = [c.view(-1) for c in stages.value]
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        kappa = self._costates[j]
+        kappa.copy_(p.view(-1))
+        out.view(-1).addmv_(self._by_state[j], kappa, alpha=alpha)
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        kappa = self.stages.values.flatten(2).unsqueeze(2)  # (S, r, 1, n)
+        by_stage = kappa @ self._by_control.unflatten(0, (-1, self._number))
+        torch.mul(by_stage.sum(1).squeeze(1), alpha, out=out)
+
+
+def gradients(entry: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+    """Derivatives of one entry of f at many points, each by the state and control of its own point.
+
+    The tape stays, and an argument that the entry does not depend on has the derivative zero.
+    """
+    if not entry.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    grads = torch.autograd.grad(entry, leaves, torch.ones_like(entry), retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, grads, strict=True)]
+
+
+class ModuleDynamics:
+    """A torch block as dynamics: f(t, x, u) is the block's output on x with its parameters set to u.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Maps (batch, *state) to the same shape; a residual block without its skip connection.
+
+    Raises
+    ------
+    ValueError
+        If it has no parameters, or all of them are frozen: they are the control.
+
+    Examples
+    --------
+    >>> ModuleDynamics(nn.Sequential(nn.Linear(4, 4), nn.Tanh())).control_size
+    20
+    """
+
+    def __init__(self, module: nn.Module):
+        self.flat = FlatModule(module)
+        if not self.flat.size:
+            raise ValueError(
+                f"module: expected one with parameters that require gradients, the control, got {type(module).__name__}"
+            )
+        self.control_size = self.flat.size
+        plain = uncompiled(module)
+        self._plain = self.flat if plain is module else FlatModule(plain)
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        return self.flat(u, x)
+
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        pu, px = pullback(self.flat, (u, x), p)
+        return px, pu
+
+    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+        return torch.func.jvp(self._plain, (u, x), (du, dx))[1]
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        hu, hx = hvp(self._plain, (u, x), (du, dx), p)
+        return hx, hu
+
+    def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:
+        """f with the controls of S steps bound, shape (S, m), and the leaves that autograd is to differentiate by.
+
+        The leaves have the shapes (S, k) with sizes k that add up to m: one for each parameter of the block.
+        """
+        leaves = [part.detach().requires_grad_() for part in self.flat.parts(path)]
+        steps = zip(*(leaf.unbind(0) for leaf in leaves), strict=True) if leaves else iter([()] * len(path))
+        return leaves, [partial(self._bound, parts) for parts in steps]
+
+    def _bound(self, parts: tuple[Tensor, ...], t: float, x: Tensor, u: Tensor) -> Tensor:
+        return self.flat.call(parts, x)
+
+    def to_module(self, u: Tensor) -> nn.Module:
+        """The block with the parameters u."""
+        return self.flat.with_parameters(u)
+
+
+def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
+    """Whatever a user may give as dynamics, as a `Dynamics`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither dynamics, nor a module, nor a function with a stated ``control_size``.
+    """
+    if isinstance(dynamics, nn.Module):
+        dynamics = ModuleDynamics(dynamics)
+    if isinstance(dynamics, Dynamics):
+        if control_size not in (None, dynamics.control_size):
+            raise ValueError(
+                f"control_size: expected {dynamics.control_size}, which the dynamics state, got {control_size}"
+            )
+        return dynamics
+    if not callable(dynamics) or hasattr(dynamics, "vjp"):
+        lacks = [name for name in ("control_size", "__call__", "vjp", "jvp") if not hasattr(dynamics, name)]
+        raise TypeError(
+            "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, __call__(t, x, u), "
+            f"vjp and jvp, got {type(dynamics).__name__} without {', '.join(lacks)}"
+        )
+    if not isinstance(control_size, int) or control_size < 1:
+        raise ValueError(
+            f"control_size: expected the length of u (an integer >= 1) beside a plain function, got {control_size!r}"
+        )
+    return FunctionDynamics(dynamics, control_size)

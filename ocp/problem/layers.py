@@ -1,0 +1,432 @@
+"""Residual layers as dynamics, with derivatives written by hand.
+
+A residual network x_{k+1} = x_k + h f(x_k, u_k) is explicit Euler for x' = f(x, u); the weights of layer k are u_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from math import sqrt
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from ocp.problem.dynamics import Evaluations, Stages
+
+__all__ = ["RELU", "SMOOTH_RELU", "TANH", "Activation", "Antisymmetric", "Convolution", "Dense", "Free", "WeightMap"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A scalar function applied entry by entry, whose derivatives follow from its value.
+
+    Parameters
+    ----------
+    function : callable
+        z -> a = sigma(z).
+    slope : callable
+        a -> sigma'(z), written in terms of the value a, so that nothing but a need be kept.
+    curvature : callable
+        a -> sigma''(z), likewise; where the slope jumps, that of either side.
+    module : callable
+        Makes the same function as an ``nn.Module``.
+    apply : callable, optional
+        (z, out) writes sigma(z) to ``out``, which may be z itself.
+    transpose : callable, optional
+        (p, a, out) writes sigma'(z) p to ``out``, which may be a itself.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    curvature: Callable[[Tensor], Tensor]
+    module: Callable[[], nn.Module]
+    apply: Callable[[Tensor, Tensor], Any] = field(default=None, compare=False)  # type: ignore[assignment]
+    transpose: Callable[[Tensor, Tensor, Tensor], Any] = field(default=None, compare=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.apply is None:
+            object.__setattr__(self, "apply", partial(_apply, self.function))
+        if self.transpose is None:
+            object.__setattr__(self, "transpose", partial(_transpose, self.slope))
+
+
+def _apply(function: Callable[[Tensor], Tensor], z: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(function(z))
+
+
+def _transpose(slope: Callable[[Tensor], Tensor], p: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return torch.mul(slope(a), p, out=out)
+
+
+_DELTA = 0.1
+# The overloads by name: to let torch find them costs more than the operation on a small state.
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_convolution_backward = torch.ops.aten.convolution_backward.default
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
+
+
+def _smooth_relu(z: Tensor) -> Tensor:
+    return torch.where(z.abs() < _DELTA, (z + _DELTA).square() / (4 * _DELTA), z.clamp_min(0.0))
+
+
+class _SmoothReLU(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return _smooth_relu(z)
+
+
+def _smooth_relu_slope(a: Tensor) -> Tensor:
+    return (a / _DELTA).sqrt().clamp_max(1.0)
+
+
+def _smooth_relu_curvature(a: Tensor) -> Tensor:
+    return ((a > 0) & (a < _DELTA)).to(a.dtype) / (2 * _DELTA)
+
+
+def _tanh_slope(a: Tensor) -> Tensor:
+    return 1 - a * a
+
+
+def _tanh_curvature(a: Tensor) -> Tensor:
+    return 2 * a * (a * a - 1)
+
+
+def _tanh_apply(z: Tensor, out: Tensor) -> Tensor:
+    return torch.tanh(z, out=out)
+
+
+def _tanh_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return _tanh_backward(p, a, grad_input=out)
+
+
+def _relu_slope(a: Tensor) -> Tensor:
+    return (a > 0).to(a.dtype)
+
+
+def _relu_apply(z: Tensor, out: Tensor) -> Tensor:
+    return torch.clamp_min(z, 0, out=out)
+
+
+def _relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return _threshold_backward(p, a, 0, grad_input=out)
+
+
+# Of functions with names, so that a problem can be pickled and sent to another process.
+TANH = Activation(torch.tanh, _tanh_slope, _tanh_curvature, nn.Tanh, _tanh_apply, _tanh_transpose)
+RELU = Activation(torch.relu, _relu_slope, torch.zeros_like, nn.ReLU, _relu_apply, _relu_transpose)
+#: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
+#: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
+SMOOTH_RELU = Activation(_smooth_relu, _smooth_relu_slope, _smooth_relu_curvature, _SmoothReLU)
+
+
+class WeightMap(Protocol):
+    """An affine map from free numbers K to a weight matrix, and its transpose. Both are square."""
+
+    def __call__(self, K: Tensor) -> Tensor:
+        """The weight matrix."""
+
+    def linear(self, dK: Tensor) -> Tensor:
+        """The linear part applied to a displacement of K."""
+
+    def transpose(self, dA: Tensor) -> Tensor:
+        """The transposed linear part applied to a dual matrix."""
+
+
+@dataclass(frozen=True)
+class Free:
+    """The weight matrix is K itself."""
+
+    def __call__(self, K: Tensor) -> Tensor:
+        return K
+
+    def linear(self, dK: Tensor) -> Tensor:
+        return dK
+
+    def transpose(self, dA: Tensor) -> Tensor:
+        return dA
+
+
+@dataclass(frozen=True)
+class Antisymmetric:
+    """The weight matrix (K - K^T - gamma I) / 2, whose eigenvalues have the real part -gamma / 2.
+
+    With it the forward propagation neither explodes nor forgets: Haber & Ruthotto (2017), "Stable architectures for
+    deep neural networks", section 4.
+    """
+
+    gamma: float = 0.0
+
+    def __call__(self, K: Tensor) -> Tensor:
+        A = self.linear(K)
+        A.diagonal(dim1=-2, dim2=-1).sub_(0.5 * self.gamma)
+        return A
+
+    def linear(self, dK: Tensor) -> Tensor:
+        return (dK - dK.mT).mul_(0.5)
+
+    def transpose(self, dA: Tensor) -> Tensor:
+        return (dA - dA.mT).mul_(0.5)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Dense residual layer f(x, u) = sigma(A(K) x + b) with u = (K, b).
+
+    Parameters
+    ----------
+    width : int
+        n; the state has the shape (batch, n) and the control the length n^2 + n.
+    activation : Activation
+        `TANH`, `RELU` or `SMOOTH_RELU`, or one of your own.
+    weight : WeightMap
+        `Free`, or `Antisymmetric` for the stable form of Haber & Ruthotto.
+
+    Examples
+    --------
+    >>> layer = Dense(3, activation=RELU)
+    >>> layer.control_size
+    12
+    """
+
+    width: int
+    activation: Activation = TANH
+    weight: WeightMap = Free()
+
+    @property
+    def control_size(self) -> int:
+        return self.width * (self.width + 1)
+
+    def _split(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        n = self.width
+        return u[: n * n].view(n, n), u[n * n :]
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        K, b = self._split(u)
+        return self.activation.function(torch.addmm(b, x, self.weight(K).t()))
+
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        K, b = self._split(u)
+        A = self.weight(K)
+        z = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t()))).mul_(p)
+        return z @ A, torch.cat((self.weight.transpose(z.t() @ x).reshape(-1), z.sum(0)))
+
+    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+        (K, b), (dK, db) = self._split(u), self._split(du)
+        A = self.weight(K)
+        slope = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t())))
+        return slope * (dx @ A.t() + x @ self.weight.linear(dK).t() + db)
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        (K, b), (dK, db) = self._split(u), self._split(du)
+        A, dA = self.weight(K), self.weight.linear(dK)
+        a = self.activation.function(torch.addmm(b, x, A.t()))
+        z = self.activation.slope(a) * p  # as in vjp, and its tangent
+        dz = self.activation.curvature(a) * (dx @ A.t() + x @ dA.t() + db) * p
+        hK = self.weight.transpose(dz.t() @ x + z.t() @ dx)
+        return dz @ A + z @ dA, torch.cat((hK.reshape(-1), dz.sum(0)))
+
+    def over(self, path: Tensor, stages: Stages) -> Evaluations:
+        """The layers of consecutive steps, which keep their activations: they are the values of f."""
+        return _DenseLayers(self, path, stages)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """A state in the layout in which steps are fastest: with samples as the last dimension in memory, if need be.
+
+        A product of matrices whose rows do not fill the vectors of a processor takes up to five times as long.
+        """
+        filled = self.width * x.element_size() % VECTOR == 0
+        return x if filled or x.device.type != "cpu" else x.mT.contiguous().mT
+
+    def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
+        """Random weights for one layer: K normal with variance 1/n, b = 0; shape (control_size,)."""
+        K = torch.randn(self.width, self.width, generator=generator, **like) / sqrt(self.width)
+        return torch.cat((K.reshape(-1), torch.zeros(self.width, **like)))
+
+    def to_module(self, u: Tensor) -> nn.Module:
+        """The same function as ``nn.Linear`` and an activation."""
+        K, b = self._split(u)
+        linear = nn.Linear(self.width, self.width, device=u.device, dtype=u.dtype)
+        linear.load_state_dict({"weight": self.weight(K), "bias": b})
+        return nn.Sequential(linear, self.activation.module())
+
+
+#: Bytes of the longest vectors of a processor.
+VECTOR = 64
+
+#: Weight gradients of at least so many entries are products of their own, which write where they belong; smaller ones
+#: are taken for many steps at once. Tuned on one core: a product of fewer entries costs less than its call.
+LARGE = 64 * 64
+
+
+class _DenseLayers:
+    """Dense layers of consecutive steps. After the costate has passed, the cotangents are those of A x + b."""
+
+    def __init__(self, layer: Dense, path: Tensor, stages: Stages):
+        n = layer.width
+        self.layer, self.stages, self._number = layer, stages, stages.number
+        self._apply, self._slope, self._value = layer.activation.apply, layer.activation.transpose, stages.value
+        A = layer.weight(path[:, : n * n].unflatten(1, (n, n)))
+        self.A, self.b = A, path[:, n * n :]
+
+    @cached_property
+    def _operands(self) -> list[tuple[Tensor, Tensor]]:
+        """b and the transposed A of each step."""
+        return list(zip(self.b.unbind(0), self.A.mT.unbind(0), strict=True))
+
+    @cached_property
+    def _matrices(self) -> tuple[Tensor, ...]:
+        return self.A.unbind(0)
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        b, At = self._operands[j // self._number]
+        self._apply(torch.addmm(b, x, At, out=out), out)
+
+    def linearize(self) -> None:
+        """Nothing is to be done: the slopes follow from the values."""
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        z = self._value[j]
+        self._slope(p, z, z)
+        out.addmm_(z, self._matrices[j // self._number], alpha=alpha)
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        n, weight = self.layer.width, self.layer.weight
+        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
+        by_matrix = out[:, : n * n].unflatten(1, (n, n))
+        if n * n < LARGE:
+            torch.mul(weight.transpose(torch.bmm(z.mT, x)), alpha, out=by_matrix)
+        else:
+            for dA, zk, xk in zip(by_matrix.unbind(0), z.unbind(0), x.unbind(0), strict=True):
+                dK = weight.transpose(dA.addmm_(zk.t(), xk, beta=0, alpha=alpha))
+                if dK is not dA:
+                    dA.copy_(dK)
+        torch.sum(z, dim=1, out=out[:, n * n :]).mul_(alpha)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Convolutional residual layer f(x, u) = sigma(K * x + b) with zero padding and u = (K, b).
+
+    Parameters
+    ----------
+    channels : int
+        c; the state has the shape (batch, c, height, width), the control the length c^2 k^2 + c.
+    kernel_size : int
+        k, odd.
+    activation : Activation
+
+    Raises
+    ------
+    ValueError
+        If ``kernel_size`` is even.
+
+    Examples
+    --------
+    >>> Convolution(channels=4, kernel_size=3).control_size
+    148
+    """
+
+    channels: int
+    kernel_size: int = 3
+    activation: Activation = TANH
+
+    def __post_init__(self) -> None:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {self.kernel_size}")
+
+    @property
+    def control_size(self) -> int:
+        return self.channels * (self.channels * self.kernel_size**2 + 1)
+
+    @property
+    def _padding(self) -> int:
+        return self.kernel_size // 2
+
+    def _split(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        c, k = self.channels, self.kernel_size
+        return u[:-c].view(c, c, k, k), u[-c:]
+
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        K, b = self._split(u)
+        return self.activation.function(torch.conv2d(x, K, b, padding=self._padding))
+
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        K, _ = self._split(u)
+        z = self.activation.slope(self(t, x, u)).mul_(p)
+        pK = conv2d_weight(x, K.shape, z, padding=self._padding)
+        return conv2d_input(x.shape, K, z, padding=self._padding), torch.cat((pK.reshape(-1), z.sum((0, 2, 3))))
+
+    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+        (K, _), (dK, db) = self._split(u), self._split(du)
+        slope = self.activation.slope(self(t, x, u))
+        return slope * (torch.conv2d(dx, K, db, padding=self._padding) + torch.conv2d(x, dK, padding=self._padding))
+
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        (K, _), (dK, db), padding = self._split(u), self._split(du), self._padding
+        a = self(t, x, u)
+        z = self.activation.slope(a) * p  # as in vjp, and its tangent
+        dz = torch.conv2d(dx, K, db, padding=padding) + torch.conv2d(x, dK, padding=padding)
+        dz = self.activation.curvature(a) * dz * p
+        hx = conv2d_input(x.shape, K, dz, padding=padding) + conv2d_input(x.shape, dK, z, padding=padding)
+        hK = conv2d_weight(x, K.shape, dz, padding=padding) + conv2d_weight(dx, K.shape, z, padding=padding)
+        return hx, torch.cat((hK.reshape(-1), dz.sum((0, 2, 3))))
+
+    def over(self, path: Tensor, stages: Stages) -> Evaluations:
+        """The layers of consecutive steps, which keep their activations: they are the values of f."""
+        return _ConvolutionLayers(self, path, stages)
+
+    def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
+        """Random weights for one layer: K normal with variance 1/(c k^2), b = 0; shape (control_size,)."""
+        c, k = self.channels, self.kernel_size
+        K = torch.randn(c * c * k * k, generator=generator, **like) / sqrt(c * k * k)
+        return torch.cat((K, torch.zeros(c, **like)))
+
+    def to_module(self, u: Tensor) -> nn.Module:
+        """The same function as ``nn.Conv2d`` and an activation."""
+        K, b = self._split(u)
+        convolution = nn.Conv2d(
+            self.channels, self.channels, self.kernel_size, padding=self._padding, device=u.device, dtype=u.dtype
+        )
+        convolution.load_state_dict({"weight": K, "bias": b})
+        return nn.Sequential(convolution, self.activation.module())
+
+
+class _ConvolutionLayers:
+    """Convolutions of consecutive steps. After the costate has passed, the cotangents are those of K * x + b."""
+
+    def __init__(self, layer: Convolution, path: Tensor, stages: Stages):
+        c, k = layer.channels, layer.kernel_size
+        self.layer, self.stages, self._number = layer, stages, stages.number
+        self._K, self._b = path[:, :-c].unflatten(1, (c, c, k, k)), path[:, -c:]
+
+    @cached_property
+    def _operands(self) -> list[tuple[Tensor, Tensor]]:
+        """Kernel and bias of each step."""
+        return list(zip(self._K.unbind(0), self._b.unbind(0), strict=True))
+
+    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+        K, b = self._operands[j // self._number]
+        self.layer.activation.apply(torch.conv2d(x, K, b, padding=self.layer._padding), out)
+
+    def linearize(self) -> None:
+        """The transpose of a convolution is one with the mirrored kernel, faster than torch's own."""
+        self._mirrored = self._K.transpose(1, 2).flip(3, 4).unbind(0)
+
+    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+        z = self.stages.value[j]
+        self.layer.activation.transpose(p, z, z)
+        out.add_(torch.conv2d(z, self._mirrored[j // self._number], padding=self.layer._padding), alpha=alpha)
+
+    def by_control(self, alpha: float, out: Tensor) -> None:
+        c, padding = self.layer.channels, [self.layer._padding] * 2
+        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
+        for zk, xk, K, pK in zip(z.unbind(0), x.unbind(0), self._K.unbind(0), out[:, :-c].unbind(0), strict=True):
+            # By the kernel alone: what torch does for several derivatives in one call takes longer.
+            by_kernel = _convolution_backward(
+                zk, xk, K, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, False]
+            )[1]
+            torch.mul(by_kernel.flatten(), alpha, out=pK)
+        torch.mul(z.sum(1).sum((2, 3)), alpha, out=out[:, -c:])

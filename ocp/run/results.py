@@ -1,0 +1,316 @@
+"""What a solve gives back: the control, how it ended, and its history; to and from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ocp.adjoint.trajectory import Trajectory
+from ocp.integrators.integrator import Integrator
+from ocp.objective.reduced import discretize
+from ocp.optimize.methods import Visit
+from ocp.optimize.status import SolveError, Status
+from ocp.problem.control_problem import ControlProblem
+from ocp.run.json_files import plain, read, write
+from ocp.space.control import Control, ControlSpace
+from ocp.space.grid import TimeGrid
+
+__all__ = ["Record", "Result", "Target"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the history.
+
+    Attributes
+    ----------
+    iteration : int
+    level, steps : int
+        The grid that was worked on; level 0 is the finest.
+    work_units, seconds : float
+        Spent so far. Looking (accuracy, records of mini-batch runs) is in neither.
+    value, derivative_norm : float
+        Of the objective on this record's grid, at the control after the iteration: its value and the dual norm of its
+        derivative, or with bounds that of the projected gradient step (`ocp.objective.reduced.optimality`).
+    finest_value : float or None
+        Of the objective on the finest grid, at the control prolonged to it; None where nobody looked.
+    validation_accuracy : float or None
+        Of the control prolonged to the finest grid; None where there are no validation samples.
+    """
+
+    iteration: int
+    level: int
+    steps: int
+    work_units: float
+    seconds: float
+    value: float
+    derivative_norm: float
+    finest_value: float | None = None
+    validation_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal of a run, for the control prolonged to the finest grid: validation ``accuracy``, or objective ``value``.
+
+    Examples
+    --------
+    >>> Target.parse("accuracy=0.95")
+    Target(quantity='accuracy', threshold=0.95)
+    """
+
+    quantity: str
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if self.quantity == "accuracy" and self.threshold > 1:
+            raise ValueError(f"target: expected an accuracy of at most 1, got {self.threshold:g}")
+        if self.quantity not in ("accuracy", "value") or not isfinite(self.threshold):
+            raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {self.quantity}={self.threshold}")
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """From ``quantity=number``."""
+        quantity, _, number = text.partition("=")
+        try:
+            threshold = float(number)
+        except ValueError:
+            raise ValueError(f"target: expected accuracy=NUMBER or value=NUMBER, got {text!r}") from None
+        return cls(quantity, threshold)
+
+    def reached(self, record: Record) -> bool:
+        """Whether a record reaches the target."""
+        if self.quantity == "accuracy":
+            return record.validation_accuracy is not None and record.validation_accuracy >= self.threshold
+        return record.finest_value is not None and record.finest_value <= self.threshold
+
+    def first(self, history: tuple[Record, ...]) -> Record | None:
+        """The first record that reaches the target."""
+        return next((record for record in history if self.reached(record)), None)
+
+    def __str__(self) -> str:
+        return f"{self.quantity} {'>=' if self.quantity == 'accuracy' else '<='} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of `minimize`.
+
+    Attributes
+    ----------
+    control : Control
+        The best finite one found, on the finest grid.
+    value, derivative_norm : float
+        Of the objective on the finest grid and all samples, at ``control``.
+    status : Status
+    message : str
+        One sentence that says why the run ended, with numbers.
+    iterations : int
+    work_units, seconds : float
+    history : tuple of Record
+    counts : mapping
+        Coarse corrections taken, refused and skipped; grids refused; values that were not finite.
+    about : mapping
+        What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
+        device; the derivative's norm at the start, by which the tolerance is measured; ``resumed``, the iteration at
+        which the run was taken up again, if it was; and whatever the caller adds.
+    visits : tuple of Visit
+        The corrections that cycles asked of coarser grids.
+    """
+
+    control: Control | None
+    value: float
+    derivative_norm: float
+    status: Status
+    message: str
+    iterations: int
+    work_units: float
+    seconds: float
+    history: tuple[Record, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    visits: tuple[Visit, ...] = ()
+
+    @property
+    def success(self) -> bool:
+        """Whether a stated stopping test holds at ``control``."""
+        return self.status.success
+
+    def require_success(self) -> Result:
+        """The result itself.
+
+        Raises
+        ------
+        SolveError
+            If the run did not succeed; the error holds the result.
+        """
+        if not self.success:
+            raise SolveError(self)
+        return self
+
+    def describe(self, **about: Any) -> Result:
+        """The same result with more said about the run."""
+        return replace(self, about={**self.about, **about})
+
+    def trajectory(self, problem: ControlProblem, integrator: Integrator | str | None = None) -> Trajectory:
+        """States, costates and gradient of ``control``, computed anew and charged to nobody.
+
+        Parameters
+        ----------
+        problem : ControlProblem
+            The one that was solved. The control is brought to its type and device.
+        integrator : str or Integrator, optional
+            By default the one that ``about`` names; one of your own has to be given again.
+
+        Raises
+        ------
+        ValueError
+            If there is no control, if the problem does not fit it, or if there is no integrator of the name.
+        """
+        if self.control is None:
+            raise ValueError("control: expected a result with its control, got none")
+        space = self.control.space
+        objective = discretize(problem, space.grid.steps, integrator or str(self.about.get("integrator")))
+        if objective.space != space:
+            raise ValueError(f"problem: expected one with {_sizes(space)}, got {_sizes(objective.space)}")
+        return objective.trajectory(self.control.flat.to(objective.discretization.example()[0]))
+
+    def __repr__(self) -> str:
+        return f"Result({self.status.name}, value={self.value:.10g}, {self.iterations} iterations)"
+
+    def __str__(self) -> str:
+        counts = ", ".join(_event(name, count) for name, count in self.counts.items() if count)
+        steps, scheme, resumed = (self.about.get(name) for name in ("steps", "integrator", "resumed"))
+        lines = {
+            "status": f"{self.status.name} (success: {self.success})",
+            "message": self.message,
+            **({"target": self._target()} if self.about.get("target") else {}),
+            **(self._grids(scheme) if steps and scheme else {}),
+            **({} if resumed is None else {"resumed": f"at iteration {resumed}"}),
+            "value": f"{self.value:.10g}",
+            "derivative norm": f"{self.derivative_norm:.3e}{self._relative()}",
+            "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
+            "events": counts or "none",
+        }
+        return "\n".join(f"{name:>20}: {text}" for name, text in lines.items())
+
+    def _grids(self, scheme: str) -> dict[str, str]:
+        """The grids that were worked on, the finest first."""
+        used = {self.about["steps"], *(r.steps for r in self.history), *(v.coarse for v in self.visits)}
+        steps = [str(n) for n in sorted(used, reverse=True)]
+        if len(steps) == 1:
+            return {"grid": f"{steps[0]} step{'s' * (steps[0] != '1')} of {scheme}"}
+        shown = steps if len(steps) <= 4 else [*steps[:2], "...", steps[-1]]
+        return {"grids": f"{', '.join(shown)} steps of {scheme}"}
+
+    def _target(self) -> str:
+        if self.about.get("target_reached", True):
+            return str(self.about["target"])
+        return f"{self.about['target']}, not reached" + (", but the tolerance was met" if self.success else "")
+
+    def _relative(self) -> str:
+        """The derivative's norm by that at the start, beside the tolerance, where these are known."""
+        start, tolerance = self.about.get("start_norm"), self.about.get("tolerance")
+        if not start or tolerance is None:
+            return ""
+        return f", {self.derivative_norm / start:.1e} of the start's (tolerance {tolerance:g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
+        apart = ("control", "about", "history", "visits")
+        values = {name: value for name, value in vars(self).items() if name not in apart}
+        values["visits"] = [asdict(visit) for visit in self.visits]
+        values |= {"status": self.status.name, "success": self.success, "counts": dict(self.counts)}
+        return plain({**self.about, **values, "history": [asdict(record) for record in self.history]})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """Inverse of `to_dict`; the control is None.
+
+        Raises
+        ------
+        ValueError
+            If a field is missing, or is not what it should be.
+        """
+        try:
+            return cls._from_dict(values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"result: expected what a result saved, got {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> Result:
+        own = set(cls.__dataclass_fields__) - {"control", "about", "history", "status", "visits"}
+        missing = sorted((own | {"history", "status"}) - set(values))
+        if missing:
+            raise ValueError(f"result: expected the fields of a saved result, got none for {', '.join(missing)}")
+        if not values["history"]:
+            raise ValueError("result: expected a history of at least one record, got none")
+        numbers_only = ("value", "derivative_norm")
+        records: list[dict[str, Any]] = [
+            {k: float("nan") if v is None and k in numbers_only else v for k, v in record.items()}
+            for record in values["history"]
+        ]
+        about = {k: v for k, v in values.items() if k not in own | {"history", "status", "success", "visits"}}
+        numbers = {k: values[k] for k in own}
+        for name in numbers_only:
+            numbers[name] = float("nan") if numbers[name] is None else numbers[name]
+        history = tuple(Record(**record) for record in records)
+        visits = tuple(Visit(**visit) for visit in values.get("visits", ()))  # older results have none
+        status = Status[values["status"]]
+        return cls(control=None, status=status, history=history, about=about, visits=visits, **numbers)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``result.json`` and ``control.pt`` to a folder, which is made where it is missing."""
+        folder = Path(folder)
+        write(folder / "result.json", self.to_dict())
+        (folder / "control.pt").unlink(missing_ok=True)
+        if self.control is not None:
+            space = self.control.space
+            sizes = {"control_size": space.control_size, "parameter_size": space.parameter_size}
+            grid = {"horizon": space.grid.horizon, "steps": space.grid.steps}
+            torch.save({"flat": self.control.flat.cpu(), **sizes, **grid}, folder / "control.pt")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Inverse of `save`. Loading executes no code."""
+        folder = Path(folder)
+        result = cls.from_dict(read(folder / "result.json"))
+        if not (folder / "control.pt").exists():
+            return result
+        saved = torch.load(folder / "control.pt", weights_only=True)
+        grid = TimeGrid(saved["horizon"], saved["steps"])
+        space = ControlSpace(grid, saved["control_size"], saved["parameter_size"])
+        return replace(result, control=Control(space, saved["flat"]))
+
+
+#: Events by the names under which they are counted: what was counted, and what became of it.
+EVENTS = {
+    "corrections": ("coarse correction", "taken"),
+    "refused": ("coarse correction", "refused"),
+    "skipped": ("coarse correction", "skipped"),
+    "refused_grids": ("coarse grid", "refused"),
+    "not_finite": ("value", "not finite"),
+    "not_saved": ("checkpoint", "not written"),
+}
+
+
+def _event(name: str, count: int) -> str:
+    if name not in EVENTS:
+        return f"{count} {name}"
+    what, fate = EVENTS[name]
+    return f"{count} {what}{'s' * (count != 1)} {fate}"
+
+
+def _sizes(space: ControlSpace) -> str:
+    return (
+        f"{space.control_size} numbers per step, {space.parameter_size} parameters and the horizon "
+        f"{space.grid.horizon:g}"
+    )

@@ -1,0 +1,159 @@
+"""When a run ends, and why."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from ocp.adjoint.diagnosis import locate
+from ocp.objective.reduced import ReducedObjective, free_part
+from ocp.optimize.status import Status
+from ocp.run.results import Record, Target
+from ocp.run.run import Course
+from ocp.verification.verify import Slope, measure_slope, quick_check
+
+__all__ = ["Stopping", "blind", "checked", "contradiction", "explain"]
+
+
+#: After so many records on the finest grid in which the value changed by its rounding errors alone, and the smallest
+#: norm of the derivative was not halved, the precision is exhausted.
+STALL = 60
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a run ends."""
+
+    tolerance: float
+    target: Target | None
+    max_iterations: int
+    max_work: float
+    max_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "max_iterations", "max_work", "max_seconds"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and float(value) >= 0):
+                raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
+
+    def converged(self, run: Course, record: Record) -> bool:
+        """Whether the tolerance is met on the grid of the record."""
+        return record.derivative_norm <= self.tolerance * run.reference
+
+    def coarse(self, run: Course, record: Record) -> Status:
+        """What a method is told of its work on a coarse grid, so that it refines the grid unless it is RUNNING."""
+        if not _finite(record) or record.value < run.floor:
+            return Status.NOT_FINITE
+        return Status.CONVERGED if self.converged(run, record) else run.state.status
+
+    def limit(self, run: Course) -> Status:
+        """Why the run cannot go on, or RUNNING."""
+        limits = (
+            (run.state.status is not Status.RUNNING, run.state.status),
+            (run.interrupted, Status.INTERRUPTED),
+            (run.iteration >= self.max_iterations, Status.MAX_ITERATIONS),
+            (run.objective.work.units - run.before >= self.max_work, Status.MAX_WORK),
+            (run.seconds >= self.max_seconds, Status.MAX_SECONDS),
+        )
+        return next((status for reached, status in limits if reached), Status.RUNNING)
+
+    def status(self, run: Course, record: Record, stop: bool | None) -> Status:
+        """Why to stop after a record, or RUNNING."""
+        if record.level == 0 and record.value < run.floor:
+            return Status.UNBOUNDED
+        if record.level == 0 and not _finite(record):
+            return Status.NOT_FINITE
+        if record.level == 0 and self.converged(run, record):
+            return Status.CONVERGED
+        if self.target is not None and self.target.reached(record):
+            return Status.TARGET
+        if run.full_batch and _stalled(run):
+            return Status.PRECISION
+        return Status.STOPPED if stop else self.limit(run)
+
+
+def _stalled(run: Course) -> bool:
+    """Whether nothing but rounding errors has changed for a while."""
+    last = run.history[-STALL:]
+    if len(last) < STALL or any(record.level for record in last):
+        return False
+    values, norms = [r.value for r in last], [r.derivative_norm for r in last]
+    rounding = 8 * torch.finfo(run.state.control.dtype).eps * max(map(abs, values))
+    return max(values) - min(values) <= rounding and min(norms[STALL // 2 :]) > 0.5 * min(norms[: STALL // 2])
+
+
+def explain(run: Course, status: Status, why: str = "") -> tuple[Status, str]:
+    """Why a run ended as it did, where that takes a closer look, and a sentence about it.
+
+    A search that fails on the finest grid can mean that the derivative is wrong, or that rounding or noise hides what
+    is left to gain; differences of values tell. A number that is not finite is traced to its step. The looks are not
+    counted as work.
+    """
+    with suppress(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError), run.objective.work.looking():
+        if status is Status.NO_DECREASE and run.state.level == 0:
+            slope = _slope_of_descent(run.viewed, run.state.control)
+            if slope.contradicted:
+                return Status.WRONG_DERIVATIVE, f" Along the gradient {slope}."
+            if isfinite(slope.error) and slope.decrease <= 0:
+                status = Status.PRECISION
+        if status in (Status.NO_DECREASE, Status.NOT_FINITE):
+            why = _trace(run, run.state.control) if status is Status.NOT_FINITE else ""
+            why = why or _trace(run, run.objective.work.failed)
+    return status, why
+
+
+def _slope_of_descent(objective: ReducedObjective, u: Tensor) -> Slope:
+    """The slope against the gradient of the entries that no bound holds, by differences of all lengths."""
+    direction = -objective.space.gradient(free_part(objective, u)[0])
+    return measure_slope(objective, u, direction, LENGTHS)
+
+
+#: From the size of the control down to where differences lose half their digits to rounding, in double precision.
+LENGTHS = tuple(8.0**-k for k in range(8))
+
+
+def _trace(run: Course, control: Tensor | None) -> str:
+    """A sentence that names the place where a control causes a number that is not finite."""
+    if control is None:
+        return ""
+    objective = run.viewed.on(run.objective.space.steps_of(control))
+    place, steps = locate(objective.discretization, control), objective.space.grid.steps
+    return f" Not finite is {place}, on the grid of {steps} steps." if place else ""
+
+
+def checked(run: Course) -> Slope | None:
+    """The slope at the start, or near it, where values contradict the derivative."""
+    with run.objective.work.looking():
+        slope = quick_check(run.viewed, run.objective.discretization.start().flat)
+    return slope if slope.contradicted else None
+
+
+def blind(run: Course) -> Slope | None:
+    """The same where the derivative is zero in all its entries, as that of a cost which autograd cannot follow is."""
+    start = run.look.discretization.start().flat
+    if bool(run.look.derivative(start).any()):
+        return None
+    slope = quick_check(run.look, start)
+    return slope if slope.contradicted else None
+
+
+def contradiction(run: Course, before: Tensor) -> Slope | None:
+    """The slope at the control after a step, if that step led up and values contradict the derivative there."""
+    u, space = run.state.control, run.objective.space
+    if u.shape != before.shape or run.state.status is not Status.RUNNING:
+        return None
+    here = run.viewed.on(space.steps_of(u))
+    with run.objective.work.looking():
+        if not here.value(u) > here.value(before):
+            return None
+        slope = quick_check(here, u)
+    return slope if slope.contradicted else None
+
+
+def _finite(record: Record) -> bool:
+    return isfinite(record.value) and isfinite(record.derivative_norm)

@@ -1,0 +1,120 @@
+"""Bounds on the control: stated for all times, and as a box of flat controls on one grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp.space.control import ControlSpace, Path, sample
+
+__all__ = ["Bounds", "Box", "as_bounds", "feasible", "masked"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """The flat controls between two flat controls, both included.
+
+    Parameters
+    ----------
+    lower, upper : Tensor
+        Shape (N m + s,), infinite where there is no bound.
+
+    Examples
+    --------
+    >>> box = Box(torch.zeros(3), torch.ones(3))
+    >>> box.project(torch.tensor([-1.0, 0.5, 2.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def project(self, u: Tensor) -> Tensor:
+        """The nearest control of the box; one that lies in it comes back as it is."""
+        return u if bool(((u >= self.lower) & (u <= self.upper)).all()) else u.clamp(self.lower, self.upper)
+
+    def free(self, u: Tensor, derivative: Tensor) -> Tensor:
+        """Which entries can decrease the objective to first order: a mask, false where a bound holds them back."""
+        return ~self._held(u, -derivative) & (self.lower < self.upper)
+
+    def inward(self, u: Tensor, direction: Tensor) -> Tensor:
+        """The part of a direction along which a projected control moves: zero where it leads out of the box."""
+        return direction.masked_fill(self._held(u, direction), 0.0)
+
+    def _held(self, u: Tensor, direction: Tensor) -> Tensor:
+        return ((u <= self.lower) & (direction < 0)) | ((u >= self.upper) & (direction > 0))
+
+
+def feasible(u: Tensor, box: Box | None) -> Tensor:
+    """The nearest control of the box; the control itself where there is no box."""
+    return u if box is None else box.project(u)
+
+
+def masked(vector: Tensor, free: Tensor | None) -> Tensor:
+    """The free entries of a vector, zeros in place of the others; the vector itself where there is no mask."""
+    return vector if free is None else vector * free
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds lower <= u(t) <= upper on the path of the control; parameters have none.
+
+    A held control is compared with the bounds at the midpoint of its step.
+
+    Parameters
+    ----------
+    lower, upper : float, Tensor of shape (m,), or callable
+        A function of the time t gives a number or a tensor of shape (m,). Infinite where there is no bound; equal
+        where the control is given.
+
+    Examples
+    --------
+    >>> from ocp.space.grid import TimeGrid
+    >>> bounds = Bounds(0.0, lambda t: 1.0 + t)
+    >>> bounds.on(ControlSpace(TimeGrid(horizon=1.0, steps=2), control_size=1), torch.empty(0)).upper
+    tensor([1.2500, 1.7500])
+    """
+
+    lower: Path = -inf
+    upper: Path = inf
+
+    def on(self, space: ControlSpace, like: Tensor) -> Box:
+        """The box of a control space, of the type and on the device of ``like``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a bound is no number or has the wrong shape, or if nothing lies between them: a lower bound is above the
+            upper one, one is NaN, or both are infinite on the same side.
+        """
+        none = like.new_full((space.parameter_size,), inf)
+        lower = space.join(sample("bounds: expected the lower one", self.lower, space, like), -none)
+        upper = space.join(sample("bounds: expected the upper one", self.upper, space, like), none)
+        crossed = torch.nonzero(~((lower <= upper) & (lower < inf) & (upper > -inf))).flatten().tolist()
+        if crossed:
+            k, (low, high) = crossed[0], (float(bound[crossed[0]]) for bound in (lower, upper))
+            raise ValueError(
+                f"bounds: expected lower <= upper, got {low:g} and {high:g} for entry {k % space.control_size} of the "
+                f"control on step {k // space.control_size}"
+            )
+        return Box(lower, upper)
+
+
+def as_bounds(bounds: Any) -> Bounds | None:
+    """Whatever a user may give as bounds: `Bounds`, a pair (lower, upper), or None.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
+    if bounds is None or isinstance(bounds, Bounds):
+        return bounds
+    if isinstance(bounds, tuple | list) and len(bounds) == 2:
+        lower, upper = bounds
+        return Bounds(-inf if lower is None else lower, inf if upper is None else upper)
+    raise TypeError(f"bounds: expected a pair (lower, upper) or Bounds, got {bounds!r}")

@@ -1,0 +1,200 @@
+"""The control: one flat tensor, the views on it, and its time-weighted inner product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp.space.grid import TimeGrid
+
+__all__ = ["Control", "ControlSpace", "Path", "sample"]
+
+#: What stands for a path u(t): a number, a tensor of shape (m,), or a function of the time that gives one of these.
+Path = float | Tensor | Callable[[float], Any]
+
+
+@dataclass(frozen=True)
+class ControlSpace:
+    """The space of controls on one time grid.
+
+    A control is the pair of a path u_0, ..., u_{N-1} with values in R^m, held constant on each step, and of
+    parameters q in R^s that do not depend on time. Both live in one flat tensor of N m + s numbers, the path first.
+    The inner product carries the time weight,
+
+        (a, b) = h sum_k <a_k, b_k> + <q_a, q_b>,
+
+    so that a norm, and with it a step length, means the same on every grid. A *derivative* is a dual vector: its plain
+    dot product with a displacement is the change of the objective. A *gradient* is its Riesz image in this inner
+    product, a displacement itself.
+
+    Parameters
+    ----------
+    grid : TimeGrid
+    control_size : int
+        m, the numbers per step.
+    parameter_size : int
+        s, the numbers that do not depend on time.
+
+    Examples
+    --------
+    >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=4), control_size=2, parameter_size=3)
+    >>> u = torch.ones(space.dimension)
+    >>> space.path(u).shape, space.parameters(u).shape
+    (torch.Size([4, 2]), torch.Size([3]))
+    >>> space.inner(u, u)
+    5.0
+    """
+
+    grid: TimeGrid
+    control_size: int
+    parameter_size: int = 0
+
+    @cached_property
+    def dimension(self) -> int:
+        """Length of the flat tensor, N m + s."""
+        return self._length + self.parameter_size
+
+    @cached_property
+    def _length(self) -> int:
+        """Of the path, N m."""
+        return self.grid.steps * self.control_size
+
+    def steps_of(self, flat: Tensor) -> int:
+        """Number of steps of a control of the same problem on whatever grid, from its length."""
+        return (flat.numel() - self.parameter_size) // self.control_size
+
+    def path(self, flat: Tensor) -> Tensor:
+        """View of shape (N, m) on the path."""
+        return flat[: self._length].view(self.grid.steps, self.control_size)
+
+    def parameters(self, flat: Tensor) -> Tensor:
+        """View of shape (s,) on the parameters."""
+        return flat[self._length :]
+
+    def join(self, path: Tensor, parameters: Tensor) -> Tensor:
+        """Flat tensor from a path of shape (N, m) and parameters of shape (s,)."""
+        return torch.cat((path.reshape(-1), parameters.reshape(-1)))
+
+    def gradient(self, derivative: Tensor) -> Tensor:
+        """Riesz map: the displacement that represents a dual vector in the inner product."""
+        gradient = derivative.clone()
+        self.path(gradient).div_(self.grid.h)
+        return gradient
+
+    def dual(self, displacement: Tensor) -> Tensor:
+        """Inverse Riesz map: the dual vector that a displacement represents."""
+        dual = displacement.clone()
+        self.path(dual).mul_(self.grid.h)
+        return dual
+
+    def inner(self, a: Tensor, b: Tensor) -> float:
+        """Time-weighted inner product of two displacements."""
+        return self._weighted(a, b, self.grid.h)
+
+    def norm(self, displacement: Tensor) -> float:
+        """Norm of a displacement."""
+        return self.inner(displacement, displacement) ** 0.5
+
+    def reach(self, start: Tensor, direction: Tensor, radius: float) -> float:
+        """The multiple of ``direction`` that leads from ``start``, inside the ball of this radius, to its boundary."""
+        length = self.norm(direction)
+        if length == 0:
+            return inf
+        # The positive root t of |start + t direction| = radius, in the form that does not cancel.
+        b = self.inner(start, direction) / length
+        c = max(radius**2 - self.norm(start) ** 2, 0.0)
+        root = sqrt(b * b + c)
+        return (c / (b + root) if b > 0 else root - b) / length
+
+    def dual_norm(self, derivative: Tensor) -> float:
+        """Norm of a derivative, equal to the norm of its gradient."""
+        return self._weighted(derivative, derivative, 1 / self.grid.h) ** 0.5
+
+    def _weighted(self, a: Tensor, b: Tensor, weight: float) -> float:
+        """A product whose path has a weight."""
+        if not self.parameter_size:
+            return weight * float(torch.dot(a, b))
+        n = self._length
+        return float(torch.dot(a[n:], b[n:]).add_(torch.dot(a[:n], b[:n]), alpha=weight))
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control: a point of a `ControlSpace`.
+
+    Parameters
+    ----------
+    space : ControlSpace
+    flat : Tensor
+        Shape (N m + s,).
+
+    Raises
+    ------
+    ValueError
+        If the length of ``flat`` is not the dimension of the space.
+    """
+
+    space: ControlSpace
+    flat: Tensor
+
+    def __post_init__(self) -> None:
+        if self.flat.shape != (self.space.dimension,):
+            space = self.space
+            raise ValueError(
+                f"control: expected a flat tensor of {space.dimension} numbers ({space.grid.steps} steps of "
+                f"{space.control_size}, {space.parameter_size} parameters), got shape {tuple(self.flat.shape)}"
+            )
+
+    @property
+    def path(self) -> Tensor:
+        """View of shape (N, m): the value of the control on each step."""
+        return self.space.path(self.flat)
+
+    @property
+    def parameters(self) -> Tensor:
+        """View of shape (s,)."""
+        return self.space.parameters(self.flat)
+
+
+def sample(expected: str, path: Path, space: ControlSpace, like: Tensor) -> Tensor:
+    """A path on a grid, shape (N, m): its values at the midpoints of the steps.
+
+    Parameters
+    ----------
+    expected : str
+        How an error begins.
+    path : Path
+    space : ControlSpace
+    like : Tensor
+        Of the wanted type, on the wanted device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is no number or has the wrong shape.
+
+    Examples
+    --------
+    >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=2), control_size=1)
+    >>> sample("start: expected it", lambda t: 2 * t, space, torch.empty(0)).tolist()
+    [[0.5], [1.5]]
+    """
+    steps, m = space.grid.steps, space.control_size
+    values = [path(t) for t in space.grid.midpoints] if callable(path) else [path]
+    try:
+        rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{expected} to be numbers, got {values[0]!r}") from error
+    for row in rows:
+        if row.shape not in ((), (m,)):
+            raise ValueError(
+                f"{expected} to be a number, a tensor of shape ({m},), or a function of t that gives one of these, "
+                f"got shape {tuple(row.shape)}"
+            )
+    return torch.stack([row.expand(m) for row in rows]).expand(steps, m)

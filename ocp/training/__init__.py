@@ -1,0 +1,1 @@
+"""Residual networks as control problems, and mini-batches."""

@@ -1,0 +1,403 @@
+"""Residual networks as control problems, and back: torch modules in, a plain torch module out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ocp.integrators.integrator import Integrator, as_integrator
+from ocp.integrators.runge_kutta import RungeKutta
+from ocp.integrators.tableaus import Tableau
+from ocp.problem.control_problem import ControlProblem, Opening
+from ocp.problem.costs import Readout, TerminalCost
+from ocp.problem.dynamics import Dynamics, ModuleDynamics
+from ocp.problem.modules import FlatModule
+from ocp.space.control import Control, ControlSpace
+from ocp.space.grid import TimeGrid
+
+__all__ = ["from_blocks", "from_sequential", "residual_network", "to_module"]
+
+
+def residual_network(
+    inputs: Tensor,
+    cost: Any,
+    block: Any,
+    opening: nn.Module | None = None,
+    closing: nn.Module | None = None,
+    horizon: float = 1.0,
+    control_cost: Any = None,
+    generator: torch.Generator | None = None,
+) -> ControlProblem:
+    """The training of a residual network as a control problem, with a start.
+
+    The state is opening(inputs), the dynamics are the block, and the cost is seen through closing. The
+    parameters of opening and closing are the parameters q, in this order. The start holds the modules' own
+    parameters; the block's are the same on every step, so that the start is one function of time on any grid.
+    Frozen parameters (``requires_grad=False``) are no part of the control, and stay what they are.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        Shape (batch, *features).
+    cost : TerminalCost
+        `CrossEntropy` or `LeastSquares` on as many samples.
+    block : nn.Module or layer
+        Right-hand side of x' = f(x): a residual block without its skip connection, or a layer of
+        `ocp.layers`, whose initial weights come from ``generator``.
+    opening, closing : nn.Module, optional
+        Left out, the inputs are the state, and the state is what the cost sees.
+    horizon : float
+        Final time T; N layers have the step T / N.
+    control_cost : ControlCost or sequence of ControlCost, optional
+    generator : torch.Generator, optional
+        Of the CPU, for the initial weights of a layer; seed 0 where it is left out.
+
+    Raises
+    ------
+    TypeError
+        If the inputs are no tensor, ``block`` is neither a module nor a layer, or ``cost`` is no `TerminalCost`, as a
+        loss of torch is none.
+    ValueError
+        If the inputs are not finite, or the block has no parameters to train.
+
+    Examples
+    --------
+    >>> from ocp.problem.costs import CrossEntropy
+    >>> from ocp.problem.layers import Dense
+    >>> loss = CrossEntropy(torch.tensor([0, 1, 1, 0, 1]))
+    >>> problem = residual_network(torch.rand(5, 3), loss, Dense(4), nn.Linear(3, 4), nn.Linear(4, 2))
+    >>> problem.control_size, problem.parameter_size
+    (20, 26)
+    """
+    like = _like(inputs)
+    if isinstance(block, nn.Module):
+        dynamics: Any = ModuleDynamics(block)
+        weights = dynamics.flat.start().to(**like)
+    elif hasattr(block, "initial"):
+        dynamics = block
+        # Drawn in double precision on the CPU, so that a seed means the same weights in any type and place.
+        weights = block.initial(generator or torch.Generator().manual_seed(0), dtype=torch.float64).to(**like)
+    else:
+        raise TypeError(f"block: expected an nn.Module or a layer of ocp.layers, got {type(block).__name__}")
+    return _assemble(inputs, cost, dynamics, weights.unsqueeze(0), opening, closing, horizon, control_cost)
+
+
+def from_blocks(
+    opening: nn.Module | None,
+    blocks: Sequence[nn.Module],
+    closing: nn.Module | None,
+    inputs: Tensor,
+    cost: Any,
+    control_cost: Any = None,
+) -> ControlProblem:
+    """The further training of a residual network, given as its parts, as a control problem.
+
+    Each block maps x to x + F(x), its skip connection included. The dynamics are F, and the horizon is the
+    number of blocks, so that as many steps of explicit Euler, of length 1, are the given network. The start
+    holds its weights.
+
+    Parameters
+    ----------
+    opening, closing : nn.Module or None
+        What comes before and after the blocks; None for nothing.
+    blocks : sequence of nn.Module
+        Alike but for the values of their parameters.
+    inputs : Tensor
+        Shape (batch, *features).
+    cost : TerminalCost
+        `CrossEntropy` or `LeastSquares` on as many samples.
+    control_cost : ControlCost or sequence of ControlCost, optional
+
+    Raises
+    ------
+    TypeError
+        If the inputs are no tensor, or a part is no ``nn.Module``.
+    ValueError
+        If the inputs are not finite; if there is no block, if the blocks are not alike, or if a block changes
+        the shape of the state.
+
+    Examples
+    --------
+    >>> from ocp.problem.costs import LeastSquares
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.linear = nn.Linear(4, 4)
+    ...
+    ...     def forward(self, x):
+    ...         return x + torch.tanh(self.linear(x))
+    >>> blocks = [Block() for _ in range(6)]
+    >>> loss = LeastSquares(torch.zeros(5, 1))
+    >>> problem = from_blocks(None, blocks, nn.Linear(4, 1), torch.rand(5, 4), loss)
+    >>> problem.start.path.shape, problem.horizon
+    (torch.Size([6, 20]), 6.0)
+    """
+    like = _like(inputs)
+    flats = [FlatModule(block) for block in blocks]
+    if not flats:
+        raise ValueError("blocks: expected at least one residual block, got none")
+    kinds = [_kind(block) for block in blocks]
+    for k, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(
+                "blocks: expected one class and equal parameter shapes, "
+                f"got {_describe(kinds[0])} as block 0 and {_describe(kind)} as block {k}"
+            )
+    weights = torch.stack([flat.start().to(**like) for flat in flats])
+    _check_blocks(FlatModule(opening or nn.Identity()), flats, weights, inputs)
+    dynamics = ModuleDynamics(_WithoutSkip(blocks[0]))
+    return _assemble(inputs, cost, dynamics, weights, opening, closing, float(len(blocks)), control_cost)
+
+
+def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cost: Any = None) -> ControlProblem:
+    """The further training of an ``nn.Sequential`` with a run of residual blocks as a control problem.
+
+    The blocks of `from_blocks` are the longest run of consecutive children of one class with equal parameter
+    shapes, whose output has the shape of their input; what stands before is the opening, what stands behind
+    the closing.
+
+    Parameters
+    ----------
+    model : nn.Sequential
+    inputs : Tensor
+        Shape (batch, *features).
+    cost : TerminalCost
+        `CrossEntropy` or `LeastSquares` on as many samples.
+    control_cost : ControlCost or sequence of ControlCost, optional
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is no ``nn.Sequential``.
+    ValueError
+        If it holds no run of at least two such blocks; see `from_blocks` for the other cases.
+
+    Examples
+    --------
+    >>> from ocp.problem.costs import LeastSquares
+    >>> class Block(nn.Linear):
+    ...     def forward(self, x):
+    ...         return x + torch.relu(super().forward(x))
+    >>> blocks = (Block(4, 4) for _ in range(3))
+    >>> model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), *blocks, nn.Linear(4, 1))
+    >>> problem = from_sequential(model, torch.rand(5, 2), LeastSquares(torch.zeros(5, 1)))
+    >>> problem.start.space.grid.steps, problem.parameter_size
+    (3, 17)
+    """
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f"model: expected an nn.Sequential, got {type(model).__name__}")
+    like, children, kinds = _like(inputs), list(model), []
+    with torch.no_grad():
+        x = inputs[:1]
+        for child in children:
+            flat = FlatModule(child)
+            y = flat(flat.start().to(**like), x)
+            kinds.append(_kind(child) if flat.size and y.shape == x.shape else None)
+            x = y
+    best, end = range(0), 0
+    for kind, group in groupby(kinds):
+        begin, end = end, end + len(list(group))
+        if kind is not None and end - begin > len(best):
+            best = range(begin, end)
+    if len(best) < 2:
+        raise ValueError(
+            "model: expected at least 2 consecutive residual blocks of one class with equal parameter shapes "
+            "and an output of the shape of their input, got the children "
+            f"{', '.join(type(child).__name__ for child in children)}"
+        )
+    opening, closing = nn.Sequential(*children[: best.start]), nn.Sequential(*children[best.stop :])
+    return from_blocks(opening, children[best.start : best.stop], closing, inputs, cost, control_cost)
+
+
+def to_module(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> nn.Module:
+    """A trained network as a plain torch module, with ordinary weights and without any need of this package.
+
+    It predicts what opening, time steps and closing of the problem predict. The time steps are unrolled in a
+    ``torch.fx.GraphModule`` over one block for each step, so that the module can be trained further, saved
+    with ``torch.save``, and loaded where nothing but torch and the user's own modules are installed.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+        From `residual_network`, `from_blocks` or `from_sequential`.
+    control : Control
+        Typically ``result.control``; its grid gives the number of blocks.
+    integrator : str or Integrator
+        The one that the control was found with; an explicit Runge-Kutta scheme.
+
+    Returns
+    -------
+    nn.Module
+        With the children ``opening``, ``blocks`` and, where the cost is seen through a module, ``closing``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the problem is no network, the control is none of its controls, or the integrator is not explicit
+        Runge-Kutta.
+
+    Examples
+    --------
+    >>> from ocp.problem.costs import LeastSquares
+    >>> from ocp.problem.layers import Dense
+    >>> x, y = torch.rand(5, 3), torch.zeros(5, 1)
+    >>> problem = residual_network(x, LeastSquares(y), Dense(4), nn.Linear(3, 4), nn.Linear(4, 1))
+    >>> module = to_module(problem, problem.start)
+    >>> module(x).shape, module.blocks
+    (torch.Size([5, 1]), Module(
+      (0): Sequential(
+        (0): Linear(in_features=4, out_features=4, bias=True)
+        (1): Tanh()
+      )
+    ))
+    """
+    start, integrator = problem.initial_state, as_integrator(integrator)
+    if not isinstance(start, Opening):
+        raise TypeError(f"problem: expected a network, whose initial state is an Opening, got {type(start).__name__}")
+    if not hasattr(problem.dynamics, "to_module"):
+        raise TypeError(
+            "problem: expected a network, whose dynamics have a method to_module(u), "
+            f"got {type(problem.dynamics).__name__}"
+        )
+    if not isinstance(integrator, RungeKutta) or any(integrator.tableau.diagonal):
+        name = getattr(integrator, "name", type(integrator).__name__)
+        raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {name}")
+    if not isinstance(control, Control):
+        raise TypeError(f"control: expected a Control, which knows its grid, got {type(control).__name__}")
+    if control.space != problem.space(control.space.grid):
+        raise ValueError(
+            f"control: expected {problem.control_size} numbers per step and {problem.parameter_size} "
+            f"parameters, got {control.space.control_size} and {control.space.parameter_size}"
+        )
+    q, last = control.parameters, problem.terminal_cost
+    network = _Unrolled(
+        start.module.with_parameters(q[start.offset : start.offset + start.module.size]),
+        [problem.dynamics.to_module(u) for u in control.path],
+        last.module.with_parameters(q[last.offset : last.offset + last.module.size])
+        if isinstance(last, Readout)
+        else None,
+        integrator.tableau,
+        control.space.grid.h,
+    )
+    return _without_ocp(network)
+
+
+class _WithoutSkip(nn.Module):
+    """The right-hand side F of a block x + F(x)."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) - x
+
+
+class _Unrolled(nn.Module):
+    """Opening, one Runge-Kutta step for each block, closing."""
+
+    def __init__(self, opening: nn.Module, blocks: Any, closing: nn.Module | None, tableau: Tableau, h: float):
+        super().__init__()
+        self.opening, self.blocks, self.closing = opening, nn.ModuleList(blocks), closing
+        self.tableau, self.h = tableau, h
+
+    def _add(self, x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+        for w, slope in zip(weights, slopes, strict=True):
+            x = torch.add(x, slope, alpha=self.h * w) if w else x
+        return x
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = self.opening(inputs)
+        for block in self.blocks:
+            slopes: list[Tensor] = []
+            for row in self.tableau.A:
+                slopes.append(block(self._add(x, row, slopes)))
+            x = self._add(x, self.tableau.b, slopes)
+        return x if self.closing is None else self.closing(x)
+
+
+def _without_ocp(network: nn.Module) -> nn.Module:
+    """The same network as generated code over modules that are not defined in this package."""
+
+    # Local, since a GraphModule saves a reference to the class of its tracer unless that one is local.
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return all(type(part).__module__.split(".")[0] != "ocp" for part in m.modules())
+
+    graph = Tracer().trace(network)
+    for node in graph.nodes:
+        node.type = None  # postponed annotations are strings, which a GraphModule cannot save
+    return fx.GraphModule(network, graph)
+
+
+def _like(inputs: Tensor) -> dict[str, Any]:
+    """Type and place of the numbers of a network, from its checked inputs."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs: expected a tensor, got {type(inputs).__name__}")
+    bad = int((~torch.isfinite(inputs)).sum())
+    if bad:
+        raise ValueError(f"inputs: expected finite numbers, got {bad} of {inputs.numel()} that are NaN or infinite")
+    dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
+    return {"dtype": dtype, "device": inputs.device}
+
+
+def _kind(block: nn.Module) -> tuple[type, dict[str, tuple[int, ...]]]:
+    """Class and parameter shapes."""
+    return type(block), {name: tuple(p.shape) for name, p in block.named_parameters()}
+
+
+def _describe(kind: tuple[type, dict[str, tuple[int, ...]]]) -> str:
+    return f"{kind[0].__name__} with {', '.join(f'{name} {shape}' for name, shape in kind[1].items())}"
+
+
+@torch.no_grad()
+def _check_blocks(opening: FlatModule, blocks: Sequence[FlatModule], weights: Tensor, inputs: Tensor) -> None:
+    """Refuse blocks that differ in more than their weights, or that change the shape of the state."""
+    x = opening(opening.start().to(weights), inputs[:8])  # a few samples show another buffer or activation
+    for k, (block, w) in enumerate(zip(blocks, weights, strict=True)):
+        y = block(w, x)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"blocks: expected outputs of the shape of the state {tuple(x.shape)}, "
+                f"got {tuple(y.shape)} from block {k}"
+            )
+        if not torch.allclose(blocks[0](w, x), y, equal_nan=True):
+            raise ValueError(
+                "blocks: expected blocks that differ in nothing but the parameters that are trained, "
+                f"got block {k}, which with equal parameters is another function than block 0"
+            )
+        x = y
+
+
+def _assemble(
+    inputs: Tensor,
+    cost: Any,
+    dynamics: Dynamics,
+    weights: Tensor,
+    opening: nn.Module | None,
+    closing: nn.Module | None,
+    horizon: float,
+    control_cost: Any,
+) -> ControlProblem:
+    """The problem whose start has the given weights, shape (steps, control_size), on as many steps."""
+    if not isinstance(cost, TerminalCost):
+        raise TypeError(
+            "cost: expected CrossEntropy(labels), LeastSquares(target) or another TerminalCost, which has a method "
+            f"derivative(x, q), got {type(cost).__name__}"
+        )
+    first, last = FlatModule(opening or nn.Identity()), FlatModule(closing or nn.Identity())
+    space = ControlSpace(TimeGrid(horizon, len(weights)), dynamics.control_size, first.size + last.size)
+    parameters = torch.cat((first.start().to(weights), last.start().to(weights)))
+    return ControlProblem(
+        dynamics=dynamics,
+        initial_state=Opening(first, inputs),
+        terminal_cost=Readout(last, cost, offset=first.size),
+        control_cost=control_cost,
+        horizon=horizon,
+        parameter_size=first.size + last.size,
+        start=Control(space, space.join(weights, parameters)),
+    )

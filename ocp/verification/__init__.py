@@ -1,0 +1,1 @@
+"""Checks of derivatives: Taylor tests, dot products, coherence between grids."""

@@ -1,0 +1,356 @@
+"""Several processes on parts of the samples: the same result on all, and that of one process up to rounding."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import ocp
+from ocp import (
+    LBFGS,
+    MGOPT,
+    Batches,
+    Checkpoint,
+    ControlProblem,
+    CrossEntropy,
+    Cycle,
+    GradientDescent,
+    LeastSquares,
+    Nested,
+    NonlinearCG,
+    Result,
+    Scheduled,
+    Status,
+    Tikhonov,
+    TorchOptimizer,
+    discretize,
+    minimize,
+    residual_network,
+)
+from ocp.cli.commands import main
+from ocp.objective.processes import ALONE
+from ocp.objective.reduced import ReducedObjective
+from ocp.problem.layers import Dense
+
+N = 8
+ADAM = TorchOptimizer(torch.optim.Adam, {"lr": 0.02})
+
+
+@dataclass
+class Room:
+    """Where threads meet to exchange what they have."""
+
+    size: int
+    exchanges: int = 0
+
+    def __post_init__(self):
+        self.barrier, self.slots = threading.Barrier(self.size), [None] * self.size
+
+    def exchange(self, rank, value):
+        self.slots[rank] = value
+        self.barrier.wait(20)
+        found = list(self.slots)
+        self.exchanges += rank == 0
+        self.barrier.wait(20)
+        return found
+
+
+@dataclass(frozen=True)
+class Thread:
+    """One of several threads as a process."""
+
+    rank: int
+    room: Room
+    sizes: list = field(default_factory=list)
+
+    @property
+    def size(self):
+        return self.room.size
+
+    def total(self, share, *tensors):
+        self.sizes.append(sum(t.numel() for t in tensors))
+        parts = self.room.exchange(self.rank, [share * t for t in tensors])
+        return tuple(sum(pieces) for pieces in zip(*parts, strict=True))
+
+    def largest(self, *numbers):
+        return tuple(max(values) for values in zip(*self.room.exchange(self.rank, numbers), strict=True))
+
+    def told(self, data):
+        return self.room.exchange(self.rank, data)[0]
+
+
+def together(size, job):
+    """What a job returns, or raises, on each of several processes."""
+    room = Room(size)
+    found = [None] * size
+
+    def run(process):
+        try:
+            found[process.rank] = job(process)
+        except Exception as error:
+            found[process.rank] = error
+            room.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(Thread(rank, room),)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def learning(samples=23):
+    inputs = torch.rand(samples, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    labels = (inputs[:, 1] > inputs[:, 0] ** 2 - 0.3).long()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        opening, closing = nn.Linear(2, 3), nn.Linear(3, 2)
+    return residual_network(inputs, CrossEntropy(labels), Dense(3), opening, closing, control_cost=Tikhonov(1e-2))
+
+
+PROBLEM = learning()
+#: One for each process: here they are threads, and torch lends a module's parameters to one call at a time.
+COPIES = [copy.deepcopy(PROBLEM) for _ in range(4)]
+RUNS = {
+    "gradient descent": (GradientDescent(), {}),
+    "conjugate gradients": (NonlinearCG(), {}),
+    "L-BFGS": (LBFGS(), {}),
+    "cycles": (Cycle(3), {}),
+    "nested": (Nested(3), {}),
+    "MG/OPT": (MGOPT(3), {}),
+    "Adam": (ADAM, {"batches": Batches(11)}),
+    "nested Adam": (Nested(3, ADAM, refine=Scheduled(4)), {"batches": Batches(5)}),
+}
+every_run = pytest.mark.parametrize(("method", "settings"), RUNS.values(), ids=RUNS.keys())
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@every_run
+def test_processes_agree_to_the_last_bit_and_with_one_process_up_to_rounding(method, settings, size):
+    settings = {"tolerance": 1e-9, "max_iterations": 12, "validation": PROBLEM, **settings}
+    alone = minimize(PROBLEM, N, method, **settings)
+    results = together(
+        size, lambda p: minimize(COPIES[p.rank], N, method, processes=p, **{**settings, "validation": COPIES[p.rank]})
+    )
+    for result in results:
+        assert torch.equal(result.control.flat, results[0].control.flat)
+        assert result.iterations == alone.iterations
+        assert result.work_units == pytest.approx(alone.work_units)
+        assert result.value == pytest.approx(alone.value, rel=1e-9)
+        assert result.validation_accuracy == alone.validation_accuracy
+        assert torch.allclose(result.control.flat, alone.control.flat, rtol=1e-6, atol=1e-7)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several processes, of which nobody adds up what they have."""
+
+    rank: int
+    size: int
+
+    def total(self, share, *tensors):
+        return tuple(share * t for t in tensors)
+
+
+@pytest.mark.parametrize("size", [2, 3, 23])
+def test_value_derivative_and_hessian_of_all_samples_are_the_sums_of_the_parts(size, rand):
+    whole = discretize(PROBLEM, N)
+    u, v = whole.discretization.start().flat, rand(whole.space.dimension)
+    parts = [ReducedObjective(whole.discretization, processes=Part(rank, size)) for rank in range(size)]
+    assert sum(p.value(u) for p in parts) == pytest.approx(whole.value(u), rel=1e-13)
+    assert sum(p.directional(u, v) for p in parts) == pytest.approx(whole.directional(u, v), rel=1e-12)
+    assert torch.allclose(sum(p.derivative(u) for p in parts), whole.derivative(u), rtol=1e-12, atol=1e-15)
+    product = sum(p.hessian_product(u, v) for p in parts)
+    assert torch.allclose(product, whole.hessian_product(u, v), rtol=1e-12, atol=1e-15)
+
+
+def test_a_batch_with_fewer_samples_than_processes_leaves_some_without_work():
+    whole = discretize(PROBLEM, N)
+    u, few = whole.discretization.start().flat, torch.tensor([4])
+
+    def job(process):
+        part = ReducedObjective(whole.discretization, processes=process).take(few)
+        return part.derivative(u), part.value(u)
+
+    for derivative, value in together(3, job):
+        assert value == pytest.approx(whole.take(few).value(u), rel=1e-13)
+        assert torch.allclose(derivative, whole.take(few).derivative(u), rtol=1e-12, atol=1e-15)
+
+
+def test_value_and_derivative_take_one_exchange_of_as_many_numbers_and_one():
+    whole = discretize(PROBLEM, N)
+    u = whole.discretization.start().flat
+
+    def job(process):
+        shared = ReducedObjective(whole.discretization, processes=process)
+        shared.derivative(u)
+        shared.value(u)
+        return process.sizes
+
+    assert together(2, job) == [[whole.space.dimension + 1]] * 2
+
+
+def test_work_is_shared_among_processes():
+    rows = []
+
+    class Counted(Dense):
+        def __call__(self, t, x, u):
+            rows.append(len(x))
+            return super().__call__(t, x, u)
+
+    problem = ControlProblem(Counted(2), torch.ones(20, 2).double(), LeastSquares(torch.zeros(20, 2).double()))
+    whole = discretize(problem, N)
+    rows.clear()
+    together(4, lambda p: ReducedObjective(whole.discretization, processes=p).value(torch.zeros(N * 6).double()))
+    assert set(rows) == {5}
+
+
+def test_one_process_that_wants_to_stop_stops_all():
+    def job(process):
+        def callback(record, control):
+            return record.iteration == 3 and process.rank == 1
+
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, callback=callback)
+
+    assert [(r.status, r.iterations) for r in together(3, job)] == [(Status.STOPPED, 3)] * 3
+
+
+def test_the_slowest_clock_decides_for_all():
+    def job(process):
+        def slow(record, control):
+            threading.Event().wait(0.02 * process.rank)
+
+        return minimize(
+            COPIES[process.rank], N, LBFGS(), processes=process, max_seconds=0.2, tolerance=0.0, callback=slow
+        )
+
+    results = together(2, job)
+    assert len({(r.status, r.iterations) for r in results}) == 1
+
+
+def test_an_error_in_one_process_ends_the_others():
+    def job(process):
+        def fail(record, control):
+            if record.iteration == 2 and process.rank == 1:
+                raise LookupError("mine")
+
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, callback=fail)
+
+    other, own = together(2, job)
+    assert isinstance(own, LookupError)
+    assert isinstance(other, threading.BrokenBarrierError)
+    assert other.result.value in [record.value for record in own.result.history]
+
+
+def test_costs_that_are_sums_over_the_samples_are_refused():
+    problem = ControlProblem(Dense(2), torch.ones(6, 2).double(), lambda x: (x - 3).square().sum())
+    errors = together(2, lambda p: minimize(problem, N, LBFGS(), processes=p))
+    assert all(isinstance(error, Exception) for error in errors)  # one may find the others gone
+    assert any("processes: expected costs that are averages over the samples" in str(error) for error in errors)
+
+
+def test_more_processes_than_samples_are_refused():
+    errors = together(3, lambda p: minimize(learning(2), N, LBFGS(), processes=p))
+    assert all("processes: expected at most one for each of the 2 samples, got 3" in str(error) for error in errors)
+
+
+@pytest.mark.parametrize("again", [1, 2, 3])
+def test_a_run_goes_on_with_another_number_of_processes(again, tmp_path):
+    settings = {"tolerance": 1e-9, "checkpoint": Checkpoint(tmp_path, seconds=0.0)}
+    whole = minimize(PROBLEM, N, LBFGS(), tolerance=1e-9, max_iterations=16)
+    together(2, lambda p: minimize(COPIES[p.rank], N, LBFGS(), processes=p, max_iterations=6, **settings))
+    saved = {path.name: path.read_bytes() for path in tmp_path.glob("*.ocp")}
+    assert sorted(saved) == [f"{k:09d}.ocp" for k in (4, 5, 6)]
+
+    def job(process):
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, max_iterations=16, resume=True, **settings)
+
+    for result in together(again, job) if again > 1 else [job(ALONE)]:
+        assert result.value == pytest.approx(whole.value, rel=1e-9)
+        assert result.iterations == whole.iterations
+
+
+# Under a launcher
+
+SOURCE = """
+import os
+import torch
+from ocp import CrossEntropy, FunctionDynamics, Study, residual_network
+from ocp.problem.layers import Dense
+
+class Mortal(Dense):
+    made = 0
+
+    def __call__(self, t, x, u):
+        Mortal.made += 1
+        if os.environ.get("RANK") == os.environ.get("DIES") and Mortal.made == 100:
+            os._exit(9)
+        return super().__call__(t, x, u)
+
+def problem():
+    x = torch.rand(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
+    return Study(residual_network(x, CrossEntropy((x[:, 0] > x[:, 1]).long()), Mortal(2)), steps=8, levels=3)
+"""
+
+
+def launch(folder, *arguments, processes=2, dies="none", interrupt=False):
+    """Solve under torch's launcher, interrupted once there are checkpoints; the exit code and what was printed."""
+    (folder / "mine.py").write_text(SOURCE)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    command = [sys.executable, *launcher, "--standalone", "-m", "ocp", "solve", "mine.py", *map(str, arguments)]
+    paths = os.pathsep.join([str(Path(ocp.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DIES": dies}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as run:
+        if interrupt:
+            while run.poll() is None and not list(folder.glob("saves/*.ocp")):
+                time.sleep(0.05)
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        printed = run.communicate(timeout=60)[0]
+    return run.returncode, printed
+
+
+def test_the_launcher_gives_the_result_of_one_process_and_a_process_that_dies_leaves_a_checkpoint(tmp_path):
+    limit = ("--method", "single", "--max-iterations", 15)
+    assert launch(tmp_path, *limit, "--out", "one", processes=1)[0] == 0
+    code, printed = launch(tmp_path, *limit, "--out", "two")
+    assert code == 0, printed
+    one, two = (Result.load(tmp_path / name) for name in ("one", "two"))
+    assert two.value == pytest.approx(one.value, rel=1e-9)
+    assert two.iterations == one.iterations
+    assert printed.count("written to") == 1
+
+    saves = ("--checkpoint", "saves", "--every", 1)
+    code, printed = launch(tmp_path, *limit, *saves, "--out", "dead", dies="1")
+    assert code != 0
+    assert "processes: expected an answer from all, but one has ended" in printed
+    code, printed = launch(tmp_path, *limit, *saves, "--resume", "--out", "again", processes=1)
+    assert code == 0, printed
+    assert Result.load(tmp_path / "again").value == pytest.approx(one.value, rel=1e-9)
+    assert json.loads((tmp_path / "again" / "result.json").read_text())["iterations"] == one.iterations
+
+
+def test_an_interrupt_under_the_launcher_ends_all_after_a_step_and_the_run_can_be_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ("--method", "single", "--smoother", "gd", "--tolerance", 0, "--checkpoint", "saves", "--every", 1)
+    code, printed = launch(tmp_path, *run, "--max-iterations", 10**6, "--out", "one", interrupt=True)
+    assert code != 0
+    assert "INTERRUPTED" in printed
+    assert "expected an answer from all" not in printed
+    ended = Result.load(tmp_path / "one")
+    assert ended.status is Status.INTERRUPTED
+    assert int(max((tmp_path / "saves").glob("*.ocp")).stem) == ended.iterations
+    more = ("--resume", "--max-iterations", ended.iterations + 2)
+    again = CliRunner().invoke(main, ["solve", "mine.py", *map(str, (*run, *more, "--out", "two"))])
+    assert f"resumed: at iteration {ended.iterations}" in again.output

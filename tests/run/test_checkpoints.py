@@ -1,0 +1,465 @@
+"""Checkpoints: a run that is taken up again is the run that was never interrupted; what is damaged is refused."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from ocp.problems import lqr
+from torch import nn
+
+from ocp import (
+    LBFGS,
+    MGOPT,
+    Adaptive,
+    Always,
+    Batches,
+    Checkpoint,
+    ControlProblem,
+    CrossEntropy,
+    Cycle,
+    Forgetful,
+    GradientDescent,
+    Nested,
+    NewtonCG,
+    NonlinearCG,
+    QuadraticRunning,
+    Scheduled,
+    SciPy,
+    State,
+    Status,
+    StrongWolfe,
+    Target,
+    Tikhonov,
+    TorchOptimizer,
+    minimize,
+    residual_network,
+)
+from ocp.problem.layers import Dense
+from ocp.space.bounds import as_bounds
+
+N = 8
+ADAM = TorchOptimizer(torch.optim.Adam, {"lr": 0.02})
+
+
+def control():
+    return ControlProblem(
+        lambda t, x, u: u - x**3,
+        torch.tensor([[1.0, -0.5]], dtype=torch.float64),
+        lambda x: x.square().sum(),
+        running_cost=QuadraticRunning(1.0, 0.5),
+        control_size=1,
+        bounds=(-0.6, None),
+    )
+
+
+def learning(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(24, 2, generator=generator, dtype=torch.float64) * 2 - 1
+    labels = (inputs[:, 1] > inputs[:, 0] ** 2 - 0.3).long()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        opening, closing = nn.Linear(2, 3), nn.Linear(3, 2)
+    return residual_network(inputs, CrossEntropy(labels), Dense(3), opening, closing, control_cost=Tikhonov(1e-3))
+
+
+@dataclass(frozen=True)
+class Restless:
+    """A method of somebody's own: gradient steps with noise, and a memory of plain containers."""
+
+    def init(self, objective, control):
+        return State(control, {"steps": 0, "values": (), 3: [None, True, torch.zeros(2)], "where": control})
+
+    def step(self, objective, state):
+        gradient = objective.space.gradient(objective.derivative(state.memory["where"]))
+        noise = 1e-3 * torch.randn(gradient.shape, dtype=gradient.dtype)
+        u = state.control - 0.1 * (gradient + noise)
+        memory = {**state.memory, "steps": state.memory["steps"] + 1, "values": (objective.value(u), float("inf"))}
+        return replace(state, control=u, memory={**memory, "where": u})
+
+    def transport(self, memory, transfer):
+        return memory
+
+
+RUNS = {
+    "gradient descent": (control, N, GradientDescent(), {}),
+    "conjugate gradients": (control, N, NonlinearCG(), {}),
+    "L-BFGS": (control, N, LBFGS(), {}),
+    "L-BFGS, sparse records": (control, N, LBFGS(), {"record_every": 4}),
+    "Newton": (control, N, NewtonCG(), {}),
+    "Newton, sparse records": (control, N, NewtonCG(), {"record_every": 4}),
+    "SciPy": (control, N, SciPy(iterations=1), {}),
+    "V-cycles": (control, N, Cycle(3, GradientDescent(), visits=Always()), {}),
+    "W-cycles": (learning, N, Cycle(3, shape="W"), {}),
+    "nested": (learning, N, Nested(3), {}),
+    "forgetful nested": (learning, N, Nested(3, Forgetful(LBFGS())), {}),
+    "MG/OPT": (learning, N, MGOPT(3), {}),
+    "MG/OPT, default": (learning, 32, None, {}),
+    "MG/OPT, conjugate gradients": (learning, N, MGOPT(3, NonlinearCG(), post=1), {"record_every": 3}),
+    "Adam": (learning, N, ADAM, {"batches": Batches(5, seed=3)}),
+    "momentum": (learning, N, TorchOptimizer(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}), {"batches": Batches(7)}),
+    "torch's L-BFGS": (learning, N, TorchOptimizer(torch.optim.LBFGS, {"max_iter": 2}), {}),
+    "nested Adam": (learning, N, Nested(3, ADAM, refine=Scheduled(4)), {"batches": Batches(5)}),
+    "adaptive": (lambda: lqr.problem().problem, Adaptive(1e-3, first=4), LBFGS(), {}),
+    "adaptive MG/OPT": (lambda: lqr.problem().problem, Adaptive(1e-3, first=4), MGOPT(2), {}),
+    "a method of one's own": (control, N, Restless(), {}),
+}
+every_run = pytest.mark.parametrize(("make", "steps", "method", "settings"), RUNS.values(), ids=RUNS.keys())
+
+
+class Killed(BaseException):
+    """Something that ends a run at once."""
+
+
+def kill(iteration):
+    def callback(record, control):
+        if record.iteration >= iteration:
+            raise Killed
+
+    return callback
+
+
+def run(folder, make, steps, method, **settings):
+    torch.manual_seed(0)
+    settings = {"tolerance": 1e-7, "max_iterations": 24, "checkpoint": Checkpoint(folder, seconds=0.0), **settings}
+    return minimize(make(), steps, method, **settings)
+
+
+def same(one, two):
+    """Whether two results are the same to the last bit, but for their seconds."""
+    assert torch.equal(one.control.flat, two.control.flat)
+    assert [replace(r, seconds=0.0) for r in one.history] == [replace(r, seconds=0.0) for r in two.history]
+    for name in ("value", "derivative_norm", "status", "iterations", "work_units", "counts", "message"):
+        assert getattr(one, name) == getattr(two, name)
+
+
+@pytest.mark.parametrize("iteration", [1, 6, 13])
+@every_run
+def test_a_run_that_was_killed_goes_on_to_the_same_end(make, steps, method, settings, iteration, tmp_path):
+    undisturbed = run(tmp_path / "one", make, steps, method, **settings)
+    with pytest.raises(Killed):
+        run(
+            tmp_path / "two", make, steps, method, **settings, callback=kill(min(iteration, undisturbed.iterations - 1))
+        )
+    torch.manual_seed(17)
+    same(run(tmp_path / "two", make, steps, method, **settings, resume=True), undisturbed)
+
+
+@every_run
+def test_saving_changes_nothing(make, steps, method, settings, tmp_path):
+    same(
+        run(tmp_path, make, steps, method, **settings), run(tmp_path, make, steps, method, **settings, checkpoint=None)
+    )
+
+
+@every_run
+def test_a_run_that_has_ended_goes_on_where_its_limit_is_raised(make, steps, method, settings, tmp_path):
+    undisturbed = run(tmp_path / "one", make, steps, method, **settings)
+    ended = run(tmp_path / "two", make, steps, method, **settings, max_iterations=7)
+    again = run(tmp_path / "two", make, steps, method, **settings, max_iterations=7, resume=True)
+    same(ended, again)
+    same(run(tmp_path / "two", make, steps, method, **settings, resume=True), undisturbed)
+
+
+def killed(folder, iteration=6, **settings):
+    with pytest.raises(Killed):
+        run(folder, control, N, LBFGS(), callback=kill(iteration), **settings)
+
+
+def test_the_last_few_checkpoints_are_kept(tmp_path):
+    killed(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.ocp")) == [f"{k:09d}.ocp" for k in (4, 5, 6)]
+
+
+def test_checkpoints_are_made_every_so_many_iterations_and_at_the_end(tmp_path):
+    run(tmp_path, control, N, LBFGS(), max_iterations=7, checkpoint=Checkpoint(tmp_path, 3, seconds=0.0, keep=9))
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.ocp")) == [0, 3, 6, 7]
+
+
+def test_checkpoints_are_made_every_so_many_seconds_and_at_the_end(tmp_path):
+    run(tmp_path, control, N, LBFGS(), max_iterations=7, checkpoint=tmp_path)
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.ocp")) == [0, 7]
+
+
+def test_a_run_can_be_taken_up_before_its_last_checkpoint(tmp_path):
+    undisturbed = run(tmp_path / "one", control, N, LBFGS())
+    killed(tmp_path / "two")
+    same(run(tmp_path / "two", control, N, LBFGS(), resume=tmp_path / "two" / "000000004.ocp"), undisturbed)
+
+
+def test_to_resume_where_there_is_nothing_is_to_begin(tmp_path):
+    same(run(tmp_path / "one", control, N, LBFGS(), resume=True), run(tmp_path / "two", control, N, LBFGS()))
+
+
+def test_a_result_tells_where_its_run_was_taken_up(tmp_path):
+    killed(tmp_path)
+    result = run(tmp_path, control, N, LBFGS(), resume=True)
+    assert result.about["resumed"] == 6
+    assert "             resumed: at iteration 6\n" in str(result)
+    assert "resumed" not in str(run(tmp_path / "new", control, N, LBFGS(), resume=True))
+
+
+def test_a_target_can_be_set_for_what_is_left(tmp_path):
+    killed(tmp_path)
+    target = Target("value", 10.0)
+    assert run(tmp_path, control, N, LBFGS(), resume=True, target=target).status is Status.TARGET
+
+
+REFUSED = {
+    "another method": (
+        {"method": GradientDescent()},
+        r"resume: expected the method as in .*6\.ocp, where method is LBFGS, got GradientDescent",
+    ),
+    "another setting": (
+        {"method": LBFGS(pairs=3)},
+        r"resume: expected the method as in .*6\.ocp, where method\.pairs is 20, got 3$",
+    ),
+    "another setting of a part": (
+        {"method": LBFGS(search=StrongWolfe(c2=0.5))},
+        r"where method\.search\.c2 is 0\.9, got 0\.5$",
+    ),
+    "another grid and method": ({"steps": 16, "method": GradientDescent()}, "expected the steps of the first grid"),
+    "another grid": ({"steps": 16}, "resume: expected the steps of the first grid as in"),
+    "another scheme": ({"integrator": "rk4"}, "resume: expected the integrator as in"),
+    "other bounds": (
+        {"problem": replace(control(), bounds=as_bounds((-0.1, 0.1)))},
+        "resume: expected the bounds as in",
+    ),
+    "another name": (
+        {"checkpoint": lambda folder: Checkpoint(folder, name="seed 1")},
+        r"resume: expected the name as in .*6\.ocp, '', got 'seed 1'$",
+    ),
+    "another problem": (
+        {"problem": replace(control(), running_cost=QuadraticRunning(2.0, 0.5))},
+        "resume: expected the problem that was saved",
+    ),
+    "a new run": ({"resume": False}, "checkpoint: expected a folder without checkpoints for a new run"),
+    "no such file": (
+        {"resume": "nowhere.ocp"},
+        r"resume: expected a checkpoint, of which .* has 0.*6\.ocp, .*, got nowhere\.ocp$",
+    ),
+    "no folder": ({"checkpoint": None}, "resume: expected a checkpoint folder beside it"),
+    "no path": ({"checkpoint": 3}, "checkpoint: expected a Checkpoint or a path, got int"),
+    "an empty path": ({"checkpoint": ""}, "checkpoint: expected a path, got ''"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_does_not_fit_a_checkpoint_is_refused(changes, message, tmp_path):
+    killed(tmp_path)
+    arguments = {"problem": control(), "steps": N, "method": LBFGS(), "checkpoint": tmp_path, "resume": True}
+    changes = {
+        key: value(tmp_path) if key == "checkpoint" and callable(value) else value for key, value in changes.items()
+    }
+    with pytest.raises((ValueError, TypeError), match=message):
+        minimize(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("numbers", [{"every": 0}, {"every": 1.5}, {"every": "x"}, {"seconds": -1.0}, {"keep": 0}])
+def test_numbers_out_of_range_are_refused(numbers):
+    with pytest.raises(ValueError, match="every, seconds, keep: expected"):
+        Checkpoint("folder", **numbers)
+
+
+# Damage
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def flip(data):
+    return data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]
+
+
+def newer(data):
+    line, _, body = data.partition(b"\n")
+    return json.dumps({**json.loads(line), "version": 99}).encode() + b"\n" + body
+
+
+DAMAGES = {
+    "truncated": (cut, "its checksum does not match"),
+    "empty": (lambda data: b"", "got 0 bytes of something else"),
+    "a bit flipped": (flip, "its checksum does not match"),
+    "a newer version": (newer, "expected version 1 or older, got version 99"),
+    "something else": (lambda data: b"\x80\x04K\x01.", "of something else"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_offered(damage, message, tmp_path):
+    undisturbed = run(tmp_path / "one", control, N, LBFGS())
+    killed(tmp_path / "two")
+    last, before = (tmp_path / "two" / f"{k:09d}.ocp" for k in (6, 5))
+    last.write_bytes(damage(last.read_bytes()))
+    offer = f"for the one before it take resume='{before}', or --resume-from {before}"
+    with pytest.raises(ValueError, match=f"{last}: .*{message}.*; {offer}"):
+        run(tmp_path / "two", control, N, LBFGS(), resume=True)
+    same(run(tmp_path / "two", control, N, LBFGS(), resume=before), undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+def test_what_ends_a_run_while_a_checkpoint_is_written_leaves_the_one_before(moment, error, tmp_path, monkeypatch):
+    undisturbed = run(tmp_path / "one", control, N, LBFGS())
+    right, calls = {"open": Path.open, "fsync": os.fsync, "replace": os.replace}[moment], []
+
+    def failing(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) == 9:
+            raise error
+        return right(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if moment == "open" else os, moment, failing)
+        ended = None
+        with suppress(Killed):
+            ended = run(tmp_path / "two", control, N, LBFGS())
+    assert ended is None or ended.status is Status.INTERRUPTED
+    same(run(tmp_path / "two", control, N, LBFGS(), resume=True), undisturbed)
+    assert not list((tmp_path / "two").glob("*.part"))
+
+
+def child(folder):
+    """A process that takes up the run in a folder."""
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(folder, learning, N, MGOPT(3)), kwargs=AGAIN
+    )
+    process.start()
+    return process
+
+
+AGAIN = {"resume": True, "tolerance": 0.0, "max_iterations": 60}
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
+    """More kills, of the digits: docs/benchmarks/soak.py."""
+    undisturbed, generator = run(tmp_path / "one", learning, N, MGOPT(3), **AGAIN), random.Random(0)
+    for _ in range(10):
+        process = child(tmp_path / "two")
+        time.sleep(generator.uniform(0.0, 0.1))
+        process.kill()
+        process.join()
+    same(run(tmp_path / "two", learning, N, MGOPT(3), **AGAIN), undisturbed)
+    assert not list((tmp_path / "two").glob("*.part"))
+
+
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
+    undisturbed = run(tmp_path, control, N, LBFGS(), checkpoint=None)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(RuntimeWarning, match="checkpoint: not written to .*No space left"):
+        result = run(tmp_path, control, N, LBFGS())
+    assert result.counts["not_saved"] > 1
+    same(replace(result, counts={}), replace(undisturbed, counts={}))
+    assert list(tmp_path.glob("*.ocp")) == []
+
+
+def test_a_full_disk_ends_a_run_whose_checkpoints_are_required(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        result = run(tmp_path, control, N, LBFGS(), checkpoint=Checkpoint(tmp_path, seconds=0.0, required=True))
+    assert result.status is Status.NOT_SAVED
+    assert not result.success
+
+
+def test_a_last_checkpoint_that_is_required_and_cannot_be_written_is_no_success(tmp_path, monkeypatch):
+    def leave(record, control):
+        if record.iteration == 2:
+            monkeypatch.setattr(os, "replace", full)
+
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        result = run(tmp_path, control, N, LBFGS(), checkpoint=Checkpoint(tmp_path, required=True), callback=leave)
+    assert result.status is Status.NOT_SAVED
+
+
+def test_what_came_before_an_exception_is_saved(tmp_path):
+    def fail(record, control):
+        if record.iteration == 5:
+            raise ZeroDivisionError
+
+    undisturbed = run(tmp_path / "whole", control, N, LBFGS())
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "broken", control, N, LBFGS(), callback=fail)
+    result = run(tmp_path / "broken", control, N, LBFGS(), resume=True)
+    assert result.about["resumed"] == 5
+    same(undisturbed, replace(result, about=undisturbed.about))
+
+
+def test_a_folder_that_vanishes_is_told_and_the_run_goes_on(tmp_path):
+    def vanish(record, control):
+        if record.iteration == 2:
+            (tmp_path / "a").rename(tmp_path / "b")
+
+    with pytest.warns(RuntimeWarning, match="checkpoint: not written"):
+        result = run(tmp_path / "a", control, N, LBFGS(), callback=vanish)
+    assert result.status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/none"])
+def test_a_folder_that_cannot_be_made_is_an_error_before_the_run(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=rf"^checkpoint: expected a folder that can be written to, got .*{name} \(.+\)$"):
+        run(tmp_path / name, control, N, LBFGS(), callback=kill(0))
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_an_error_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match=rf"checkpoint: expected a folder .* got {tmp_path} \(No space left on device\)"):
+        run(tmp_path, control, N, LBFGS(), callback=kill(0))
+
+
+# Two runs
+
+
+def test_a_second_run_on_the_folder_of_a_first_is_refused(tmp_path):
+    def second(record, control_):
+        with pytest.raises(ValueError, match=rf"no other run uses, got {tmp_path}, used by process {os.getpid()}"):
+            run(tmp_path, control, N, LBFGS(), resume=True)
+
+    assert run(tmp_path, control, N, LBFGS(), callback=second).status is Status.CONVERGED
+
+
+def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
+    source = (
+        "import os, sys; from ocp.run.checkpoints import Checkpoint, Saves\nwith Saves(Checkpoint(sys.argv[1]), {}): os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=False)
+    assert "process" in (tmp_path / "lock").read_text()
+    assert run(tmp_path, control, N, LBFGS(), resume=True).status is Status.CONVERGED
+
+
+# Memories
+
+
+class Strange:
+    """Something that no checkpoint knows."""
+
+
+@pytest.mark.parametrize("memory", [Strange(), {"a": [Strange()]}, {1, 2}, lambda: None])
+def test_a_memory_of_unknown_kind_is_refused_before_the_first_step(memory, tmp_path):
+    @dataclass(frozen=True)
+    class Own:
+        def init(self, objective, control):
+            return State(control, memory)
+
+        def step(self, objective, state):
+            raise AssertionError
+
+        def transport(self, memory, transfer):
+            return memory
+
+    with pytest.raises(TypeError, match=r"value\['state'\]\.memory.*: expected None, numbers, texts, tensors"):
+        run(tmp_path, control, N, Own())
