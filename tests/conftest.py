@@ -16,6 +16,12 @@ from ocp.problem.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Convoluti
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Test single files without workers, which take longer to start than most files to run."""
+    named = config.option.file_or_dir
+    return 0 if named and all(".py" in name for name in named) else None
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ocp.multilevel import cycle as cycles
 from ocp import (
     CONSTANT,
     LBFGS,
@@ -48,6 +47,7 @@ from ocp import (
     residual_network,
 )
 from ocp.adjoint import sweeps
+from ocp.multilevel import cycle as cycles
 from ocp.multilevel.refinement import Progress
 from ocp.problem.layers import Dense
 from ocp.space.bounds import as_bounds

@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -45,6 +43,7 @@ from ocp import (
     residual_network,
 )
 from ocp.problem.layers import Dense
+from ocp.run.checkpoints import Saves
 from ocp.space.bounds import as_bounds
 
 N = 8
@@ -329,26 +328,35 @@ def test_what_ends_a_run_while_a_checkpoint_is_written_leaves_the_one_before(mom
     assert not list((tmp_path / "two").glob("*.part"))
 
 
-def child(folder):
-    """A process that takes up the run in a folder."""
-    process = multiprocessing.get_context("fork").Process(
-        target=run, args=(folder, learning, N, MGOPT(3)), kwargs=AGAIN
-    )
+def child(target, *arguments, **keywords):
+    """A process of its own that makes a call."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments, kwargs=keywords)
     process.start()
     return process
 
 
+#: Seconds that only a hang takes, even on a machine with much else to do.
+HANG = 120
 AGAIN = {"resume": True, "tolerance": 0.0, "max_iterations": 60}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
     """More kills, of the digits: docs/benchmarks/soak.py."""
     undisturbed, generator = run(tmp_path / "one", learning, N, MGOPT(3), **AGAIN), random.Random(0)
+
+    def saved():
+        return sorted(path.name for path in (tmp_path / "two").glob("*.ocp"))
+
     for _ in range(10):
-        process = child(tmp_path / "two")
-        time.sleep(generator.uniform(0.0, 0.1))
+        before, end = saved(), time.monotonic() + HANG
+        process = child(run, tmp_path / "two", learning, N, MGOPT(3), **AGAIN)
+        while process.is_alive() and saved() == before and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0.0, 0.02))  # at any moment after the first checkpoint
         process.kill()
         process.join()
+    assert len(saved()) > 0
     same(run(tmp_path / "two", learning, N, MGOPT(3), **AGAIN), undisturbed)
     assert not list((tmp_path / "two").glob("*.part"))
 
@@ -433,11 +441,14 @@ def test_a_second_run_on_the_folder_of_a_first_is_refused(tmp_path):
 
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
-    source = (
-        "import os, sys; from ocp.run.checkpoints import Checkpoint, Saves\nwith Saves(Checkpoint(sys.argv[1]), {}): os._exit(9)"
-    )
-    subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=False)
-    assert "process" in (tmp_path / "lock").read_text()
+    def die():
+        with Saves(Checkpoint(tmp_path), {}):
+            os._exit(9)
+
+    process = child(die)
+    process.join()
+    assert process.exitcode == 9
+    assert f"process {process.pid}" in (tmp_path / "lock").read_text()
     assert run(tmp_path, control, N, LBFGS(), resume=True).status is Status.CONVERGED
 
 
