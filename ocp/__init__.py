@@ -27,7 +27,8 @@ from ocp.optimize.trust_region import TrustRegion
 from ocp.problem import layers
 from ocp.problem.control_problem import ControlProblem, Study
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
-from ocp.problem.dynamics import Dynamics, FunctionDynamics, ModuleDynamics
+from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
+from ocp.problem.protocols import Dynamics
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
 from ocp.run.minimize import accuracy, minimize

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocp.adjoint import sweeps
 from ocp.adjoint.discretization import Discretization
+from ocp.integrators.integrator import Integrator
+from ocp.problem.protocols import StateEquation
+from ocp.space.grid import TimeGrid
 
 __all__ = ["locate"]
 
 
 @torch.no_grad()
 def locate(discretization: Discretization, control: Tensor) -> str:
-    """The first place of a forward and an adjoint sweep that is not finite, in words; empty where all is finite.
+    """The first place of a forward and an adjoint sweep that is not finite, in words; empty if all is finite.
 
-    The sweeps are made anew, one step at a time, so that every number can be looked at as it comes. Steps are counted
-    from 0, as in u_0, ..., u_{N-1}.
+    The sweeps are run again, step by step, and each number is looked at as it comes. Steps are counted from 0, as in
+    u_0, ..., u_{N-1}.
 
     Parameters
     ----------
@@ -35,43 +39,72 @@ def locate(discretization: Discretization, control: Tensor) -> str:
     >>> locate(discretize(problem, steps=4).discretization, torch.zeros(4))
     'the state after step 2'
     """
-    states: list[Tensor] = []
-    for place, numbers in (*_forward(discretization, control, states), *_adjoint(discretization, control, states)):
-        if not bool(torch.isfinite(numbers).all()):
-            return place
+    try:
+        _sweep(discretization, control)
+    except _NotFinite as found:
+        return str(found)
     return ""
 
 
-def _forward(discretization: Discretization, control: Tensor, states: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """What a forward sweep computes, in order; the states are kept."""
-    problem, grid, space = discretization.problem, discretization.grid, discretization.space
+class _NotFinite(Exception):
+    """Carries the place."""
+
+
+def _sweep(discretization: Discretization, control: Tensor) -> None:
+    """Both sweeps, with a look at each number in the order in which they compute it."""
+    problem, space = discretization.problem, discretization.space
+    watched = replace(discretization, integrator=_Watched(discretization.integrator, discretization.grid))
     q = space.parameters(control)
-    states.append(problem.initial_state(q).clone())
-    yield "the initial state", states[0]
-    for k, u in enumerate(space.path(control)):
-        x = torch.empty_like(states[k])
-        running = discretization.integrator.step(problem, grid.nodes[k], grid.h, states[k], u, out=x)
-        states.append(x)
-        if running is not None:
-            yield f"the running cost in step {k}", running
-        yield f"the state after step {k}", x
+    x = problem.initial_state(q)
+    _look("the initial state", x)
+    states = x.new_empty(discretization.grid.steps + 1, *x.shape)
+    costates = torch.empty_like(states)
+    sweeps.forward(watched, control, states)
     if problem.terminal_cost is not None:
-        yield "the terminal cost", problem.terminal_cost(states[-1], q)
+        _look("the terminal cost", problem.terminal_cost(states[-1], q))
     for cost in problem.control_cost:
-        yield "the cost of the control", cost(space, control)
+        _look("the cost of the control", cost(space, control))
+    if problem.terminal_cost is not None:
+        _look("the derivative of the terminal cost", *problem.terminal_cost.derivative(states[-1], q))
+    sweeps.adjoint(watched, control, states, costates)
+    _look("the derivative of the initial state", problem.initial_state.vjp(q, costates[0]))
+    for cost in problem.control_cost:
+        _look("the derivative of the cost of the control", cost.derivative(space, control))
 
 
-def _adjoint(discretization: Discretization, control: Tensor, states: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """What an adjoint sweep computes, in order, the last step first."""
-    problem, grid, space = discretization.problem, discretization.grid, discretization.space
-    pullback: Any = discretization.integrator.pullback
-    q, p = space.parameters(control), torch.zeros_like(states[-1])
-    if problem.terminal_cost is not None:
-        p, pq = problem.terminal_cost.derivative(states[-1], q)
-        yield "the derivative of the terminal cost", torch.cat((p.reshape(-1), pq))
-    for k in reversed(range(grid.steps)):
-        p, pu = pullback(problem, grid.nodes[k], grid.h, states[k], space.path(control)[k], p)
-        yield f"the adjoint of step {k}", torch.cat((p.reshape(-1), pu.reshape(-1)))
-    yield "the derivative of the initial state", problem.initial_state.vjp(q, p)
-    for cost in problem.control_cost:
-        yield "the derivative of the cost of the control", cost.derivative(space, control)
+def _look(place: str, *numbers: Tensor | None) -> None:
+    if not all(bool(torch.isfinite(n).all()) for n in numbers if n is not None):
+        raise _NotFinite(place)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """An integrator that looks at what each of its steps computes."""
+
+    integrator: Integrator
+    grid: TimeGrid
+
+    @property
+    def name(self) -> str:
+        return self.integrator.name
+
+    @property
+    def order(self) -> int:
+        return self.integrator.order
+
+    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        end, cost = self.integrator.step(problem, t, h, x, u)
+        k = self.grid.nodes.index(t)
+        _look(f"the running cost in step {k}", cost)
+        _look(f"the state after step {k}", end)
+        return end, cost
+
+    def pullback(
+        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        before, by_control = self.integrator.pullback(problem, t, h, x, u, p)
+        _look(f"the adjoint of step {self.grid.nodes.index(t)}", before, by_control)
+        return before, by_control
+
+    def tangent(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+        return self.integrator.tangent(*arguments)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.integrators.integrator import Integrator
+from ocp.integrators.integrator import Integrator, SelectiveIntegrator
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.initial_state import Opening
 from ocp.problem.modules import leaving
 from ocp.space.bounds import Box, feasible
 from ocp.space.control import Control, ControlSpace, sample
@@ -62,7 +63,7 @@ class Discretization:
         if isinstance(start, Control):
             return problem.initial_state(start.parameters), start.path[0]
         # An opening computes in the type of its inputs; for a function of the parameters, the default has to do.
-        like = getattr(problem.initial_state, "inputs", torch.empty(0))
+        like = problem.initial_state.inputs if isinstance(problem.initial_state, Opening) else torch.empty(0)
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         x = problem.initial_state(like.new_zeros(problem.parameter_size, dtype=dtype))
         return x, x.new_zeros(problem.dynamics.control_size)
@@ -102,7 +103,7 @@ class Discretization:
                     + ("its real part may be what is meant" if "complex" in got else "sum or average over the batch")
                 )
         self._check_derivatives(x, u, q, f)
-        if hasattr(self.integrator, "check"):
+        if isinstance(self.integrator, SelectiveIntegrator):
             self.integrator.check(problem, x, u)
 
     def _check_derivatives(self, x: Tensor, u: Tensor, q: Tensor, f: Tensor) -> None:
@@ -122,7 +123,7 @@ class Discretization:
             found = piece(*arguments)
             found = (found,) if len(like) == 1 else found
             shapes = [tuple(entry.shape) for entry in like.values()]
-            if [tuple(getattr(entry, "shape", ("none",))) for entry in found] != shapes:
+            if [tuple(entry.shape) if isinstance(entry, Tensor) else None for entry in found] != shapes:
                 got = ", ".join(_describe(entry) for entry in found)
                 raise ValueError(f"{name} to return what has the shapes of {', '.join(like)}, {shapes}, got {got}")
 

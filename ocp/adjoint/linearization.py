@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ocp.adjoint.discretization import Discretization
-from ocp.adjoint.tapes import BY_AUTOGRAD
-from ocp.problem.dynamics import FunctionDynamics, gradients
+from ocp.problem.dynamics import gradients
 from ocp.problem.modules import Mapped
 
-__all__ = ["Linearization", "linearizes"]
-
-
-def linearizes(discretization: Discretization) -> bool:
-    """Whether the steps are explicit, of plain functions that can be mapped, and of a state of few numbers."""
-    problem, integrator = discretization.problem, discretization.integrator
-    implicit = any(getattr(getattr(integrator, "tableau", None), "diagonal", ()))
-    if implicit or not hasattr(integrator, "advance") or type(problem.running_cost) not in BY_AUTOGRAD:
-        return False
-    return type(problem.dynamics) is FunctionDynamics and problem.dynamics.suits(*discretization.example())
+__all__ = ["Linearization"]
 
 
 class Linearization:
@@ -43,11 +31,10 @@ class Linearization:
     """
 
     def __init__(self, discretization: Discretization, states: Tensor, path: Tensor, p: Tensor):
-        problem, grid = discretization.problem, discretization.grid
-        integrator: Any = discretization.integrator
+        problem, grid, integrator = discretization.problem, discretization.grid, discretization.integrator
 
         def step(t: float, x: Tensor, u: Tensor) -> Tensor:
-            end, cost = integrator.advance(problem, t, grid.h, x, u)
+            end, cost = integrator.step(problem, t, grid.h, x, u)
             return torch.cat((end.flatten(), x.new_zeros(1) if cost is None else cost.view(1)))
 
         with torch.enable_grad():

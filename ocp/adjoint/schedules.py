@@ -1,4 +1,4 @@
-"""Which steps to remember, which to take again, which to undo: plans for the way to the end and back."""
+"""Checkpointing schedules: which steps to remember, which to take again, which to undo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,23 @@ from functools import lru_cache
 from math import ceil, comb
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Advance", "Binomial", "Keep", "Memory", "Restore", "Reverse", "Reversible", "StoreAll", "Take", "Undo"]
+from ocp.integrators.integrator import Integrator, Invertible
+
+__all__ = [
+    "Advance",
+    "Binomial",
+    "Keep",
+    "Offloading",
+    "Restore",
+    "Reverse",
+    "Reversible",
+    "Schedule",
+    "SelectiveSchedule",
+    "StoreAll",
+    "Take",
+    "Undo",
+    "as_schedule",
+]
 
 
 @dataclass(frozen=True)
@@ -59,26 +75,57 @@ class Restore:
     slot: int
 
 
-#: What a plan asks for.
+#: One thing that a schedule asks for.
 Action = Advance | Take | Reverse | Undo | Keep | Restore
 
 
 @runtime_checkable
-class Memory(Protocol):
-    """A plan for one sweep forward and one back. Its first `Take` ends at the last node.
+class Schedule(Protocol):
+    """What to do on the way to the final time and back. The first `Take` ends at the last node.
 
-    Two things more are optional: a method ``check(integrator)``, which raises ``TypeError`` for integrators that the
-    plan is not made for, and a number ``host``, of the first slots, that are in the memory of the host.
+    A schedule may also be `Offloading` or a `SelectiveSchedule`.
     """
 
     def slots_for(self, steps: int) -> int:
-        """How many slots are used."""
+        """The number of slots it uses."""
 
     def span(self, steps: int) -> int:
-        """How many steps at most are remembered at a time."""
+        """The largest number of steps that are remembered at a time."""
 
     def actions(self, steps: int) -> Iterator[Action]:
-        """What to do, in this order, beginning with the state at node 0."""
+        """The actions in order, beginning with the state at node 0."""
+
+
+@runtime_checkable
+class Offloading(Schedule, Protocol):
+    """A schedule that keeps some slots in the memory of the host."""
+
+    @property
+    def host(self) -> int:
+        """The number of these slots; they are the first ones."""
+
+
+@runtime_checkable
+class SelectiveSchedule(Schedule, Protocol):
+    """A schedule that some integrators cannot follow."""
+
+    def check(self, integrator: Integrator) -> None:
+        """Raise ``TypeError`` if this integrator cannot follow it."""
+
+
+def as_schedule(schedule: Any, integrator: Integrator) -> Schedule:
+    """The schedule itself, once it is known that the integrator can follow it.
+
+    Raises
+    ------
+    TypeError
+        If it is not a schedule, or if the integrator cannot follow it.
+    """
+    if isinstance(schedule, type) or not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule: expected StoreAll(), Binomial(slots) or Reversible(), got {schedule!r}")
+    if isinstance(schedule, SelectiveSchedule):
+        schedule.check(integrator)
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -104,26 +151,26 @@ class StoreAll:
 
 @dataclass(frozen=True)
 class Binomial:
-    """Keep at most so many states and take the steps between them again: binomial checkpointing.
+    """Keep a fixed number of states and take the steps between them again: binomial checkpointing.
 
-    No plan with as many slots takes fewer steps: Griewank & Walther (2000), "Algorithm 799: revolve". With r the
-    least number such that N <= (s + r choose s), no step is taken more than r + 1 times. Where several steps are
-    remembered at a time the same holds with blocks of steps in the place of steps, ceil(N / block) of them.
+    No schedule with the same number of slots takes fewer steps: Griewank & Walther (2000), "Algorithm 799: revolve".
+    With r the least number such that N <= (s + r choose s), no step is taken more than r + 1 times. With several steps
+    remembered at a time, the same holds for the ceil(N / block) blocks in place of the steps.
 
     Parameters
     ----------
     slots : int
-        s, the state at the start included.
+        s, including the one for the initial state.
     block : int
-        How many steps are remembered at a time; many are faster than one by one, and need the room of as many.
+        How many steps are remembered at a time; larger blocks are faster and need more memory.
     host : int
-        So many of the slots, those that wait longest, are in the memory of the host, where a sweep on a device has
-        more room; copies overlap with the steps that follow.
+        How many of the slots, those that wait longest, are in the memory of the host, for sweeps on a device; copies
+        overlap with the steps that follow.
 
     Raises
     ------
     ValueError
-        If there is no slot, or no step in a block, or if ``host`` is no number of slots.
+        If ``slots`` or ``block`` is less than 1, or if ``host`` is not between 0 and ``slots``.
 
     Examples
     --------
@@ -185,25 +232,25 @@ class Binomial:
 
 @dataclass(frozen=True)
 class Reversible:
-    """Undo the steps on the way back in place of storing states; for integrators that have an ``inverse``, as `Verlet`.
+    """Undo steps on the way back instead of storing states; for `Invertible` integrators such as `Verlet`.
 
     A block of steps is undone, then taken again from the state at its beginning, to be remembered. So each step is
-    undone once and taken twice, and what is kept does not depend on the number of steps. States come back with
-    rounding errors, which grow with the number of steps undone in a row, and exponentially where nearby trajectories
-    part; `drift` measures them, and anchors bound them: with them what is kept grows by a state for each. Gomez, Ren,
-    Urtasun & Grosse (2017), "The reversible residual network", do so with layers.
+    undone once and taken twice, and the memory does not depend on the number of steps. Undone states differ from the
+    original ones by rounding errors, which grow with the number of steps undone in a row, and exponentially if nearby
+    trajectories diverge; `drift` measures them, and anchors bound them, at the cost of one state each. Gomez, Ren,
+    Urtasun & Grosse (2017), "The reversible residual network", treat layers this way.
 
     Parameters
     ----------
     every : int, optional
-        Keep an anchor, the state as it was on the way forward, at every so many steps; by default none but the ends.
+        Keep an anchor, the state of the way forward, every ``every`` steps; by default only the initial state.
     block : int
         How many steps are remembered at a time.
 
     Raises
     ------
     ValueError
-        If one of them is no integer of at least 1.
+        If one of them is not an integer of at least 1.
 
     Examples
     --------
@@ -220,18 +267,18 @@ class Reversible:
     def __post_init__(self) -> None:
         _at_least_one(every=1 if self.every is None else self.every, block=self.block)
 
-    def check(self, integrator: Any) -> None:
-        """See whether steps can be undone.
+    def check(self, integrator: Integrator) -> None:
+        """Make sure that steps can be undone.
 
         Raises
         ------
         TypeError
-            If the integrator has no ``inverse``.
+            If the integrator is not `Invertible`.
         """
-        if not hasattr(integrator, "inverse"):
+        if not isinstance(integrator, Invertible):
             raise TypeError(
-                'integrator: expected one whose steps can be undone, such as "verlet", for the plan Reversible, got '
-                f"{integrator.name}, which has no method inverse"
+                'integrator: expected one whose steps can be undone, such as "verlet", for the schedule Reversible, '
+                f"got {integrator.name}, which has no method inverse"
             )
 
     def slots_for(self, steps: int) -> int:
@@ -280,7 +327,7 @@ def _at_least_one(**numbers: int) -> None:
 
 
 def _reach(slots: int, repetitions: int) -> int:
-    """So many steps can be reversed with so many slots if each is taken again so many times at most."""
+    """How many steps can be reversed with this many slots if none is repeated more often than this."""
     return comb(slots + repetitions, slots) if repetitions >= 0 else 0
 
 

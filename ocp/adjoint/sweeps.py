@@ -2,149 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocp.adjoint.discretization import Discretization
-from ocp.adjoint.linearization import Linearization, linearizes
-from ocp.adjoint.schedules import Action, Advance, Keep, Memory, Restore, Reverse, Take, Undo
-from ocp.adjoint.tapes import Record, Stepwise, Taped
-from ocp.problem.control_problem import ControlProblem
+from ocp.adjoint.linearization import Linearization
+from ocp.adjoint.paths import choose, supports_linearization
+from ocp.adjoint.schedules import Schedule
+from ocp.adjoint.stepwise import Stepwise
+from ocp.adjoint.tapes import Tape
+from ocp.integrators.integrator import SecondOrderIntegrator
 from ocp.problem.costs import Readout
+from ocp.problem.protocols import (
+    SecondOrderControlCost,
+    SecondOrderDynamics,
+    SecondOrderInitialState,
+    SecondOrderRunningCost,
+    SecondOrderTerminalCost,
+)
 
-__all__ = ["Planned", "adjoint", "forward", "linearize", "record", "second_adjoint", "tangent", "without_hvp"]
+__all__ = ["adjoint", "forward", "linearize", "record", "second_adjoint", "tangent", "without_hvp"]
 
 
-#: A plan takes the steps that it does not remember so many at a time, in storage of that size: what a record does once
-#: for all of them weighs less then, and four states more are not much beside the slots.
-CHUNK = 4
-
-
-def record(discretization: Discretization, memory: Memory, x: Tensor, u: Tensor) -> Record:
-    """Room for the steps of a grid, to be remembered as a plan says and as integrator and problem allow.
+def record(discretization: Discretization, schedule: Schedule, x: Tensor, u: Tensor) -> Tape:
+    """The tape for the steps of a grid, as the schedule says and by the fastest path that problem and integrator allow.
 
     Parameters
     ----------
     discretization : Discretization
-    memory : Memory
+    schedule : Schedule
     x, u : Tensor
-        A state and the control of a step: for shape, type and device, and to try what the problem offers.
+        A state and the control of a step: for their shapes, type and device, and to try what the problem supports.
     """
-    problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
-    own, steps = getattr(integrator, "record", None), grid.steps
-    room = min(max(memory.span(steps), CHUNK), steps)
-    found: Record | None = None if own is None else own(problem, grid, room, x, u)
-    if found is not None and memory.span(steps) == steps:
-        return found
-    plain = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
-    if memory.span(steps) == steps:
-        return plain
-    slots = memory.slots_for(steps)
-    host = min(getattr(memory, "host", 0), slots)
-    far = torch.empty(host, *x.shape, dtype=x.dtype, pin_memory=host > 0 and x.is_cuda)
-    return Planned(memory, found or plain, plain, room, x.new_empty(slots - host + 3, *x.shape), far)
-
-
-class Planned:
-    """All steps of a grid, in the storage for a few of them and the slots that a plan wants.
-
-    Parameters
-    ----------
-    memory : Memory
-        The plan.
-    few : Record
-        What steps are taken and gone back through with.
-    plain : Stepwise
-        What steps are undone with, and taken where nothing is to be remembered of them but ``few`` would make a tape.
-    room : int
-        How many either can hold.
-    storage : Tensor
-        Shape (slots + 3, batch, *state); without the slots in ``far``.
-    far : Tensor
-        The first slots, in the memory of the host.
-    """
-
-    def __init__(self, memory: Memory, few: Record, plain: Stepwise, room: int, storage: Tensor, far: Tensor):
-        self.memory, self.few, self.plain, self.room = memory, few, plain, room
-        self._walk: Record = plain if isinstance(few, Taped) else few
-        self._x, self._start, self.end, *near = storage.unbind(0)
-        self._slots = (*far.unbind(0), *near)
-        self._ready = False
-
-    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> Tensor | None:
-        self._problem, self._first, self._path = problem, first, path
-        self._rest, total = self.memory.actions(len(path)), None
-        self._start.copy_(x)
-        self._x.copy_(x)
-        for action in self._rest:
-            cost = self._do(action)
-            if cost is not None:
-                total = cost if total is None else total + cost
-            if isinstance(action, Take):
-                break
-        self.end.copy_(self._x)
-        self._ready = True
-        return total
-
-    def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
-        for first, last in self.retrace():
-            p = self.few.backward(p, derivative[first:last])
-        return p
-
-    def retrace(self) -> Iterator[tuple[int, int]]:
-        """Go on with the plan after `forward`; yields the steps to go back through, when ``few`` remembers them."""
-        if not self._ready:
-            self.forward(self._problem, self._first, self._start, self._path)
-        self._ready = False
-        for action in self._rest:
-            if isinstance(action, Reverse):
-                yield action.first, action.last
-            else:
-                self._do(action)
-
-    def _do(self, action: Action) -> Tensor | None:
-        """One action that is not a step back; the running cost of the steps taken."""
-        match action:
-            case Keep(_, slot):
-                self._slots[slot].copy_(self._x, non_blocking=True)
-            case Restore(_, slot):
-                self._x.copy_(self._slots[slot], non_blocking=True)
-            case Advance(first, last):
-                return self._take(self._walk, first, last)
-            case Take(first, last):
-                return self._take(self.few, first, last)
-            case Undo(first, last):
-                self.plain.undo(self._problem, self._first + first, self._x, self._path[first:last])
-        return None
-
-    def _take(self, steps: Record, first: int, last: int, visited: Tensor | None = None) -> Tensor | None:
-        total = None
-        for begin in range(first, last, self.room):
-            end = min(begin + self.room, last)
-            cost = steps.forward(self._problem, self._first + begin, self._x, self._path[begin:end])
-            self._x.copy_(steps.end)
-            if visited is not None:
-                visited[begin : end + 1].copy_(steps.states)
-            if cost is not None:
-                total = cost if total is None else total + cost
-        return total
-
-    @property
-    @torch.no_grad()
-    def states(self) -> Tensor:
-        """All states, for which the steps are taken once more, and again before the next way back."""
-        self._ready = False
-        states = self._x.new_empty(len(self._path) + 1, *self._x.shape)
-        self._x.copy_(self._start)
-        self._take(self._walk, 0, len(self._path), states)
-        return states
+    return choose(discretization, schedule, x, u)
 
 
 @torch.no_grad()
-def forward(discretization: Discretization, control: Tensor, states: Tensor | Record) -> Tensor:
+def forward(discretization: Discretization, control: Tensor, states: Tensor | Tape) -> Tensor:
     """State sweep x_{k+1} = Psi_h(t_k, x_k, u_k).
 
     Parameters
@@ -152,9 +48,9 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor | Re
     discretization : Discretization
     control : Tensor
         Flat, shape (N m + s,).
-    states : Tensor or Record
-        Shape (N + 1, batch, *state); overwritten with the trajectory. A record, which `record` makes, remembers in its
-        place what the adjoint sweep needs.
+    states : Tensor or Tape
+        Storage of shape (N + 1, batch, *state), overwritten with the trajectory; or a tape from `record`, which
+        remembers what the adjoint sweep needs.
 
     Returns
     -------
@@ -180,7 +76,7 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor | Re
 def adjoint(
     discretization: Discretization,
     control: Tensor,
-    states: Tensor | Record,
+    states: Tensor | Tape,
     costates: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -191,8 +87,8 @@ def adjoint(
     discretization : Discretization
     control : Tensor
         Flat, shape (N m + s,).
-    states : Tensor or Record
-        What `forward` wrote for this control. A record serves one adjoint sweep.
+    states : Tensor or Tape
+        What `forward` wrote for this control. A tape serves one adjoint sweep.
     costates : Tensor, optional
         Of the shape of the states; overwritten with p_0, ..., p_N where they are wanted.
     out : Tensor, optional
@@ -269,7 +165,7 @@ def tangent(
 @torch.no_grad()
 def linearize(discretization: Discretization, control: Tensor, states: Tensor) -> Linearization | None:
     """All steps at once, for `second_adjoint` at this control in many directions; None where that is not offered."""
-    if not linearizes(discretization):
+    if not supports_linearization(discretization):
         return None
     p = _last_costate(discretization, control, states[-1])
     return Linearization(discretization, states, discretization.space.path(control), p)
@@ -342,19 +238,20 @@ def second_adjoint(
 
 
 def without_hvp(discretization: Discretization) -> dict[str, str]:
-    """The pieces that stand in the way of second derivatives, and of what kind each is; empty where there are none."""
+    """The pieces without second derivatives, each with what was expected and what it is; empty if all have them."""
     problem, last = discretization.problem, discretization.problem.terminal_cost
-    pieces: list[tuple[str, Any, str]] = [
-        ("dynamics", problem.dynamics, "hvp"),
-        ("initial_state", problem.initial_state, "hvp"),
-        ("running_cost", problem.running_cost, "hvp"),
-        ("terminal_cost", last, "hvp"),
-        ("terminal_cost.cost", last.cost if isinstance(last, Readout) else None, "hvp"),
-        *(("control_cost", cost, "hvp") for cost in problem.control_cost),
-        ("integrator", discretization.integrator, "pullback_tangent"),
+    pieces: list[tuple[str, Any, type]] = [
+        ("dynamics", problem.dynamics, SecondOrderDynamics),
+        ("initial_state", problem.initial_state, SecondOrderInitialState),
+        ("running_cost", problem.running_cost, SecondOrderRunningCost),
+        ("terminal_cost", last, SecondOrderTerminalCost),
+        ("terminal_cost.cost", last.cost if isinstance(last, Readout) else None, SecondOrderTerminalCost),
+        *(("control_cost", cost, SecondOrderControlCost) for cost in problem.control_cost),
+        ("integrator", discretization.integrator, SecondOrderIntegrator),
     ]
     return {
-        name: f"a method {method} for second derivatives, got {type(piece).__name__}"
-        for name, piece, method in pieces
-        if piece is not None and not hasattr(piece, method)
+        name: f"a method {'pullback_tangent' if name == 'integrator' else 'hvp'} for second derivatives, "
+        f"got {type(piece).__name__}"
+        for name, piece, protocol in pieces
+        if piece is not None and not isinstance(piece, protocol)
     }

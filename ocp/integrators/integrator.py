@@ -1,4 +1,4 @@
-"""What a time integrator is, and those that have a name."""
+"""What a time integrator is: the methods each must have, those it may offer, and the integrators known by name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from ocp.integrators.tableaus import (
     MIDPOINT,
     RK4,
     SDIRK2,
+    Tableau,
 )
 from ocp.integrators.verlet import Verlet
-from ocp.problem.control_problem import ControlProblem
+from ocp.problem.protocols import StateEquation
 
-__all__ = ["INTEGRATORS", "Integrator", "as_integrator"]
+__all__ = [
+    "INTEGRATORS",
+    "Integrator",
+    "Invertible",
+    "SecondOrderIntegrator",
+    "SelectiveIntegrator",
+    "StageWiseIntegrator",
+    "as_integrator",
+]
 
 
 @runtime_checkable
 class Integrator(Protocol):
     """The step x_{k+1} = Psi_h(t_k, x_k, u_k) of a problem, together with the running cost over the step.
 
-    Three methods more are optional: ``pullback_tangent``, for second derivatives; ``check(problem, x, u)``, which
-    raises ``ValueError`` for problems that the scheme is not made for, given a state and the control of a step; and
-    ``inverse(problem, t, h, x, u, out)``, for the plan `Reversible`: it writes to ``out``, which may be x, the state
-    from which the step from time t arrives at x.
+    An integrator knows one step; the loops over time are in `ocp.adjoint`. It may also be a `SecondOrderIntegrator`,
+    for Hessian products, an `Invertible` one, for the schedule `Reversible`, or a `SelectiveIntegrator`; for faster
+    sweeps, `Traceable` or a `StageWiseIntegrator`.
     """
 
     @property
@@ -40,18 +48,70 @@ class Integrator(Protocol):
     @property
     def order(self) -> int: ...
 
-    def step(self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor) -> Tensor | None:
-        """Write the next state to ``out`` and return the running cost over the step, None where there is none."""
+    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The next state and the running cost over the step, which is None if the problem has none."""
 
     def pullback(
-        self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
+        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Transpose of the step: from the costate at its end to the costate at its start and the derivative by u."""
 
     def tangent(
-        self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
+        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Directional derivative of the next state and of the running cost."""
+        """Directional derivatives of the next state and of the running cost."""
+
+
+@runtime_checkable
+class SecondOrderIntegrator(Integrator, Protocol):
+    """An integrator with second derivatives."""
+
+    def pullback_tangent(
+        self,
+        problem: StateEquation,
+        t: float,
+        h: float,
+        x: Tensor,
+        u: Tensor,
+        p: Tensor,
+        dx: Tensor,
+        du: Tensor,
+        dp: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tangent of the transpose: the costate at the start, its tangent, and the tangent of the derivative by u.
+
+        Parameters
+        ----------
+        p, dp : Tensor
+            Costate at the end of the step and its tangent.
+        dx, du : Tensor
+            Tangents of the state at the start and of the control.
+        """
+
+
+@runtime_checkable
+class Invertible(Integrator, Protocol):
+    """An integrator whose steps can be undone."""
+
+    def inverse(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
+        """The state from which the step from time t arrives at x, up to rounding."""
+
+
+@runtime_checkable
+class SelectiveIntegrator(Integrator, Protocol):
+    """An integrator that is made for some problems only."""
+
+    def check(self, problem: StateEquation, x: Tensor, u: Tensor) -> None:
+        """Raise ``ValueError`` if it is not made for this problem, given a state and the control of a step."""
+
+
+@runtime_checkable
+class StageWiseIntegrator(Integrator, Protocol):
+    """A Runge-Kutta scheme whose stages a sweep may evaluate in storage of its own."""
+
+    @property
+    def explicit_tableau(self) -> Tableau | None:
+        """The coefficients; None if stages are implicit."""
 
 
 _TABLEAUS = (EULER, MIDPOINT, HEUN, RK4, DOPRI5, BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON, SDIRK2)

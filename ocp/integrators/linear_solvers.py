@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ocp.problem.dynamics import Dynamics
+from ocp.problem.protocols import Dynamics
 
 __all__ = ["ConstantJacobian", "DenseLU", "Factorization", "LinearSolver"]
 

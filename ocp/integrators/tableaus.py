@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isclose
 
 __all__ = [
@@ -16,7 +18,11 @@ __all__ = [
     "RK4",
     "SDIRK2",
     "Tableau",
+    "Weights",
 ]
+
+#: The terms of a sum: which tensor, and its weight. Those with weight zero are left out.
+Weights = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,50 @@ class Tableau:
     b: tuple[float, ...]
     order: int
 
-    @property
+    @cached_property
     def c(self) -> tuple[float, ...]:
         """Stage times, the row sums of A."""
         return tuple(float(sum(row)) for row in self.A)
 
-    @property
+    @cached_property
     def diagonal(self) -> tuple[float, ...]:
         """The diagonal of A, zero at explicit stages."""
         return tuple(row[i] if len(row) > i else 0.0 for i, row in enumerate(self.A))
+
+    @property
+    def explicit(self) -> bool:
+        """Whether no stage is implicit."""
+        return not any(self.diagonal)
+
+    @cached_property
+    def rows(self) -> tuple[Weights, ...]:
+        """For each stage, the weights of those before it."""
+        return tuple([(j, a) for j, a in enumerate(row[:i]) if a] for i, row in enumerate(self.A))
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The weights b of the stages at the end of the step."""
+        return [(i, b) for i, b in enumerate(self.b) if b]
+
+    @cached_property
+    def later(self) -> tuple[tuple[int, Weights, float], ...]:
+        """(i, row i, c_i) for every stage after the first."""
+        return tuple(zip(range(1, len(self.b)), self.rows[1:], self.c[1:], strict=True))
+
+    @cached_property
+    def backward(self) -> tuple[tuple[int, float, Weights], ...]:
+        """(i, b_i, column i) for the same stages, the last one first."""
+        return tuple((i, self.b[i], self._column(i)) for i in reversed(range(1, len(self.b))))
+
+    @cached_property
+    def opening(self) -> tuple[float, Weights]:
+        """(b_0, column 0) of the first stage."""
+        return self.b[0], self._column(0)
+
+    def _column(self, i: int) -> Weights:
+        """The weights of stage i in the stages after it, which are counted from the last one, 0, backward."""
+        after = [(len(self.b) - 1 - j, self.A[j][i]) for j in range(i + 1, len(self.b))]
+        return [(k, a) for k, a in reversed(after) if a]
 
     def __post_init__(self) -> None:
         if len(self.A) != len(self.b) or any(len(row) not in (i, i + 1) for i, row in enumerate(self.A)):

@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.adjoint.tapes import Record, explicit
-from ocp.problem.control_problem import ControlProblem
-from ocp.problem.dynamics import Dynamics
-from ocp.space.grid import TimeGrid
+from ocp.problem.protocols import Dynamics, StateEquation
 
 __all__ = ["Verlet"]
 
@@ -90,7 +87,12 @@ class Verlet:
     def order(self) -> int:
         return 2
 
-    def check(self, problem: ControlProblem, x: Tensor, u: Tensor) -> None:
+    @property
+    def supports_autograd(self) -> bool:
+        """Autograd can follow every step."""
+        return True
+
+    def check(self, problem: StateEquation, x: Tensor, u: Tensor) -> None:
         """Look at the derivatives of the dynamics at a random point near (x, u).
 
         Raises
@@ -124,28 +126,18 @@ class Verlet:
             states.append(part.step(f, t, h, states[-1], u))
         return states
 
-    def step(self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor) -> Tensor | None:
-        end, cost = self.advance(problem, t, h, x, u)
-        out.copy_(end)
-        return cost
-
-    def advance(self, problem: Any, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The next state and the running cost over the step, by operations that autograd can follow."""
+    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
         L, end = problem.running_cost, self._states(problem.dynamics, t, h, x, u)[-1]
         return end, None if L is None else 0.5 * h * (L(t, x, u) + L(t + h, end, u))
 
-    def inverse(self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, out: Tensor) -> None:
-        """Write to ``out``, which may be x, the state at time t from which the step arrives at x, but for rounding."""
+    def inverse(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
+        """The state at time t from which the step arrives at x, up to rounding."""
         for part in reversed(_SUBSTEPS):
             x = part.inverse(problem.dynamics, t, h, x, u)
-        out.copy_(x)
-
-    def record(self, problem: ControlProblem, grid: TimeGrid, steps: int, x: Tensor, u: Tensor) -> Record | None:
-        """Room for steps that are remembered for their transposes."""
-        return explicit(self, None, problem, grid, steps, x, u)
+        return x
 
     def pullback(
-        self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
+        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
     ) -> tuple[Tensor, Tensor]:
         f, L = problem.dynamics, problem.running_cost
         *states, end = self._states(f, t, h, x, u)
@@ -160,7 +152,7 @@ class Verlet:
         return p, derivative
 
     def tangent(
-        self, problem: ControlProblem, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
+        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         L = problem.running_cost
         states = self._states(problem.dynamics, t, h, x, u)
@@ -184,7 +176,7 @@ class Verlet:
 
     def pullback_tangent(
         self,
-        problem: ControlProblem,
+        problem: StateEquation,
         t: float,
         h: float,
         x: Tensor,
@@ -194,7 +186,6 @@ class Verlet:
         du: Tensor,
         dp: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tangent of the transpose, as that of `RungeKutta`."""
         f: Any = problem.dynamics
         L: Any = problem.running_cost
         *states, end = self._states(f, t, h, x, u)

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint import sweeps
-from ocp.adjoint.cuda import graphs
 from ocp.adjoint.discretization import Discretization
 from ocp.adjoint.linearization import Linearization
 from ocp.adjoint.pages import Pages
-from ocp.adjoint.schedules import Memory, StoreAll
-from ocp.adjoint.tapes import Record
+from ocp.adjoint.schedules import Schedule, StoreAll, as_schedule
+from ocp.adjoint.tapes import Tape
 from ocp.adjoint.trajectory import Trajectory
 from ocp.integrators.integrator import Integrator, as_integrator
 from ocp.objective.processes import ALONE, Processes
@@ -148,7 +147,7 @@ class _Evaluation:
 class _Buffer:
     """The storage of a trajectory, and which evaluation it holds."""
 
-    record: Record
+    record: Tape
     holds: _Evaluation | None = None
 
     @property
@@ -169,7 +168,7 @@ class ReducedObjective:
     discretization : Discretization
     work : Work, optional
         Where to count; by default a count of its own, in gradients of this objective.
-    memory : Memory
+    memory : Schedule
         Which steps to remember for the derivative; by default all.
     processes : Processes
         Each of them sweeps its part of the samples. Costs are averages over the samples, so the mean of the parts,
@@ -187,7 +186,7 @@ class ReducedObjective:
 
     discretization: Discretization
     work: Work = None  # type: ignore[assignment]
-    memory: Memory = StoreAll()
+    memory: Schedule = StoreAll()
     processes: Processes = ALONE
     _buffers: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     _recent: list[_Evaluation] = field(default_factory=list, repr=False)
@@ -212,7 +211,6 @@ class ReducedObjective:
         if self.work is None:
             self.work = Work(self._steps, self._shape[0])
         self._grids[self._steps] = self
-        self._graphs: dict[tuple[torch.dtype, torch.device], graphs.Graphs] = {}
 
     @property
     def box(self) -> Box | None:
@@ -306,9 +304,8 @@ class ReducedObjective:
         if self._share == 0:
             return torch.zeros_like(u)
         held, buffer.holds = buffer.holds, None  # a record serves one adjoint sweep, also one that is interrupted
-        version, fixed = _version(u), self._fixed(buffer, u)
-        out = None if fixed else self._pages.empty_like(u)
-        own = fixed.adjoint(u) if fixed else sweeps.adjoint(self._own, u, buffer.record, None, out)
+        version = _version(u)
+        own = sweeps.adjoint(self._own, u, buffer.record, None, self._pages.empty_like(u))
         _unchanged(u, version)
         buffer.holds = held
         return own
@@ -393,15 +390,6 @@ class ReducedObjective:
             self._buffers[key] = _Buffer(sweeps.record(self._own, self.memory, x, u))
         return self._buffers[key]
 
-    def _fixed(self, buffer: _Buffer, control: Tensor) -> graphs.Graphs | None:
-        """The own sweeps as graphs, where they can be."""
-        if not graphs.suits(buffer.record, control):
-            return None
-        key = control.dtype, control.device
-        if key not in self._graphs:
-            self._graphs[key] = graphs.Graphs(self._own, buffer.record, control)
-        return self._graphs[key]
-
     def _evaluate(self, control: Tensor) -> _Evaluation:
         known = self._known(control)
         if known is not None:
@@ -429,8 +417,7 @@ class ReducedObjective:
         # In the last batch of an epoch there may be nothing for this process.
         version, local = _version(control), control.new_zeros(())
         if self._share > 0:
-            fixed = self._fixed(buffer, control)
-            local = fixed.forward(control) if fixed else sweeps.forward(self._own, control, buffer.record)
+            local = sweeps.forward(self._own, control, buffer.record)
         _unchanged(control, version)
         self.work.charge(FORWARD_SHARE, self._steps, self._shape[0])
         if known is None:
@@ -549,7 +536,7 @@ def free_part(objective: Objective, control: Tensor) -> tuple[Tensor, Tensor | N
 
 
 def discretize(
-    problem: ControlProblem, steps: int, integrator: Integrator | str = "euler", memory: Memory = StoreAll()
+    problem: ControlProblem, steps: int, integrator: Integrator | str = "euler", memory: Schedule = StoreAll()
 ) -> ReducedObjective:
     """The reduced objective of a problem on a uniform grid.
 
@@ -559,7 +546,7 @@ def discretize(
     steps : int
     integrator : str or Integrator
         ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `INTEGRATORS`, or one of your own.
-    memory : Memory
+    memory : Schedule
         ``StoreAll()``, or for less memory and more steps ``Binomial(slots)``, or ``Reversible()`` with an integrator
         whose steps can be undone; the derivative is the same.
 
@@ -572,8 +559,4 @@ def discretize(
         raise TypeError(f"problem: expected a ControlProblem, got {type(problem).__name__}")
     discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
     discretization.check()
-    if isinstance(memory, type) or not isinstance(memory, Memory):
-        raise TypeError(f"memory: expected StoreAll(), Binomial(slots) or Reversible(), got {memory!r}")
-    if hasattr(memory, "check"):
-        memory.check(discretization.integrator)
-    return ReducedObjective(discretization, memory=memory)
+    return ReducedObjective(discretization, memory=as_schedule(memory, discretization.integrator))

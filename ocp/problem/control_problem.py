@@ -3,121 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import isclose, isfinite
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocp.problem.costs import (
-    ControlCost,
-    RunningCost,
-    RunningFunction,
-    TerminalCost,
-    TerminalFunction,
-    as_control_costs,
-    as_running_cost,
-    as_terminal_cost,
-)
-from ocp.problem.dynamics import Dynamics, as_dynamics
-from ocp.problem.modules import FlatModule, hvp, pullback
+from ocp.problem.costs import as_control_costs, as_running_cost, as_terminal_cost
+from ocp.problem.dynamics import as_dynamics
+from ocp.problem.initial_state import as_initial_state
+from ocp.problem.protocols import ControlCost, Divisible, Dynamics, InitialState, RunningCost, TerminalCost
 from ocp.space.bounds import Bounds, as_bounds
 from ocp.space.control import Control, ControlSpace, Path
 from ocp.space.grid import TimeGrid
 
-__all__ = ["ControlProblem", "FixedState", "InitialState", "Opening", "StateFunction", "Study"]
-
-
-@runtime_checkable
-class InitialState(Protocol):
-    """The map X0 from parameters q to the initial state, with its derivatives.
-
-    Second derivatives need a method more, which nothing else asks for: ``hvp(q, p, dq)``, the Hessian of <p, X0(q)>
-    applied to dq, of the shape of q.
-    """
-
-    def __call__(self, q: Tensor) -> Tensor:
-        """The initial state, shape (batch, *state)."""
-
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
-        """Transposed derivative dX0/dq^T p, of the shape of q."""
-
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
-        """Directional derivative dX0/dq dq, of the shape of the state."""
-
-
-@dataclass(frozen=True)
-class FixedState:
-    """An initial state that depends on no parameters."""
-
-    x: Tensor
-
-    def __call__(self, q: Tensor) -> Tensor:
-        return self.x
-
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
-        return torch.zeros_like(q)
-
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
-        return torch.zeros_like(self.x)
-
-    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
-        return torch.zeros_like(q)
-
-    def take(self, indices: Tensor) -> FixedState:
-        """Some of the samples."""
-        return FixedState(self.x[indices])
-
-
-@dataclass(frozen=True)
-class StateFunction:
-    """A plain function q -> x_0 as initial state."""
-
-    function: Callable[[Tensor], Tensor]
-
-    def __call__(self, q: Tensor) -> Tensor:
-        return self.function(q)
-
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
-        return pullback(self.function, (q,), p)[0]
-
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
-        return torch.func.jvp(self.function, (q,), (dq,))[1]
-
-    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
-        return hvp(self.function, (q,), (dq,), p)[0]
-
-
-@dataclass(frozen=True)
-class Opening:
-    """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q from ``offset`` on."""
-
-    module: FlatModule
-    inputs: Tensor
-    offset: int = 0
-
-    def _part(self, q: Tensor) -> Tensor:
-        return q[self.offset : self.offset + self.module.size]
-
-    def __call__(self, q: Tensor) -> Tensor:
-        return self.module(self._part(q), self.inputs)
-
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
-        by_parameters = torch.zeros_like(q)
-        self._part(by_parameters).copy_(self.module.by_parameters(self._part(q), self.inputs, p))
-        return by_parameters
-
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
-        return torch.func.jvp(self, (q,), (dq,))[1]
-
-    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
-        return hvp(self, (q,), (dq,), p)[0]
-
-    def take(self, indices: Tensor) -> Opening:
-        """Some of the samples."""
-        return replace(self, inputs=self.inputs[indices])
+__all__ = ["ControlProblem", "Study"]
 
 
 @dataclass(frozen=True)
@@ -200,7 +102,7 @@ class ControlProblem:
             raise ValueError(f"parameter_size: expected an integer >= 0, got {parameter_size!r}")
         fields = {
             "dynamics": dynamics,
-            "initial_state": _as_initial_state(initial_state),
+            "initial_state": as_initial_state(initial_state),
             "terminal_cost": as_terminal_cost(terminal_cost),
             "running_cost": as_running_cost(running_cost),
             "control_cost": as_control_costs(control_cost),
@@ -236,16 +138,14 @@ class ControlProblem:
         ValueError
             If a piece that depends on the samples cannot be divided.
         """
-        pieces = ("initial_state", "terminal_cost", "running_cost")
-        parts: dict[str, Any] = {name: getattr(self, name) for name in pieces}
-        for name, part in parts.items():
-            if part is None or isinstance(part, TerminalFunction | RunningFunction):
-                continue
-            if not hasattr(part, "take"):
+        parts: dict[str, Any] = {}
+        for name in ("initial_state", "terminal_cost", "running_cost"):
+            part = getattr(self, name)
+            if not (part is None or isinstance(part, Divisible)):
                 raise ValueError(
                     f"{name}: expected a piece with a method take(indices) for mini-batches, got {type(part).__name__}"
                 )
-            parts[name] = part.take(indices)
+            parts[name] = None if part is None else part.take(indices)
         taken = copy.copy(self)  # what was checked need not be checked for each batch
         for name, part in parts.items():
             object.__setattr__(taken, name, part)
@@ -276,26 +176,6 @@ def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> Non
         )
     if not isclose(space.grid.horizon, horizon):
         raise ValueError(f"start: expected a control on the horizon {horizon:g}, got {space.grid.horizon:g}")
-
-
-def _as_initial_state(x: Any) -> InitialState:
-    if isinstance(x, Tensor):
-        if x.ndim < 2 or not x.is_floating_point():
-            raise ValueError(
-                "initial_state: expected a floating-point tensor of shape (batch, *state), "
-                f"got shape {tuple(x.shape)} of {x.dtype}; a single state of n numbers has the shape (1, n)"
-            )
-        bad = int((~torch.isfinite(x)).sum())
-        if bad:
-            raise ValueError(
-                f"initial_state: expected finite numbers, got {bad} of {x.numel()} that are NaN or infinite"
-            )
-        return FixedState(x)
-    if isinstance(x, InitialState):
-        return x
-    if callable(x):
-        return StateFunction(x)
-    raise TypeError(f"initial_state: expected a tensor or a function of the parameters, got {type(x).__name__}")
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocp.problem.modules import FlatModule, Mapped, hvp, leaving, pullback
+from ocp.problem.protocols import ControlCost, RunningCost, TerminalCost
 from ocp.space.control import ControlSpace
 
 __all__ = [
-    "ControlCost",
     "CrossEntropy",
     "LeastSquares",
     "PointByPoint",
     "QuadraticRunning",
     "Readout",
-    "RunningCost",
     "RunningFunction",
-    "TerminalCost",
     "TerminalFunction",
     "Tikhonov",
     "TimeSmoothness",
@@ -29,55 +27,6 @@ __all__ = [
     "as_running_cost",
     "as_terminal_cost",
 ]
-
-
-@runtime_checkable
-class TerminalCost(Protocol):
-    """Phi(x_N, q): a scalar tensor, and its derivatives.
-
-    Second derivatives need a method more, which nothing else asks for: ``hvp(x, q, dx, dq)``, the Hessian by (x, q)
-    applied to (dx, dq), a pair of the shapes of x and q.
-    """
-
-    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
-        """The value, a tensor of shape ()."""
-
-    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """(dPhi/dx, dPhi/dq), of the shapes of x and q."""
-
-
-@runtime_checkable
-class RunningCost(Protocol):
-    """L(t, x, u), the integrand of the running cost: a scalar tensor, and its derivatives.
-
-    Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, dx, du)``, the Hessian by (x, u)
-    applied to (dx, du), a pair of the shapes of x and u.
-
-    Two methods more make sweeps fast: ``along(t, x, u)``, the values at n points, shape (n,), and
-    ``derivative_along(t, x, u)``, the derivatives there, of the shapes of x and u. Times have the shape (n,), states
-    (n, batch, *state), controls (n, control_size).
-    """
-
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
-        """The value, a tensor of shape ()."""
-
-    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(dL/dx, dL/du), of the shapes of x and u."""
-
-
-@runtime_checkable
-class ControlCost(Protocol):
-    """R(U, q): a cost on the control alone, with its derivative.
-
-    Second derivatives need a method more, which nothing else asks for: ``hvp(space, flat, direction)``, the Hessian
-    applied to a direction, a dual vector of the shape of ``flat``.
-    """
-
-    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
-        """The value, a tensor of shape ()."""
-
-    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
-        """The derivative, a dual vector of the shape of ``flat``."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +50,10 @@ class TerminalFunction:
         hx, hq = hvp(self._call, (x, q), (dx, dq))
         return hx, hq
 
+    def take(self, indices: Tensor) -> TerminalFunction:
+        """The function itself: it is assumed to treat all samples alike."""
+        return self
+
 
 @dataclass(frozen=True)
 class RunningFunction:
@@ -123,8 +76,17 @@ class RunningFunction:
         hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))
         return hx, hu
 
-    def suits(self, x: Tensor, u: Tensor) -> bool:
-        """Whether it can be evaluated at many points at once."""
+    @property
+    def supports_autograd(self) -> bool:
+        """Its derivatives are those of autograd."""
+        return True
+
+    def take(self, indices: Tensor) -> RunningFunction:
+        """The function itself: it is assumed to treat all samples alike."""
+        return self
+
+    def supports_batches(self, x: Tensor, u: Tensor) -> bool:
+        """Whether the function can be mapped over many points at once."""
         shift = torch.linspace(0, 0.2, 3).to(x)
         return self._mapped.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
 
@@ -141,6 +103,10 @@ class PointByPoint:
     """Any running cost at many points, one after the other."""
 
     cost: RunningCost
+
+    def supports_batches(self, x: Tensor, u: Tensor) -> bool:
+        """It always can be evaluated this way."""
+        return True
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         return torch.stack([self.cost(*point) for point in zip(t.tolist(), x, u, strict=True)])
@@ -175,6 +141,15 @@ class QuadraticRunning:
 
     def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         return dx * (self.state_weight / len(x)), self.control_weight * du
+
+    @property
+    def supports_autograd(self) -> bool:
+        """Autograd can follow it and finds the same derivatives."""
+        return True
+
+    def supports_batches(self, x: Tensor, u: Tensor) -> bool:
+        """It can be evaluated at many points at once, whatever their shape."""
+        return True
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         miss = (x - self.target).square().flatten(1).sum(1) / x.shape[1]
@@ -244,13 +219,14 @@ class CrossEntropy:
         return CrossEntropy(self.labels[indices])
 
 
-#: Torch takes a softmax along shorter rows than its vectors number by number, up to twenty times slower.
-VECTOR = 16
+#: Rows with fewer entries than this, those of a vector register, make torch compute a softmax entry by entry, up to
+#: twenty times slower.
+VECTOR_ENTRIES = 16
 
 
 def _classes(x: Tensor) -> tuple[Tensor, int]:
     """Logits, and the dimension that counts the classes: the first one where there are few."""
-    return (x.mT.contiguous(), 0) if x.shape[1] < VECTOR else (x, 1)
+    return (x.mT.contiguous(), 0) if x.shape[1] < VECTOR_ENTRIES else (x, 1)
 
 
 @dataclass(frozen=True)

@@ -1,117 +1,23 @@
-"""Right-hand sides of the state equation, and their derivatives."""
+"""Functions and torch modules as dynamics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ocp.problem.modules import FlatModule, Mapped, hvp, leaving, pullback, uncompiled
+from ocp.problem.protocols import Dynamics, Evaluations, Stages
 
-__all__ = [
-    "Dynamics",
-    "Evaluations",
-    "FunctionDynamics",
-    "ModuleDynamics",
-    "Stages",
-    "as_dynamics",
-    "gradients",
-    "offers",
-]
+__all__ = ["FunctionDynamics", "ModuleDynamics", "as_dynamics", "gradients"]
 
 
-@runtime_checkable
-class Dynamics(Protocol):
-    """The right-hand side f of x' = f(t, x, u).
-
-    States have the shape (batch, *state), controls the shape (control_size,); t is a float.
-
-    Second derivatives need a method more, which nothing else asks for: ``hvp(t, x, u, p, dx, du)``, the Hessian of
-    <p, f(t, x, u)> by (x, u) applied to (dx, du), a pair of the shapes of x and u.
-
-    A method more, ``over(path, stages)``, makes explicit sweeps fast: it gives the `Evaluations` of f at the stages of
-    consecutive steps with the controls ``path``, shape (S, m). Beside it, ``suits(x, u)`` may say no to some states,
-    and ``arrange(x)`` give a state in the layout in memory that the stages should have.
-    """
-
-    @property
-    def control_size(self) -> int:
-        """m, the length of u."""
-
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
-        """f(t, x, u), of the shape of x."""
-
-    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Transposed derivatives (df/dx^T p, df/du^T p) for p of the shape of x."""
-
-    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
-        """Directional derivative df/dx dx + df/du du."""
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Storage for the stages of S consecutive steps, r of them to a step: what their transposes need.
-
-    Attributes
-    ----------
-    t : Tensor
-        Shape (S, r): the times of the stages.
-    x, values : Tensor
-        Shape (S, r, batch, *state): stage states, and values of f there. On the way back a value may be overwritten
-        when its transpose is taken, with what the derivative by the control will need.
-    state, value : sequences of Tensor
-        The same for each of the S r stages, in the order of time.
-    """
-
-    t: Tensor
-    x: Tensor
-    values: Tensor
-    state: Sequence[Tensor]
-    value: Sequence[Tensor]
-
-    @property
-    def number(self) -> int:
-        """r, the number of stages of a step."""
-        return self.x.shape[1]
-
-
-class Evaluations(Protocol):
-    """f at the stages of consecutive steps: its values one by one, and their transposes one by one backward.
-
-    The derivative by the control is left for the end, so that it can be taken for all of the steps at once. Nothing
-    needs to be allocated on the way.
-    """
-
-    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
-        """Write f at stage j, time t and state x, to ``out``, which is ``stages.value[j]``."""
-
-    def linearize(self) -> None:
-        """Get ready for the transposes; all values and stage states are in place."""
-
-    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
-        """Add alpha f_x^T p at stage j to ``out``, which may be p itself."""
-
-    def by_control(self, alpha: float, out: Tensor) -> None:
-        """Write alpha f_u^T p, summed over the stages of each step, to ``out`` of shape (S, m)."""
-
-
-def offers(piece: Any, method: str, derivative: str) -> bool:
-    """Whether a piece has an optional method that fits its value and its derivative.
-
-    A subclass that overrides one of these alone has made the method of its parent into that of another function.
-    """
-    kinds = type(piece).__mro__
-    fast, *plain = (next((kind for kind in kinds if n in vars(kind)), None) for n in (method, "__call__", derivative))
-    return fast is not None and all(kind is not None and issubclass(fast, kind) for kind in plain)
-
-
-#: States of at most so many numbers, all samples together, have their Jacobians computed: one backward pass for each
-#: number, through all steps at once, in place of one for each step. Tuned on oscillators and on the heat equation.
-SMALL = 16
+#: The most numbers in a state, all samples together, for which Jacobians are computed: one backward pass for each
+#: number, through all steps at once, instead of one for each step. Tuned on oscillators and on the heat equation.
+JACOBIAN_NUMBERS = 16
 
 
 class FunctionDynamics:
@@ -150,9 +56,14 @@ class FunctionDynamics:
         hx, hu = hvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du), p)
         return hx, hu
 
-    def suits(self, x: Tensor, u: Tensor) -> bool:
-        """Whether Jacobians at all steps at once are the way for such states."""
-        if x.numel() > SMALL:
+    @property
+    def supports_autograd(self) -> bool:
+        """Its derivatives are those of autograd."""
+        return True
+
+    def supports_stages(self, x: Tensor, u: Tensor) -> bool:
+        """Whether Jacobians at all steps at once are faster: for small states of functions that can be mapped."""
+        if x.numel() > JACOBIAN_NUMBERS:
             return False
         shift = torch.linspace(0, 0.2, 3).to(x)
         t, points = shift, x + shift.view(-1, *[1] * x.ndim)
@@ -161,6 +72,10 @@ class FunctionDynamics:
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The function at the stages of consecutive steps, with the Jacobians of all of them at once."""
         return _Jacobians(self._mapped, path, stages)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """The state as it is."""
+        return x
 
 
 class _Jacobians:
@@ -171,9 +86,9 @@ class _Jacobians:
         self._u = path.unbind(0)
         self._number = stages.number
 
-    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
+    def value(self, j: int, t: float, x: Tensor) -> Tensor:
         # A copy, since the function may write to it; the transposes need the control as it was.
-        out.copy_(self.mapped.function(t, x, self._u[j // self._number].clone()))
+        return self.stages.value[j].copy_(self.mapped.function(t, x, self._u[j // self._number].clone()))
 
     def linearize(self) -> None:
         stages, r = self.stages, self._number
@@ -187,15 +102,16 @@ class _Jacobians:
         self._by_state = by_state.flatten(2).mT.unbind(0)
         self._costates = [c.view(-1) for c in stages.value]
 
-    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+    def transpose(self, j: int, p: Tensor, out: Tensor) -> Tensor:
         kappa = self._costates[j]
         kappa.copy_(p.view(-1))
-        out.view(-1).addmv_(self._by_state[j], kappa, alpha=alpha)
+        out.view(-1).addmv_(self._by_state[j], kappa, alpha=self.stages.h)
+        return out
 
-    def by_control(self, alpha: float, out: Tensor) -> None:
+    def by_control(self, out: Tensor) -> None:
         kappa = self.stages.values.flatten(2).unsqueeze(2)  # (S, r, 1, n)
         by_stage = kappa @ self._by_control.unflatten(0, (-1, self._number))
-        torch.mul(by_stage.sum(1).squeeze(1), alpha, out=out)
+        torch.mul(by_stage.sum(1).squeeze(1), self.stages.h, out=out)
 
 
 def gradients(entry: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
@@ -252,11 +168,13 @@ class ModuleDynamics:
         hu, hx = hvp(self._plain, (u, x), (du, dx), p)
         return hx, hu
 
-    def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:
-        """f with the controls of S steps bound, shape (S, m), and the leaves that autograd is to differentiate by.
+    @property
+    def supports_autograd(self) -> bool:
+        """Its derivatives are those of autograd."""
+        return True
 
-        The leaves have the shapes (S, k) with sizes k that add up to m: one for each parameter of the block.
-        """
+    def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:
+        """As for any `Bindable`; there is one leaf of shape (S, *shape) for each parameter of the block."""
         leaves = [part.detach().requires_grad_() for part in self.flat.parts(path)]
         steps = zip(*(leaf.unbind(0) for leaf in leaves), strict=True) if leaves else iter([()] * len(path))
         return leaves, [partial(self._bound, parts) for parts in steps]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from ocp.problem.dynamics import Evaluations, Stages
+from ocp.problem.protocols import Evaluations, Stages
 
 __all__ = ["RELU", "SMOOTH_RELU", "TANH", "Activation", "Antisymmetric", "Convolution", "Dense", "Free", "WeightMap"]
 
@@ -228,6 +228,10 @@ class Dense:
         hK = self.weight.transpose(dz.t() @ x + z.t() @ dx)
         return dz @ A + z @ dA, torch.cat((hK.reshape(-1), dz.sum(0)))
 
+    def supports_stages(self, x: Tensor, u: Tensor) -> bool:
+        """The layers of all states do."""
+        return True
+
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The layers of consecutive steps, which keep their activations: they are the values of f."""
         return _DenseLayers(self, path, stages)
@@ -237,7 +241,7 @@ class Dense:
 
         A product of matrices whose rows do not fill the vectors of a processor takes up to five times as long.
         """
-        filled = self.width * x.element_size() % VECTOR == 0
+        filled = self.width * x.element_size() % VECTOR_BYTES == 0
         return x if filled or x.device.type != "cpu" else x.mT.contiguous().mT
 
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
@@ -253,12 +257,12 @@ class Dense:
         return nn.Sequential(linear, self.activation.module())
 
 
-#: Bytes of the longest vectors of a processor.
-VECTOR = 64
+#: The size of a processor's longest vector registers.
+VECTOR_BYTES = 64
 
-#: Weight gradients of at least so many entries are products of their own, which write where they belong; smaller ones
-#: are taken for many steps at once. Tuned on one core: a product of fewer entries costs less than its call.
-LARGE = 64 * 64
+#: Weight gradients of at least this many entries are computed step by step, each written to its place; smaller ones
+#: for many steps at once. Tuned on one core: a product with fewer entries costs less than the call.
+SEPARATE_ENTRIES = 64 * 64
 
 
 class _DenseLayers:
@@ -266,7 +270,7 @@ class _DenseLayers:
 
     def __init__(self, layer: Dense, path: Tensor, stages: Stages):
         n = layer.width
-        self.layer, self.stages, self._number = layer, stages, stages.number
+        self.layer, self.stages, self._number, self._h = layer, stages, stages.number, stages.h
         self._apply, self._slope, self._value = layer.activation.apply, layer.activation.transpose, stages.value
         A = layer.weight(path[:, : n * n].unflatten(1, (n, n)))
         self.A, self.b = A, path[:, n * n :]
@@ -280,23 +284,24 @@ class _DenseLayers:
     def _matrices(self) -> tuple[Tensor, ...]:
         return self.A.unbind(0)
 
-    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
-        b, At = self._operands[j // self._number]
+    def value(self, j: int, t: float, x: Tensor) -> Tensor:
+        (b, At), out = self._operands[j // self._number], self._value[j]
         self._apply(torch.addmm(b, x, At, out=out), out)
+        return out
 
     def linearize(self) -> None:
         """Nothing is to be done: the slopes follow from the values."""
 
-    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+    def transpose(self, j: int, p: Tensor, out: Tensor) -> Tensor:
         z = self._value[j]
         self._slope(p, z, z)
-        out.addmm_(z, self._matrices[j // self._number], alpha=alpha)
+        return out.addmm_(z, self._matrices[j // self._number], alpha=self._h)
 
-    def by_control(self, alpha: float, out: Tensor) -> None:
-        n, weight = self.layer.width, self.layer.weight
+    def by_control(self, out: Tensor) -> None:
+        n, weight, alpha = self.layer.width, self.layer.weight, self._h
         z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
         by_matrix = out[:, : n * n].unflatten(1, (n, n))
-        if n * n < LARGE:
+        if n * n < SEPARATE_ENTRIES:
             torch.mul(weight.transpose(torch.bmm(z.mT, x)), alpha, out=by_matrix)
         else:
             for dA, zk, xk in zip(by_matrix.unbind(0), z.unbind(0), x.unbind(0), strict=True):
@@ -374,9 +379,17 @@ class Convolution:
         hK = conv2d_weight(x, K.shape, dz, padding=padding) + conv2d_weight(dx, K.shape, z, padding=padding)
         return hx, torch.cat((hK.reshape(-1), dz.sum((0, 2, 3))))
 
+    def supports_stages(self, x: Tensor, u: Tensor) -> bool:
+        """The layers of all states do."""
+        return True
+
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The layers of consecutive steps, which keep their activations: they are the values of f."""
         return _ConvolutionLayers(self, path, stages)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """The state as it is."""
+        return x
 
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
         """Random weights for one layer: K normal with variance 1/(c k^2), b = 0; shape (control_size,)."""
@@ -407,21 +420,23 @@ class _ConvolutionLayers:
         """Kernel and bias of each step."""
         return list(zip(self._K.unbind(0), self._b.unbind(0), strict=True))
 
-    def value(self, j: int, t: float, x: Tensor, out: Tensor) -> None:
-        K, b = self._operands[j // self._number]
+    def value(self, j: int, t: float, x: Tensor) -> Tensor:
+        (K, b), out = self._operands[j // self._number], self.stages.value[j]
         self.layer.activation.apply(torch.conv2d(x, K, b, padding=self.layer._padding), out)
+        return out
 
     def linearize(self) -> None:
         """The transpose of a convolution is one with the mirrored kernel, faster than torch's own."""
         self._mirrored = self._K.transpose(1, 2).flip(3, 4).unbind(0)
 
-    def transpose(self, j: int, p: Tensor, out: Tensor, alpha: float) -> None:
+    def transpose(self, j: int, p: Tensor, out: Tensor) -> Tensor:
         z = self.stages.value[j]
         self.layer.activation.transpose(p, z, z)
-        out.add_(torch.conv2d(z, self._mirrored[j // self._number], padding=self.layer._padding), alpha=alpha)
+        by_state = torch.conv2d(z, self._mirrored[j // self._number], padding=self.layer._padding)
+        return out.add_(by_state, alpha=self.stages.h)
 
-    def by_control(self, alpha: float, out: Tensor) -> None:
-        c, padding = self.layer.channels, [self.layer._padding] * 2
+    def by_control(self, out: Tensor) -> None:
+        c, padding, alpha = self.layer.channels, [self.layer._padding] * 2, self.stages.h
         z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
         for zk, xk, K, pK in zip(z.unbind(0), x.unbind(0), self._K.unbind(0), out[:, :-c].unbind(0), strict=True):
             # By the kernel alone: what torch does for several derivatives in one call takes longer.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ocp.adjoint.schedules import Memory, StoreAll
+from ocp.adjoint.schedules import Schedule, StoreAll
 from ocp.integrators.integrator import Integrator, as_integrator
 from ocp.multilevel.cycle import MGOPT
 from ocp.objective.processes import ALONE, Processes
@@ -38,7 +38,7 @@ def minimize(
     method: Method | None = None,
     *,
     integrator: Integrator | str = "euler",
-    memory: Memory = StoreAll(),
+    memory: Schedule = StoreAll(),
     start: Control | Path | None = None,
     batches: Batches | None = None,
     validation: ControlProblem | None = None,
@@ -69,7 +69,7 @@ def minimize(
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
         L-BFGS on all grids that there are by halving the steps; beside mini-batches it has to be given.
     integrator : str or Integrator
-    memory : Memory
+    memory : Schedule
         ``Binomial(slots)`` keeps so many states and takes the steps between them again, ``Reversible()`` undoes the
         steps of ``"verlet"``; by default all are kept.
     start : Control, Path or Tensor, optional

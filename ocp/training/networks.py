@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor, fx, nn
 
 from ocp.integrators.integrator import Integrator, as_integrator
 from ocp.integrators.runge_kutta import RungeKutta
-from ocp.integrators.tableaus import Tableau
-from ocp.problem.control_problem import ControlProblem, Opening
-from ocp.problem.costs import Readout, TerminalCost
-from ocp.problem.dynamics import Dynamics, ModuleDynamics
+from ocp.problem.control_problem import ControlProblem
+from ocp.problem.costs import Readout
+from ocp.problem.dynamics import ModuleDynamics
+from ocp.problem.initial_state import Opening
 from ocp.problem.modules import FlatModule
+from ocp.problem.protocols import Dynamics, TerminalCost
 from ocp.space.control import Control, ControlSpace
 from ocp.space.grid import TimeGrid
 
@@ -263,7 +265,7 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
             "problem: expected a network, whose dynamics have a method to_module(u), "
             f"got {type(problem.dynamics).__name__}"
         )
-    if not isinstance(integrator, RungeKutta) or any(integrator.tableau.diagonal):
+    if not isinstance(integrator, RungeKutta) or not integrator.tableau.explicit:
         name = getattr(integrator, "name", type(integrator).__name__)
         raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {name}")
     if not isinstance(control, Control):
@@ -280,7 +282,7 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
         last.module.with_parameters(q[last.offset : last.offset + last.module.size])
         if isinstance(last, Readout)
         else None,
-        integrator.tableau,
+        integrator,
         control.space.grid.h,
     )
     return _without_ocp(network)
@@ -297,26 +299,30 @@ class _WithoutSkip(nn.Module):
         return self.block(x) - x
 
 
-class _Unrolled(nn.Module):
-    """Opening, one Runge-Kutta step for each block, closing."""
+@dataclass(frozen=True)
+class _Block:
+    """The state equation of a step whose weights are those of a module."""
 
-    def __init__(self, opening: nn.Module, blocks: Any, closing: nn.Module | None, tableau: Tableau, h: float):
+    module: nn.Module
+    running_cost: None = None
+
+    @property
+    def dynamics(self) -> Any:
+        return lambda t, x, u: self.module(x)
+
+
+class _Unrolled(nn.Module):
+    """Opening, one step for each block, closing."""
+
+    def __init__(self, opening: nn.Module, blocks: Any, closing: nn.Module | None, integrator: RungeKutta, h: float):
         super().__init__()
         self.opening, self.blocks, self.closing = opening, nn.ModuleList(blocks), closing
-        self.tableau, self.h = tableau, h
-
-    def _add(self, x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-        for w, slope in zip(weights, slopes, strict=True):
-            x = torch.add(x, slope, alpha=self.h * w) if w else x
-        return x
+        self.integrator, self.h = integrator, h
 
     def forward(self, inputs: Tensor) -> Tensor:
         x = self.opening(inputs)
         for block in self.blocks:
-            slopes: list[Tensor] = []
-            for row in self.tableau.A:
-                slopes.append(block(self._add(x, row, slopes)))
-            x = self._add(x, self.tableau.b, slopes)
+            x, _ = self.integrator.step(_Block(block), 0.0, self.h, x, x)  # the control is not used
         return x if self.closing is None else self.closing(x)
 
 

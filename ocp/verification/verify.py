@@ -12,8 +12,9 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from ocp.adjoint.recomputed import Recomputed
 from ocp.adjoint.schedules import Reversible
-from ocp.adjoint.sweeps import Planned, forward, record, without_hvp
+from ocp.adjoint.sweeps import forward, record, without_hvp
 from ocp.objective.reduced import Objective, ReducedObjective, ShiftedObjective
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Tikhonov
@@ -360,7 +361,7 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     discretization, u = objective.discretization, objective._flat(control)
     steps = record(discretization, objective.memory, *(part.to(u) for part in discretization.example()))
     forward(discretization, u, steps)
-    if not isinstance(steps, Planned):
+    if not isinstance(steps, Recomputed):
         return 0.0
     states = steps.states
     apart = [(steps.few.states - states[a : b + 1]).abs().max() for a, b in steps.retrace()]

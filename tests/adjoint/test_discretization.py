@@ -9,8 +9,9 @@ from torch import nn
 
 from ocp.adjoint.discretization import Discretization
 from ocp.integrators.integrator import INTEGRATORS
-from ocp.problem.control_problem import ControlProblem, Opening
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy
+from ocp.problem.initial_state import Opening
 from ocp.problem.layers import Dense
 from ocp.problem.modules import FlatModule
 from ocp.space.control import Control, ControlSpace

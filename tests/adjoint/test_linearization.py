@@ -7,7 +7,7 @@ import torch
 
 from ocp import ControlProblem, TimeGrid, discretize
 from ocp.adjoint.discretization import Discretization
-from ocp.adjoint.linearization import linearizes
+from ocp.adjoint.paths import supports_linearization
 from ocp.adjoint.sweeps import forward, linearize, second_adjoint
 from ocp.integrators.integrator import INTEGRATORS
 
@@ -95,7 +95,7 @@ def test_single_precision_stays(rand):
     problem = ControlProblem(pendulum, torch.ones(1, 2), lambda x: x.square().sum(), control_size=2)
     objective = discretize(problem, 5, "rk4")
     u = rand(objective.space.dimension).float()
-    assert linearizes(objective.discretization)
+    assert supports_linearization(objective.discretization)
     assert objective.hessian_product(u, u).dtype == torch.float32
 
 
@@ -135,4 +135,4 @@ class Own:
     ids=["many numbers", "dynamics with derivatives", "implicit steps"],
 )
 def test_where_it_does_not_suit_it_is_not_offered(problem, scheme):
-    assert not linearizes(Discretization(problem, TimeGrid(1.0, 4), INTEGRATORS[scheme]))
+    assert not supports_linearization(Discretization(problem, TimeGrid(1.0, 4), INTEGRATORS[scheme]))

@@ -8,7 +8,7 @@ from math import ceil
 import pytest
 import torch
 
-from ocp.adjoint.schedules import Advance, Binomial, Keep, Memory, Restore, Reverse, Reversible, StoreAll, Take, Undo
+from ocp.adjoint.schedules import Advance, Binomial, Keep, Restore, Reverse, Reversible, Schedule, StoreAll, Take, Undo
 from ocp.adjoint.sweeps import record
 from ocp.multilevel.cycle import MGOPT
 from ocp.objective.reduced import discretize
@@ -130,9 +130,9 @@ def test_a_plan_that_cannot_be_is_refused(plan, arguments, message):
 
 
 def test_plans_are_known_by_what_they_offer():
-    assert isinstance(StoreAll(), Memory)
-    assert isinstance(Binomial(3), Memory)
-    assert isinstance(Reversible(), Memory)
+    assert isinstance(StoreAll(), Schedule)
+    assert isinstance(Binomial(3), Schedule)
+    assert isinstance(Reversible(), Schedule)
 
 
 def wave(t, x, u):
@@ -214,7 +214,7 @@ def test_a_plan_holds_on_every_grid_and_batch(rand):
 @pytest.mark.parametrize("memory", [10, Binomial, "all"])
 def test_what_is_no_plan_is_refused(memory, rand):
     problem = ControlProblem(Dense(4), rand(6, 4), lambda x: x.square().sum())
-    with pytest.raises(TypeError, match=r"memory: expected StoreAll\(\), Binomial\(slots\) or Reversible\(\), got"):
+    with pytest.raises(TypeError, match=r"schedule: expected StoreAll\(\), Binomial\(slots\) or Reversible\(\), got"):
         discretize(problem, 16, memory=memory)
 
 
@@ -258,10 +258,9 @@ def test_the_derivative_is_the_same_where_steps_are_undone(undoable, kind, memor
 def test_a_step_undone_is_the_state_before_it(undoable, rand):
     objective = undoable(StoreAll())
     integrator, problem = objective.discretization.integrator, objective.discretization.problem
-    x, u, end = rand(1, 2), rand(1), torch.empty(1, 2, dtype=torch.float64)
-    integrator.step(problem, 0.3, 0.1, x, u, end)
-    integrator.inverse(problem, 0.3, 0.1, end, u, out=end)
-    torch.testing.assert_close(end, x, rtol=1e-14, atol=1e-14)
+    x, u = rand(1, 2), rand(1)
+    end, _ = integrator.step(problem, 0.3, 0.1, x, u)
+    torch.testing.assert_close(integrator.inverse(problem, 0.3, 0.1, end, u), x, rtol=1e-14, atol=1e-14)
 
 
 def test_states_undone_drift_exponentially_where_trajectories_part_and_anchors_bound_it(undoable):

@@ -7,8 +7,9 @@ from torch import nn
 from ocp.adjoint.discretization import Discretization
 from ocp.adjoint.sweeps import adjoint, forward, second_adjoint, tangent
 from ocp.integrators.integrator import INTEGRATORS
-from ocp.problem.control_problem import ControlProblem, Opening
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Tikhonov, TimeSmoothness
+from ocp.problem.initial_state import Opening
 from ocp.problem.modules import FlatModule
 from ocp.space.grid import TimeGrid
 

@@ -9,8 +9,10 @@ from torch import nn
 
 from ocp.adjoint.discretization import Discretization
 from ocp.adjoint.schedules import Binomial, StoreAll
+from ocp.adjoint.staged import Staged
+from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.sweeps import adjoint, forward, record
-from ocp.adjoint.tapes import Staged, Stepwise, Taped
+from ocp.adjoint.taped import Taped
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.problem.control_problem import ControlProblem
@@ -138,7 +140,7 @@ def test_blocks_of_steps_change_nothing(scheme, block, rand, monkeypatch):
     problem = ControlProblem(Dense(4), rand(5, 4), lambda x: x.square().sum(), cost)
     u = rand(100 * 20)
     expected = discretize(problem, 100, scheme).derivative(u)
-    monkeypatch.setattr("ocp.adjoint.tapes.BLOCK", block)
+    monkeypatch.setattr("ocp.adjoint.staged.BLOCK_BYTES", block)
     objective = discretize(problem, 100, scheme)
     torch.testing.assert_close(objective.derivative(u), expected, rtol=1e-13, atol=1e-13)
 

@@ -15,9 +15,10 @@ from torch import nn
 from ocp.adjoint.discretization import Discretization
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.reduced import ReducedObjective, ShiftedObjective, _mark, discretize
-from ocp.problem.control_problem import ControlProblem, Opening
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.problem.dynamics import FunctionDynamics
+from ocp.problem.initial_state import Opening
 from ocp.problem.layers import Dense
 from ocp.problem.modules import FlatModule
 from ocp.space.control import Control, ControlSpace

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.problem.control_problem import ControlProblem, FixedState, InitialState, Opening, StateFunction, Study
+from ocp.problem.control_problem import ControlProblem, Study
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, TerminalFunction, Tikhonov
+from ocp.problem.initial_state import FixedState, Opening, StateFunction
 from ocp.problem.layers import Dense
 from ocp.problem.modules import FlatModule
+from ocp.problem.protocols import InitialState
 from ocp.space.control import Control, ControlSpace
 from ocp.space.grid import TimeGrid
 

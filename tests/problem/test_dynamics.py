@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.problem.dynamics import Dynamics, FunctionDynamics, ModuleDynamics, as_dynamics, offers
+from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics, as_dynamics
 from ocp.problem.layers import Dense
+from ocp.problem.protocols import Dynamics
 
 
 @pytest.fixture
@@ -123,34 +124,6 @@ def test_a_function_without_a_control_size_is_refused(size):
 def test_what_cannot_be_called_is_refused():
     with pytest.raises(TypeError, match=r"dynamics: expected a function f\(t, x, u\), .* got float"):
         as_dynamics(1.0, 1)
-
-
-def test_a_method_for_speed_counts_as_long_as_it_fits_value_and_derivative():
-    class Plain:
-        def __call__(self):
-            """The value."""
-
-        def vjp(self):
-            """Its derivative."""
-
-    class Fast(Plain):
-        def over(self):
-            """For the derivative of its parent."""
-
-    class Other(Fast):
-        def vjp(self):
-            """Another derivative."""
-
-    class Both(Other):
-        def over(self):
-            """For the other derivative."""
-
-    class Called(Both):
-        def __call__(self):
-            """Another value."""
-
-    kinds = (Plain, Fast, Other, Both, Called)
-    assert [offers(kind(), "over", "vjp") for kind in kinds] == [False, True, False, True, False]
 
 
 def test_the_controls_of_a_module_are_bound_to_its_steps(rand):

@@ -29,7 +29,7 @@ from ocp import (
     verify,
 )
 from ocp.adjoint import sweeps
-from ocp.problem.control_problem import StateFunction
+from ocp.problem.initial_state import StateFunction
 from ocp.problem.layers import RELU, SMOOTH_RELU, Antisymmetric, Convolution, Dense
 from ocp.verification.verify import Check, Taylor
 

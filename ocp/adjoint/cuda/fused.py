@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from ocp.integrators.tableaus import EULER, Tableau
-from ocp.problem.control_problem import ControlProblem
-from ocp.problem.dynamics import Stages
 from ocp.problem.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Dense, Free
+from ocp.problem.protocols import Stages, StateEquation
 from ocp.space.grid import TimeGrid
 
 try:
     import triton
     from triton import language as tl
-except ImportError:  # `suits` says no, and no kernel is called
+except ImportError:  # `supports` returns False, and no kernel is called
     triton = tl = None
 
 
@@ -28,7 +27,7 @@ def _jit(kernel: Any) -> Any:
     return kernel if triton is None else triton.jit(kernel)
 
 
-__all__ = ["Fused", "suits"]
+__all__ = ["Fused", "supports"]
 
 #: Samples of a program: the least that the units for matrix products take, so that a batch makes many programs.
 SAMPLES = 16
@@ -180,7 +179,7 @@ def _backward(
         tl.store(costate + place, p[j], mask=there)
 
 
-def suits(tableau: Tableau | None, problem: ControlProblem, x: Tensor) -> bool:
+def supports(tableau: Tableau | None, problem: StateEquation, x: Tensor) -> bool:
     """Whether `Fused` can take the steps of a problem from such a state."""
     f = problem.dynamics
     return (
@@ -211,7 +210,7 @@ class Fused:
     ----------
     grid : TimeGrid
     steps : int
-        At most so many are remembered.
+        The most steps that are taken at a time.
     x : Tensor
         A state, for its shape, type and device.
     """
@@ -229,15 +228,15 @@ class Fused:
     def end(self) -> Tensor:
         return self._states[len(self._path)]
 
-    def took(self, problem: ControlProblem, first: int, path: Tensor) -> None:
-        """What `forward` leaves in Python."""
+    def took(self, problem: StateEquation, first: int, path: Tensor) -> None:
+        """Set what `forward` sets besides its storage; called alone after its operations were replayed."""
         self._layer: Any = problem.dynamics  # a `Dense`
         self._first, self._path = first, path
 
     def returned(self) -> None:
-        """What `backward` leaves in Python: nothing."""
+        """Nothing but its storage is set by `backward`."""
 
-    def forward(self, problem: ControlProblem, first: int, x: Tensor, path: Tensor) -> None:
+    def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> None:
         self.took(problem, first, path)
         self._states[0].copy_(x)
         layers = self._layers()
@@ -249,13 +248,15 @@ class Fused:
         layers, p, last = self._layers(), p.contiguous(), len(self._path) - 1
         sizes = last + 1, len(p), layers.A.stride(0)
         self._launch(_backward, p, self._values[last], layers.A[last], self.grid.h, *sizes)
-        layers.by_control(self.grid.h, derivative)
+        layers.by_control(derivative)
         return p
 
     def _layers(self) -> Any:
         S = len(self._path)
         t, values = self._times[self._first : self._first + S], self._values[:S]
-        return self._layer.over(self._path, Stages(t, self._states[:S, None], values, (), values.unbind(0)))
+        return self._layer.over(
+            self._path, Stages(self.grid.h, t, self._states[:S, None], values, (), values.unbind(0))
+        )
 
     def _launch(self, kernel: Any, *arguments: Any) -> None:
         blocks = triton.cdiv(self._states.shape[1], SAMPLES)

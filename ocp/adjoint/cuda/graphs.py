@@ -1,60 +1,76 @@
-"""Sweeps as CUDA graphs: what they launch on a device, recorded once and replayed without Python."""
+"""Steps as CUDA graphs: what they launch on a device is recorded once and replayed without Python."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ocp.adjoint import sweeps
-from ocp.adjoint.discretization import Discretization
+from ocp.adjoint.tapes import Tape
+from ocp.problem.protocols import StateEquation
 
-__all__ = ["Graphs", "Replayed", "capture", "suits", "waits"]
-
-
-def suits(record: Any, control: Tensor) -> bool:
-    """Whether sweeps with this record may become graphs: on a device, with storage that is planned once."""
-    return control.is_cuda and hasattr(record, "took")
+__all__ = ["Graphed", "Replayable", "Replayed", "capture", "waits"]
 
 
-class Graphs:
-    """The sweeps of one discretization, from a control that is put where the graphs look for it.
+class Replayable(Tape, Protocol):
+    """A tape with storage that is allocated once, so that its operations can be replayed."""
+
+    def took(self, problem: StateEquation, first: int, path: Tensor) -> None:
+        """Set what `forward` sets besides its storage."""
+
+    def returned(self) -> None:
+        """Set what `backward` sets besides its storage."""
+
+
+class Graphed:
+    """A `Tape` that replays the steps of another one as CUDA graphs, once it has taken them twice.
+
+    States, controls and costates are copied to where the graphs read them. Graphs serve one problem: with other
+    dynamics or another running cost, as a batch may have, recording starts over.
 
     Parameters
     ----------
-    discretization : Discretization
-    record : Record
-        One that has ``took`` and ``returned``, by which a replay tells it what happened to its storage.
-    control : Tensor
-        Any, for its shape, type and device.
+    tape : Replayable
     """
 
-    def __init__(self, discretization: Discretization, record: Any, control: Tensor):
-        self.discretization, self.record, self._control = discretization, record, torch.empty_like(control)
-        out = torch.empty_like(control)
-        self._forward = Replayed(partial(sweeps.forward, discretization, self._control, record))
-        self._adjoint = Replayed(partial(sweeps.adjoint, discretization, self._control, record, None, out))
+    def __init__(self, tape: Replayable):
+        self.tape = tape
+        self._pieces: tuple[object, object] = None, None
+        self._shapes: tuple[object, ...] = ()
 
-    def forward(self, control: Tensor) -> Tensor:
-        """As `sweeps.forward`."""
-        self._control.copy_(control)
-        with torch.cuda.device_of(control):
-            value = self._forward().clone()
-        self.record.took(self.discretization.problem, 0, self.discretization.space.path(self._control))
-        return value
+    @property
+    def end(self) -> Tensor:
+        return self.tape.end
 
-    def adjoint(self, control: Tensor) -> Tensor:
-        """As `sweeps.adjoint`, for the control of the last `forward`."""
-        self._control.copy_(control)
-        with torch.cuda.device_of(control):
-            derivative = self._adjoint().clone()
-        self.record.returned()
-        return derivative
+    @property
+    def states(self) -> Tensor:
+        return self.tape.states
+
+    def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+        pieces, shapes = (problem.dynamics, problem.running_cost), (first, x.shape, path.shape)
+        if shapes != self._shapes or any(a is not b for a, b in zip(pieces, self._pieces, strict=True)):
+            self._pieces, self._shapes = pieces, shapes
+            self._x, self._p, self._path, self._derivative = (torch.empty_like(a) for a in (x, x, path, path))
+            self._forward = Replayed(lambda: self.tape.forward(problem, first, self._x, self._path))
+            self._backward = Replayed(lambda: self.tape.backward(self._p, self._derivative))
+        self._x.copy_(x)
+        self._path.copy_(path)
+        with torch.cuda.device_of(x):
+            cost = self._forward()
+        self.tape.took(problem, first, self._path)
+        return None if cost is None else cost.clone()
+
+    def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
+        self._p.copy_(p)
+        with torch.cuda.device_of(p):
+            p = cast(Tensor, self._backward())
+        self.tape.returned()
+        derivative.copy_(self._derivative)
+        return p.clone()
 
 
 class Replayed:
@@ -66,25 +82,25 @@ class Replayed:
     Parameters
     ----------
     function : callable
-        Returns a tensor, which later calls may overwrite.
+        Returns a tensor, which later calls may overwrite, or None.
     """
 
-    def __init__(self, function: Callable[[], Tensor]):
+    def __init__(self, function: Callable[[], Tensor | None]):
         self.function, self._call = function, self._first
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> Tensor | None:
         return self._call()
 
-    def _first(self) -> Tensor:
+    def _first(self) -> Tensor | None:
         self._call = self._watched
         return self.function()
 
-    def _watched(self) -> Tensor:
+    def _watched(self) -> Tensor | None:
         result, waited = waits(self.function)
         self._call = self.function if waited else self._captured
         return result
 
-    def _captured(self) -> Tensor:
+    def _captured(self) -> Tensor | None:
         try:
             self._replay, self._result = capture(self.function)
         except RuntimeError:  # nothing was computed, so nothing is lost
@@ -93,12 +109,12 @@ class Replayed:
         self._call = self._replayed
         return self._replayed()
 
-    def _replayed(self) -> Tensor:
+    def _replayed(self) -> Tensor | None:
         self._replay()
         return self._result
 
 
-def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def capture(function: Callable[[], Tensor | None]) -> tuple[Callable[[], None], Tensor | None]:
     """What a function launches on the current device, as something to call, and its result, which that overwrites."""
     graph = torch.cuda.CUDAGraph()
     # The outer context: a capture that fails does not leave its stream by itself.
@@ -107,7 +123,7 @@ def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]
     return graph.replay, result
 
 
-def waits(function: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+def waits(function: Callable[[], Tensor | None]) -> tuple[Tensor | None, bool]:
     """The result of a function, and whether a number of a tensor decided what it did, or left its device."""
     with _Watch() as watch:
         result = function()

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from ocp.adjoint.discretization import Discretization
+from ocp.adjoint.recomputed import Recomputed
 from ocp.adjoint.schedules import Binomial, StoreAll
-from ocp.adjoint.sweeps import Planned, adjoint, forward, record
-from ocp.adjoint.tapes import Staged, Stepwise
+from ocp.adjoint.staged import Staged
+from ocp.adjoint.stepwise import Stepwise
+from ocp.adjoint.sweeps import adjoint, forward, record
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.integrators.tableaus import EULER, HEUN
 from ocp.objective.reduced import discretize
@@ -182,7 +184,7 @@ def test_a_plan_takes_few_steps_at_a_time(exact, fused):
     single, expected = converted(discretization, torch.float32), reference(discretization, control)
     few, x = fused.Fused(single.grid, 2, single.problem.initial_state.x), single.problem.initial_state.x
     plain = Stepwise(single.integrator, single.grid, x.new_empty(3, *x.shape))
-    steps = Planned(Binomial(2), few, plain, 2, x.new_empty(5, *x.shape), x.new_empty(0, *x.shape))
+    steps = Recomputed(Binomial(2), STEPS, x, few, plain, few, 2)
     assert accurate(swept(single, control.float(), steps), expected, PRECISIONS["highest"])
 
 
@@ -213,7 +215,7 @@ class Own(Dense):
 )
 def test_the_kernels_take_what_they_are_made_for(layer, scheme, dtype, running, capability, answer, on_a_card):
     problem = ControlProblem(layer, torch.ones(1, 3), lambda x: x.sum(), running)
-    assert compiled.suits(scheme, problem, on_a_card(dtype, capability)) is answer
+    assert compiled.supports(scheme, problem, on_a_card(dtype, capability)) is answer
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

@@ -10,7 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from ocp.adjoint.cuda import graphs
 from ocp.adjoint.discretization import Discretization
+from ocp.adjoint.paths import choose
 from ocp.adjoint.schedules import Binomial, StoreAll
+from ocp.adjoint.staged import Staged
 from ocp.adjoint.sweeps import adjoint, forward, record
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.reduced import discretize
@@ -67,7 +69,7 @@ def regression(block, shape, running=None):
     return ControlProblem(block, x, LeastSquares(target), running, BOTH)
 
 
-#: Problems whose sweeps ask for no number, and the scheme of each.
+#: Problems whose sweeps never ask for a number, and the scheme of each.
 SILENT = {
     "opening and closing": (classifier(Dense(4)), "euler"),
     "antisymmetric": (classifier(Dense(4, RELU, Antisymmetric(0.1))), "rk4"),
@@ -75,11 +77,11 @@ SILENT = {
     "convolution": (regression(Convolution(2), (2, 4, 3)), "heun"),
     "a wide layer": (regression(Dense(64), (64,)), "euler"),
 }
-#: Problems whose sweeps do.
+#: Running costs that do.
 ASKING = {
-    "a cost that branches": lambda x: x.square().sum() if float(x.detach().sum()) < 1e9 else x.sum(),
-    "a cost of some entries": lambda x: x[x > 0].sum(),
-    "a cost that counts": lambda x: x.sum() / len(torch.nonzero(x)),
+    "a cost that branches": lambda t, x, u: x.square().sum() if float(x.detach().sum()) < 1e9 else x.sum(),
+    "a cost of some entries": lambda t, x, u: x[x > 0].sum(),
+    "a cost that counts": lambda t, x, u: x.sum() / len(torch.nonzero(x)),
 }
 each_silent = pytest.mark.parametrize(("problem", "scheme"), SILENT.values(), ids=SILENT.keys())
 
@@ -99,15 +101,19 @@ def room(discretization, control):
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
-    """Objectives that record graphs on a CPU, too; the list of those they have recorded."""
+    """Sweeps that record graphs on a CPU, too; the list of those they have recorded."""
     recorded = []
 
     def counted(function):
         recorded.append(function)
         return capture(function)
 
+    def graphed(*arguments):
+        tape = choose(*arguments)
+        return graphs.Graphed(tape) if isinstance(tape, Staged) else tape
+
     monkeypatch.setattr(graphs, "capture", counted)
-    monkeypatch.setattr(graphs, "suits", lambda record, control: hasattr(record, "took"))
+    monkeypatch.setattr("ocp.adjoint.sweeps.choose", graphed)
     return recorded
 
 
@@ -155,10 +161,10 @@ def test_operations_that_are_replayed_give_the_value_and_the_derivative_of_anoth
     problem, scheme, as_on_a_device, rand
 ):
     discretization, control = on_grid(problem, scheme)
-    sweeps = graphs.Graphs(discretization, room(discretization, control), control)
+    steps = room(discretization, control)
     controls = [control + 0.1 * rand(len(control)) for _ in range(5)]
-    found = [(sweeps.forward(u), sweeps.adjoint(u)) for u in controls]
-    plain = room(discretization, control)
+    found = [(forward(discretization, u, steps), adjoint(discretization, u, steps)) for u in controls]
+    plain = choose(discretization, StoreAll(), steps.states[0], discretization.space.path(control)[0])
     expected = [(forward(discretization, u, plain), adjoint(discretization, u, plain)) for u in controls]
     assert len(as_on_a_device) == 2
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
@@ -182,21 +188,32 @@ def test_states_and_hessian_products_are_there_after_a_replay(problem, scheme, a
     torch.testing.assert_close(found[1], plain.hessian_product(v, d), rtol=1e-12, atol=1e-12)
 
 
-def test_batches_share_storage_but_no_graph(as_on_a_device, rand):
+def test_batches_share_the_graphs_of_their_steps(as_on_a_device, rand):
     whole = discretize(classifier(Dense(4), 10), STEPS)
     u = rand(whole.space.dimension)
     batches = [whole.take(torch.arange(k, k + 5)) for k in (0, 5)]
     found = [batch.derivative(u + 0.1 * k) for k in range(4) for batch in batches]
     plain = [discretize(batch.discretization.problem, STEPS) for batch in batches]
-    assert len(as_on_a_device) == 4
-    assert len(whole._buffers) == 1
+    assert len(as_on_a_device) == 2
     expected = [objective.derivative(u + 0.1 * k) for k in range(4) for objective in plain]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_batch_with_another_running_cost_is_recorded_anew(as_on_a_device, rand):
+    running = QuadraticRunning(target=rand(10, 3))
+    whole = discretize(ControlProblem(Dense(3), rand(10, 3), running_cost=running), STEPS)
+    u = rand(whole.space.dimension)
+    batches = [whole.take(torch.arange(k, k + 5)) for k in (0, 5)]
+    found = [[batch.derivative(u + 0.1 * k) for k in range(4)] for batch in batches]
+    assert len(as_on_a_device) == 4
+    plain = [discretize(batch.discretization.problem, STEPS) for batch in batches]
+    expected = [[objective.derivative(u + 0.1 * k) for k in range(4)] for objective in plain]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("cost", ASKING.values(), ids=ASKING.keys())
 def test_a_sweep_that_asks_for_numbers_is_never_recorded(cost, as_on_a_device, rand):
-    objective = discretize(ControlProblem(Dense(3), rand(5, 3), cost), STEPS)
+    objective = discretize(ControlProblem(Dense(3), rand(5, 3), running_cost=cost), STEPS)
     u = rand(objective.space.dimension)
     found = [objective.derivative(u + k) for k in range(4)]
     assert as_on_a_device == []

@@ -1,0 +1,132 @@
+"""Which path a sweep takes through its steps: the one place that decides, from what problem and integrator support.
+
+- `Staged`, blocks of stages: explicit Runge-Kutta with dynamics that are `StageWise`;
+- `Taped`, segments recorded by autograd: problems and integrators that are `Traceable`;
+- `Stepwise`, one step after the other: everything else;
+- `Recomputed`, around any of these: schedules that do not remember all steps at once;
+- one kernel for all steps, and CUDA graphs: on a GPU, if the environment variable ``OCP_CUDA_FAST_PATHS`` is ``1``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeGuard
+
+from torch import Tensor
+
+from ocp.adjoint.discretization import Discretization
+from ocp.adjoint.recomputed import Recomputed
+from ocp.adjoint.schedules import Schedule
+from ocp.adjoint.staged import Staged
+from ocp.adjoint.stepwise import Stepwise
+from ocp.adjoint.taped import Taped
+from ocp.adjoint.tapes import Tape
+from ocp.integrators.integrator import Integrator, StageWiseIntegrator
+from ocp.integrators.tableaus import Tableau
+from ocp.problem.protocols import Batched, RunningCost, StageWise, Traceable
+
+__all__ = ["capability_applies", "choose", "supports_linearization"]
+
+#: A schedule takes the steps that it does not remember by at least this many at a time: it spreads the fixed cost of a
+#: call, and four states more are few compared with the slots.
+CHUNK_STEPS = 4
+
+
+def choose(discretization: Discretization, schedule: Schedule, x: Tensor, u: Tensor) -> Tape:
+    """The tape for the steps of a grid.
+
+    Parameters
+    ----------
+    discretization : Discretization
+    schedule : Schedule
+    x, u : Tensor
+        A state and the control of a step: for their shapes, type and device, and to try what the problem supports.
+    """
+    integrator, grid, x = discretization.integrator, discretization.grid, x.contiguous()
+    steps, span = grid.steps, schedule.span(grid.steps)
+    room = min(max(span, CHUNK_STEPS), steps)
+    found = _fast(discretization, room, x, u)
+    if span == steps and found is not None:
+        return found
+    plain = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
+    if span == steps:
+        return plain
+    # To record steps on a tape of which nothing is to be remembered would be a waste.
+    walk = plain if found is None or isinstance(found, Taped) else found
+    return Recomputed(schedule, steps, x, found or plain, plain, walk, room)
+
+
+def _fast(discretization: Discretization, room: int, x: Tensor, u: Tensor) -> Tape | None:
+    """The fastest tape for ``room`` steps that the problem supports; None if there is none but `Stepwise`."""
+    problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
+    f, L, tableau = problem.dynamics, problem.running_cost, _explicit_tableau(integrator)
+    on_cuda = x.is_cuda and os.environ.get("OCP_CUDA_FAST_PATHS") == "1"
+    whole = room == grid.steps
+    if on_cuda:
+        from ocp.adjoint.cuda import fused, graphs  # here, since importing Triton takes a while
+
+        if fused.supports(tableau, problem, x):
+            kernel = fused.Fused(grid, room, x)
+            return graphs.Graphed(kernel) if whole else kernel
+    by_autograd = (
+        _is_traceable(integrator, "step", "pullback")
+        and _is_traceable(f, "__call__", "vjp")
+        and (L is None or _is_traceable(L, "__call__", "derivative"))
+    )
+    if tableau is not None and _is_stage_wise(f) and f.supports_stages(x, u):
+        batched = L is None or _is_batched(L)
+        if not by_autograd or L is None or (_is_batched(L) and L.supports_batches(x, u)):
+            # A running cost sees the stages, and may expect the layout that it gives its own tensors.
+            staged = Staged(tableau, grid, room, f.arrange(x) if L is None else x, batched)
+            return graphs.Graphed(staged) if on_cuda and whole else staged
+    return Taped(integrator, grid, x.new_empty(room + 1, *x.shape)) if by_autograd else None
+
+
+def supports_linearization(discretization: Discretization) -> bool:
+    """Whether all steps can be linearized at once: explicit steps of functions that vmap can map, of few numbers."""
+    problem, integrator = discretization.problem, discretization.integrator
+    f, L = problem.dynamics, problem.running_cost
+    return (
+        _is_traceable(integrator, "step", "pullback", "tangent", "pullback_tangent")
+        and (L is None or _is_traceable(L, "__call__", "derivative", "hvp"))
+        and _is_traceable(f, "__call__", "vjp", "jvp", "hvp")
+        and _is_stage_wise(f)
+        and f.supports_stages(*discretization.example())
+    )
+
+
+def capability_applies(piece: object, capability: str, *methods: str) -> bool:
+    """Whether a capability was declared for the very methods that a piece has now.
+
+    A subclass that overrides a method, such as ``__call__`` or ``vjp``, and inherits the capability would give values
+    by its own function and derivatives by that of its parent. So the class that declares the capability must have, or
+    inherit, all of these methods.
+
+    Parameters
+    ----------
+    capability : str
+        A method or property, which a class in the ancestry of the piece declares.
+    methods : str
+        What the capability has to agree with.
+    """
+    kinds = type(piece).__mro__
+    declared, *defined = (next((k for k in kinds if n in vars(k)), None) for n in (capability, *methods))
+    return declared is not None and all(kind is not None and issubclass(declared, kind) for kind in defined)
+
+
+def _is_traceable(piece: object, *methods: str) -> bool:
+    applies = isinstance(piece, Traceable) and capability_applies(piece, "supports_autograd", *methods)
+    return applies and piece.supports_autograd
+
+
+def _is_stage_wise(f: object) -> TypeGuard[StageWise]:
+    return isinstance(f, StageWise) and capability_applies(f, "over", "__call__", "vjp")
+
+
+def _is_batched(L: RunningCost) -> TypeGuard[Batched]:
+    return isinstance(L, Batched) and capability_applies(L, "derivative_along", "__call__", "derivative")
+
+
+def _explicit_tableau(integrator: Integrator) -> Tableau | None:
+    applies = capability_applies(integrator, "explicit_tableau", "step", "pullback")
+    return integrator.explicit_tableau if isinstance(integrator, StageWiseIntegrator) and applies else None

@@ -1,0 +1,74 @@
+"""Steps of any integrator, one by one: the states are remembered, all else is computed again on the way back."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ocp.integrators.integrator import Integrator, Invertible
+from ocp.problem.protocols import StateEquation
+from ocp.space.grid import TimeGrid
+
+__all__ = ["Stepwise"]
+
+
+class Stepwise:
+    """A `Tape` for every integrator and every problem.
+
+    Parameters
+    ----------
+    integrator : Integrator
+    grid : TimeGrid
+    storage : Tensor
+        Shape (steps + 1, batch, *state), where the states are written.
+    """
+
+    def __init__(self, integrator: Integrator, grid: TimeGrid, storage: Tensor):
+        self.integrator, self.grid, self._storage = integrator, grid, storage
+
+    @property
+    def states(self) -> Tensor:
+        return self._storage[: len(self._path) + 1]
+
+    @property
+    def end(self) -> Tensor:
+        return self._storage[len(self._path)]
+
+    def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+        step, h, t, visited = self.integrator.step, self.grid.h, self.grid.nodes, self._storage.unbind(0)
+        self._problem, self._first, self._path, total = problem, first, path, None
+        visited[0].copy_(x)
+        for k, u in enumerate(path.unbind(0)):
+            end, cost = step(problem, t[first + k], h, visited[k], u)
+            visited[k + 1].copy_(end)
+            if cost is not None:
+                total = cost if total is None else total + cost
+        return total
+
+    def backward(self, p: Tensor, derivative: Tensor, costates: Tensor | None = None) -> Tensor:
+        """As for any `Tape`; may be called again, and writes the costates at all nodes to ``costates`` if given."""
+        pullback, h, t, x = self.integrator.pullback, self.grid.h, self.grid.nodes, self.states.unbind(0)
+        by_step, u = derivative.unbind(0), self._path.unbind(0)
+        for k in reversed(range(len(u))):
+            if costates is not None:
+                costates[k + 1].copy_(p)
+            p, pu = pullback(self._problem, t[self._first + k], h, x[k], u[k], p)
+            by_step[k].copy_(pu)
+        if costates is not None:
+            costates[0].copy_(p)
+        return p
+
+    def undo(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> None:
+        """Take the steps from node ``first`` with the controls ``path`` back, and write the state before them to x.
+
+        Before the call x is the state after them. The integrator is `Invertible`.
+        """
+        assert isinstance(self.integrator, Invertible)
+        inverse, h, t, before = self.integrator.inverse, self.grid.h, self.grid.nodes, x
+        for k, u in reversed(list(enumerate(path.unbind(0)))):
+            before = inverse(problem, t[first + k], h, before, u)
+        x.copy_(before)
+
+    def resume(self, problem: StateEquation, first: int, path: Tensor) -> Stepwise:
+        """As if `forward` had been called: the states are already in the storage."""
+        self._problem, self._first, self._path = problem, first, path
+        return self

@@ -1,0 +1,114 @@
+"""Initial states: a tensor, a function of the parameters, or a module on given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp.problem.modules import FlatModule, hvp, pullback
+from ocp.problem.protocols import InitialState
+
+__all__ = ["FixedState", "Opening", "StateFunction", "as_initial_state"]
+
+
+@dataclass(frozen=True)
+class FixedState:
+    """An initial state that depends on no parameters."""
+
+    x: Tensor
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.x
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.zeros_like(self.x)
+
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return torch.zeros_like(q)
+
+    def take(self, indices: Tensor) -> FixedState:
+        """Some of the samples."""
+        return FixedState(self.x[indices])
+
+
+@dataclass(frozen=True)
+class StateFunction:
+    """A plain function q -> x_0 as initial state."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.function(q)
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        return pullback(self.function, (q,), p)[0]
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.func.jvp(self.function, (q,), (dq,))[1]
+
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return hvp(self.function, (q,), (dq,), p)[0]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q from ``offset`` on."""
+
+    module: FlatModule
+    inputs: Tensor
+    offset: int = 0
+
+    def _part(self, q: Tensor) -> Tensor:
+        return q[self.offset : self.offset + self.module.size]
+
+    def __call__(self, q: Tensor) -> Tensor:
+        return self.module(self._part(q), self.inputs)
+
+    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+        by_parameters = torch.zeros_like(q)
+        self._part(by_parameters).copy_(self.module.by_parameters(self._part(q), self.inputs, p))
+        return by_parameters
+
+    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+        return torch.func.jvp(self, (q,), (dq,))[1]
+
+    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+        return hvp(self, (q,), (dq,), p)[0]
+
+    def take(self, indices: Tensor) -> Opening:
+        """Some of the samples."""
+        return replace(self, inputs=self.inputs[indices])
+
+
+def as_initial_state(x: Any) -> InitialState:
+    """The initial state from what a user may give: a tensor, a function of the parameters, an `InitialState`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else, or a tensor of the wrong kind or with numbers that are not finite.
+    """
+    if isinstance(x, Tensor):
+        if x.ndim < 2 or not x.is_floating_point():
+            raise ValueError(
+                "initial_state: expected a floating-point tensor of shape (batch, *state), "
+                f"got shape {tuple(x.shape)} of {x.dtype}; a single state of n numbers has the shape (1, n)"
+            )
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise ValueError(
+                f"initial_state: expected finite numbers, got {bad} of {x.numel()} that are NaN or infinite"
+            )
+        return FixedState(x)
+    if isinstance(x, InitialState):
+        return x
+    if callable(x):
+        return StateFunction(x)
+    raise TypeError(f"initial_state: expected a tensor or a function of the parameters, got {type(x).__name__}")
