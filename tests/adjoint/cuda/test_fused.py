@@ -236,7 +236,8 @@ def test_the_kernels_compile_and_fit_the_smallest_card(kernel, width, precision)
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("precision", PRECISIONS, indirect=True)
-def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precision):
+def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precision, monkeypatch):
+    monkeypatch.setenv("OCP_CUDA_FAST_PATHS", "1")
     discretization, control = exact
     single = converted(discretization, "cuda", torch.float32)
     objective, u = discretize(single.problem, STEPS), control.float().cuda()
@@ -245,6 +246,14 @@ def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precis
     found = objective.final_state(u), derivative
     assert accurate(found, (expected.final_state(control), expected.derivative(control)), PRECISIONS[precision])
     kept = record(single, StoreAll(), single.problem.initial_state.x, u[: single.problem.control_size])
-    assert (type(kept) is compiled.Fused) is (
+    assert (type(kept.tape) is compiled.Fused) is (
         single.problem.dynamics.width <= compiled.WIDEST or precision != "highest"
     )
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_kernels_are_off_unless_asked_for(exact):
+    discretization, control = exact
+    single = converted(discretization, "cuda", torch.float32)
+    kept = record(single, StoreAll(), single.problem.initial_state.x, control[: single.problem.control_size].cuda())
+    assert type(kept) is Staged

@@ -251,7 +251,8 @@ def test_what_remembers_otherwise_takes_its_steps_as_ever(block, memory, as_on_a
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @each_silent
-def test_on_a_gpu_graphs_give_values_and_derivatives_of_a_cpu(problem, scheme, rand):
+def test_on_a_gpu_graphs_give_values_and_derivatives_of_a_cpu(problem, scheme, rand, monkeypatch):
+    monkeypatch.setenv("OCP_CUDA_FAST_PATHS", "1")
     expected = discretize(problem, STEPS, scheme)
     objective = discretize(moved(problem, torch.Tensor.cuda), STEPS, scheme)
     controls = [0.5 * rand(objective.space.dimension) for _ in range(5)]
