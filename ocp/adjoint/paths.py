@@ -23,7 +23,7 @@ from ocp.adjoint.taped import Taped
 from ocp.adjoint.tapes import Tape
 from ocp.integrators.integrator import Integrator, StageWiseIntegrator
 from ocp.integrators.tableaus import Tableau
-from ocp.problem.protocols import Batched, RunningCost, StageWise, Traceable
+from ocp.problem.protocols import Batched, Bindable, StageWise, Traceable
 
 __all__ = ["capability_applies", "choose", "supports_linearization"]
 
@@ -44,42 +44,41 @@ def choose(discretization: Discretization, schedule: Schedule, x: Tensor, u: Ten
     """
     integrator, grid, x = discretization.integrator, discretization.grid, x.contiguous()
     steps, span = grid.steps, schedule.span(grid.steps)
-    room = min(max(span, CHUNK_STEPS), steps)
-    found = _fast(discretization, room, x, u)
+    capacity = min(max(span, CHUNK_STEPS), steps)
+    found = _fast(discretization, capacity, x, u)
     if span == steps and found is not None:
         return found
-    plain = Stepwise(integrator, grid, x.new_empty(room + 1, *x.shape))
+    plain = Stepwise(integrator, grid, x.new_empty(capacity + 1, *x.shape))
     if span == steps:
         return plain
     # To record steps on a tape of which nothing is to be remembered would be a waste.
     walk = plain if found is None or isinstance(found, Taped) else found
-    return Recomputed(schedule, steps, x, found or plain, plain, walk, room)
+    return Recomputed(schedule, steps, x, found or plain, plain, walk, capacity)
 
 
-def _fast(discretization: Discretization, room: int, x: Tensor, u: Tensor) -> Tape | None:
-    """The fastest tape for ``room`` steps that the problem supports; None if there is none but `Stepwise`."""
+def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -> Tape | None:
+    """The fastest tape for ``capacity`` steps that the problem supports; None if there is none but `Stepwise`."""
     problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
     f, L, tableau = problem.dynamics, problem.running_cost, _explicit_tableau(integrator)
     on_cuda = x.is_cuda and os.environ.get("OCP_CUDA_FAST_PATHS") == "1"
-    whole = room == grid.steps
+    whole = capacity == grid.steps
     if on_cuda:
         from ocp.adjoint.cuda import fused, graphs  # here, since importing Triton takes a while
 
         if fused.supports(tableau, problem, x):
-            kernel = fused.Fused(grid, room, x)
+            kernel = fused.Fused(grid, capacity, x)
             return graphs.Graphed(kernel) if whole else kernel
     by_autograd = (
         _is_traceable(integrator, "step", "pullback")
         and _is_traceable(f, "__call__", "vjp")
         and (L is None or _is_traceable(L, "__call__", "derivative"))
     )
-    if tableau is not None and _is_stage_wise(f) and f.supports_stages(x, u):
-        batched = L is None or _is_batched(L)
-        if not by_autograd or L is None or (_is_batched(L) and L.supports_batches(x, u)):
-            # A running cost sees the stages, and may expect the layout that it gives its own tensors.
-            staged = Staged(tableau, grid, room, f.arrange(x) if L is None else x, batched)
-            return graphs.Graphed(staged) if on_cuda and whole else staged
-    return Taped(integrator, grid, x.new_empty(room + 1, *x.shape)) if by_autograd else None
+    batched = L is None or (_is_batched(L) and L.supports_batches(x, u))
+    if tableau is not None and _is_stage_wise(f) and f.supports_stages(x, u) and (batched or not by_autograd):
+        # A running cost sees the stages, and may expect them to be contiguous.
+        staged = Staged(tableau, grid, capacity, f.arrange(x) if L is None else x, _is_batched(L))
+        return graphs.Graphed(staged) if on_cuda and whole else staged
+    return Taped(integrator, grid, x.new_empty(capacity + 1, *x.shape), _is_bindable(f)) if by_autograd else None
 
 
 def supports_linearization(discretization: Discretization) -> bool:
@@ -115,16 +114,21 @@ def capability_applies(piece: object, capability: str, *methods: str) -> bool:
 
 
 def _is_traceable(piece: object, *methods: str) -> bool:
-    applies = isinstance(piece, Traceable) and capability_applies(piece, "supports_autograd", *methods)
-    return applies and piece.supports_autograd
+    if not (isinstance(piece, Traceable) and capability_applies(piece, "supports_autograd", *methods)):
+        return False
+    return piece.supports_autograd
 
 
 def _is_stage_wise(f: object) -> TypeGuard[StageWise]:
     return isinstance(f, StageWise) and capability_applies(f, "over", "__call__", "vjp")
 
 
-def _is_batched(L: RunningCost) -> TypeGuard[Batched]:
+def _is_batched(L: object) -> TypeGuard[Batched]:
     return isinstance(L, Batched) and capability_applies(L, "derivative_along", "__call__", "derivative")
+
+
+def _is_bindable(f: object) -> TypeGuard[Bindable]:
+    return isinstance(f, Bindable) and capability_applies(f, "bind", "__call__", "vjp")
 
 
 def _explicit_tableau(integrator: Integrator) -> Tableau | None:

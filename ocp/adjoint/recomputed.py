@@ -11,6 +11,7 @@ from ocp.adjoint.schedules import Action, Advance, Keep, Offloading, Restore, Re
 from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.tapes import Tape
 from ocp.problem.protocols import StateEquation
+from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
 
 __all__ = ["Recomputed"]
 
@@ -31,12 +32,14 @@ class Recomputed:
         Undoes steps.
     walk : Tape
         Takes the steps of which nothing is to be remembered: either of the two.
-    room : int
+    capacity : int
         How many steps each of them can hold.
     """
 
-    def __init__(self, schedule: Schedule, steps: int, x: Tensor, few: Tape, plain: Stepwise, walk: Tape, room: int):
-        self.schedule, self.few, self.plain, self.walk, self.room = schedule, few, plain, walk, room
+    def __init__(
+        self, schedule: Schedule, steps: int, x: Tensor, few: Tape, plain: Stepwise, walk: Tape, capacity: int
+    ):
+        self.schedule, self.few, self.plain, self.walk, self.capacity = schedule, few, plain, walk, capacity
         slots = schedule.slots_for(steps)
         host = min(schedule.host, slots) if isinstance(schedule, Offloading) else 0
         far = torch.empty(host, *x.shape, dtype=x.dtype, pin_memory=host > 0 and x.is_cuda)
@@ -44,7 +47,7 @@ class Recomputed:
         self._slots = (*far.unbind(0), *near)
         self._ready = False
 
-    def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+    def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         self._problem, self._first, self._path = problem, first, path
         self._rest, total = self.schedule.actions(len(path)), None
         self._start.copy_(x)
@@ -59,7 +62,7 @@ class Recomputed:
         self._ready = True
         return total
 
-    def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
+    def backward(self, p: BatchState, derivative: ControlPath) -> BatchState:
         for first, last in self.retrace():
             p = self.few.backward(p, derivative[first:last])
         return p
@@ -92,8 +95,8 @@ class Recomputed:
 
     def _take(self, steps: Tape, first: int, last: int, visited: Tensor | None = None) -> Tensor | None:
         total = None
-        for begin in range(first, last, self.room):
-            end = min(begin + self.room, last)
+        for begin in range(first, last, self.capacity):
+            end = min(begin + self.capacity, last)
             cost = steps.forward(self._problem, self._first + begin, self._x, self._path[begin:end])
             self._x.copy_(steps.end)
             if visited is not None:
@@ -104,7 +107,7 @@ class Recomputed:
 
     @property
     @torch.no_grad()
-    def states(self) -> Tensor:
+    def states(self) -> NodeStates:
         """All states, for which the steps are taken once more, and again before the next way back."""
         self._ready = False
         states = self._x.new_empty(len(self._path) + 1, *self._x.shape)

@@ -13,6 +13,7 @@ from ocp.integrators.stages import Workspace, advance, combine, retreat
 from ocp.integrators.tableaus import Tableau
 from ocp.problem.costs import PointByPoint
 from ocp.problem.protocols import Batched, Evaluations, RunningCost, Stages, StageWise, StateEquation
+from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
 from ocp.space.grid import TimeGrid
 
 __all__ = ["Staged"]
@@ -43,7 +44,7 @@ class Staged:
         Whether running costs are `Batched`; otherwise they are evaluated at one point after the other.
     """
 
-    def __init__(self, tableau: Tableau, grid: TimeGrid, steps: int, x: Tensor, batched: bool = True):
+    def __init__(self, tableau: Tableau, grid: TimeGrid, steps: int, x: Tensor, batched: bool = False):
         r = len(tableau.b)
         each = max(r * x.numel() * x.element_size(), 1)
         size = min(max(BLOCK_BYTES // each, isqrt(steps)), steps)  # the root balances one block with the starts of all
@@ -59,7 +60,7 @@ class Staged:
         times = [[t + grid.h * c for c in tableau.c] for t in grid.nodes[:-1]]
         self._times = torch.tensor(times, dtype=x.dtype).to(x.device)
 
-    def took(self, problem: StateEquation, first: int, path: Tensor) -> None:
+    def took(self, problem: StateEquation, first: int, path: ControlPath) -> None:
         """Set what `forward` sets besides its storage; called alone after its operations were replayed."""
         self._problem, self._first, self._path, self._consumed = problem, first, path, False
         self._trajectory: Tensor | None = None
@@ -70,7 +71,7 @@ class Staged:
         """Set what `backward` sets besides its storage."""
         self._consumed = True
 
-    def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+    def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         self.took(problem, first, path)
         total = None
         self._start[0].copy_(x)
@@ -85,7 +86,7 @@ class Staged:
 
     @property
     @torch.no_grad()
-    def states(self) -> Tensor:
+    def states(self) -> NodeStates:
         """Shape (S + 1, batch, *state), of the last steps; put together when first asked for.
 
         After the way back, which uses the values up, this takes another way forward.
@@ -136,7 +137,7 @@ class Staged:
     def _along(self, L: RunningCost) -> Batched:
         return cast(Batched, L) if self._batched else PointByPoint(L)
 
-    def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
+    def backward(self, p: BatchState, derivative: ControlPath) -> BatchState:
         self.returned()
         L, p = self._problem.running_cost, self._p.copy_(p)
         for n, (begin, end) in reversed(self._blocks):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ocp.integrators.integrator import Integrator, Invertible
 from ocp.problem.protocols import StateEquation
+from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
 from ocp.space.grid import TimeGrid
 
 __all__ = ["Stepwise"]
@@ -26,14 +27,14 @@ class Stepwise:
         self.integrator, self.grid, self._storage = integrator, grid, storage
 
     @property
-    def states(self) -> Tensor:
+    def states(self) -> NodeStates:
         return self._storage[: len(self._path) + 1]
 
     @property
-    def end(self) -> Tensor:
+    def end(self) -> BatchState:
         return self._storage[len(self._path)]
 
-    def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+    def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         step, h, t, visited = self.integrator.step, self.grid.h, self.grid.nodes, self._storage.unbind(0)
         self._problem, self._first, self._path, total = problem, first, path, None
         visited[0].copy_(x)
@@ -44,7 +45,7 @@ class Stepwise:
                 total = cost if total is None else total + cost
         return total
 
-    def backward(self, p: Tensor, derivative: Tensor, costates: Tensor | None = None) -> Tensor:
+    def backward(self, p: BatchState, derivative: ControlPath, costates: Tensor | None = None) -> BatchState:
         """As for any `Tape`; may be called again, and writes the costates at all nodes to ``costates`` if given."""
         pullback, h, t, x = self.integrator.pullback, self.grid.h, self.grid.nodes, self.states.unbind(0)
         by_step, u = derivative.unbind(0), self._path.unbind(0)
@@ -68,7 +69,7 @@ class Stepwise:
             before = inverse(problem, t[first + k], h, before, u)
         x.copy_(before)
 
-    def resume(self, problem: StateEquation, first: int, path: Tensor) -> Stepwise:
+    def resume(self, problem: StateEquation, first: int, path: ControlPath) -> Stepwise:
         """As if `forward` had been called: the states are already in the storage."""
         self._problem, self._first, self._path = problem, first, path
         return self

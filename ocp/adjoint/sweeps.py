@@ -22,11 +22,12 @@ from ocp.problem.protocols import (
     SecondOrderRunningCost,
     SecondOrderTerminalCost,
 )
+from ocp.problem.shapes import BatchState, FlatControl, NodeStates, Scalar, StepControl
 
 __all__ = ["adjoint", "forward", "linearize", "record", "second_adjoint", "tangent", "without_hvp"]
 
 
-def record(discretization: Discretization, schedule: Schedule, x: Tensor, u: Tensor) -> Tape:
+def record(discretization: Discretization, schedule: Schedule, x: BatchState, u: StepControl) -> Tape:
     """The tape for the steps of a grid, as the schedule says and by the fastest path that problem and integrator allow.
 
     Parameters
@@ -40,7 +41,7 @@ def record(discretization: Discretization, schedule: Schedule, x: Tensor, u: Ten
 
 
 @torch.no_grad()
-def forward(discretization: Discretization, control: Tensor, states: Tensor | Tape) -> Tensor:
+def forward(discretization: Discretization, control: FlatControl, states: NodeStates | Tape) -> Scalar:
     """State sweep x_{k+1} = Psi_h(t_k, x_k, u_k).
 
     Parameters
@@ -75,11 +76,11 @@ def forward(discretization: Discretization, control: Tensor, states: Tensor | Ta
 @torch.no_grad()
 def adjoint(
     discretization: Discretization,
-    control: Tensor,
-    states: Tensor | Tape,
+    control: FlatControl,
+    states: NodeStates | Tape,
     costates: Tensor | None = None,
     out: Tensor | None = None,
-) -> Tensor:
+) -> FlatControl:
     """Costate sweep p_k = dPsi/dx^T p_{k+1} + dL/dx, which yields the exact derivative of the discrete objective.
 
     Parameters
@@ -121,8 +122,12 @@ def adjoint(
 
 @torch.no_grad()
 def tangent(
-    discretization: Discretization, control: Tensor, direction: Tensor, states: Tensor, tangents: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    discretization: Discretization,
+    control: FlatControl,
+    direction: FlatControl,
+    states: NodeStates,
+    tangents: NodeStates | None = None,
+) -> tuple[BatchState, Scalar]:
     """Tangent sweep: the directional derivative of the final state and of the objective.
 
     Parameters
@@ -163,7 +168,7 @@ def tangent(
 
 
 @torch.no_grad()
-def linearize(discretization: Discretization, control: Tensor, states: Tensor) -> Linearization | None:
+def linearize(discretization: Discretization, control: FlatControl, states: NodeStates) -> Linearization | None:
     """All steps at once, for `second_adjoint` at this control in many directions; None where that is not offered."""
     if not supports_linearization(discretization):
         return None
@@ -171,7 +176,7 @@ def linearize(discretization: Discretization, control: Tensor, states: Tensor) -
     return Linearization(discretization, states, discretization.space.path(control), p)
 
 
-def _last_costate(discretization: Discretization, control: Tensor, end: Tensor) -> Tensor:
+def _last_costate(discretization: Discretization, control: FlatControl, end: Tensor) -> Tensor:
     """p_N, the derivative of the terminal cost by the final state."""
     cost = discretization.problem.terminal_cost
     return torch.zeros_like(end) if cost is None else cost.derivative(end, discretization.space.parameters(control))[0]
@@ -180,12 +185,12 @@ def _last_costate(discretization: Discretization, control: Tensor, end: Tensor) 
 @torch.no_grad()
 def second_adjoint(
     discretization: Discretization,
-    control: Tensor,
-    direction: Tensor,
-    states: Tensor,
-    tangents: Tensor,
+    control: FlatControl,
+    direction: FlatControl,
+    states: NodeStates,
+    tangents: NodeStates,
     steps: Linearization | None = None,
-) -> Tensor:
+) -> FlatControl:
     """Tangent sweep, then the tangent of the costate sweep: the Hessian of the discrete objective, applied to a vector.
 
     Every piece of the problem that takes part needs its ``hvp``, the integrator its ``pullback_tangent``.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ocp.integrators.integrator import Integrator
 from ocp.problem.protocols import Bindable, StateEquation
+from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
 from ocp.space.grid import TimeGrid
 
 __all__ = ["Taped"]
@@ -45,21 +46,24 @@ class Taped:
     grid : TimeGrid
     storage : Tensor
         Shape (steps + 1, batch, *state), where the states are written.
+    bindable : bool
+        Whether the dynamics are `Bindable`.
     """
 
-    def __init__(self, integrator: Integrator, grid: TimeGrid, storage: Tensor):
+    def __init__(self, integrator: Integrator, grid: TimeGrid, storage: Tensor, bindable: bool = False):
+        self._bindable = bindable
         self.integrator, self.grid, self._storage, self._steps = integrator, grid, storage, 0
         self._segments: list[_Segment] = []
 
     @property
-    def states(self) -> Tensor:
+    def states(self) -> NodeStates:
         return self._storage[: self._steps + 1]
 
     @property
-    def end(self) -> Tensor:
+    def end(self) -> BatchState:
         return self._storage[self._steps]
 
-    def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> Tensor | None:
+    def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         self._segments.clear()
         self._steps, total = len(path), None
         self._storage[0].copy_(x)
@@ -76,8 +80,8 @@ class Taped:
             x, path = states[0].clone().requires_grad_(), path.detach().requires_grad_()
             parts: list[Tensor] = []
             equations: Any = repeat(problem)
-            if isinstance(f, Bindable):
-                parts, bound = f.bind(path)
+            if self._bindable:
+                parts, bound = cast(Bindable, f).bind(path)
                 equations = [_Bound(each, L) for each in bound]
             visited, costs, end = [x], [], x
             for equation, t, u in zip(equations, times[first:], path.unbind(0), strict=False):
@@ -91,7 +95,7 @@ class Taped:
         self._segments.append(_Segment(outputs, [x, path, *parts]))
         return None if total is None else total.detach()
 
-    def backward(self, p: Tensor, derivative: Tensor) -> Tensor:
+    def backward(self, p: BatchState, derivative: ControlPath) -> BatchState:
         for k in reversed(range(len(self._segments))):
             outputs, leaves = self._segments.pop()
             cotangents = [p, p.new_ones(())][: len(outputs)]

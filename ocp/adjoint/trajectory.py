@@ -47,12 +47,12 @@ class Trajectory:
         """Write a table of comma-separated values that any program can read.
 
         There is one row for each node, with the columns t, u1, u2, ..., x1, x2, ..., p1, p2, ... The control of a step
-        stands in the row of the node at which the step begins; in the last row it is empty.
+        is in the row of the node at which the step begins; in the last row it is empty.
 
         Parameters
         ----------
         path : str or Path
-            Its folder is made where it is missing.
+            Its folder is created if necessary.
 
         Raises
         ------
@@ -79,4 +79,5 @@ class Trajectory:
 
 def _texts(values: Tensor) -> list[list[str]]:
     """Rows of numbers as the shortest texts that give back the same numbers."""
-    return values.reshape(len(values), -1).cpu().numpy().astype(str).tolist()
+    rows: list[list[str]] = values.reshape(len(values), -1).cpu().numpy().astype(str).tolist()
+    return rows

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
-
 from ocp.integrators.runge_kutta import RungeKutta
 from ocp.integrators.tableaus import (
     BACKWARD_EULER,
@@ -21,6 +19,7 @@ from ocp.integrators.tableaus import (
 )
 from ocp.integrators.verlet import Verlet
 from ocp.problem.protocols import StateEquation
+from ocp.problem.shapes import BatchState, Scalar, StepControl
 
 __all__ = [
     "INTEGRATORS",
@@ -48,17 +47,19 @@ class Integrator(Protocol):
     @property
     def order(self) -> int: ...
 
-    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl
+    ) -> tuple[BatchState, Scalar | None]:
         """The next state and the running cost over the step, which is None if the problem has none."""
 
     def pullback(
-        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
+    ) -> tuple[BatchState, StepControl]:
         """Transpose of the step: from the costate at its end to the costate at its start and the derivative by u."""
 
     def tangent(
-        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, Scalar | None]:
         """Directional derivatives of the next state and of the running cost."""
 
 
@@ -71,13 +72,13 @@ class SecondOrderIntegrator(Integrator, Protocol):
         problem: StateEquation,
         t: float,
         h: float,
-        x: Tensor,
-        u: Tensor,
-        p: Tensor,
-        dx: Tensor,
-        du: Tensor,
-        dp: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        x: BatchState,
+        u: StepControl,
+        p: BatchState,
+        dx: BatchState,
+        du: StepControl,
+        dp: BatchState,
+    ) -> tuple[BatchState, BatchState, StepControl]:
         """Tangent of the transpose: the costate at the start, its tangent, and the tangent of the derivative by u.
 
         Parameters
@@ -93,7 +94,7 @@ class SecondOrderIntegrator(Integrator, Protocol):
 class Invertible(Integrator, Protocol):
     """An integrator whose steps can be undone."""
 
-    def inverse(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
+    def inverse(self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
         """The state from which the step from time t arrives at x, up to rounding."""
 
 
@@ -101,7 +102,7 @@ class Invertible(Integrator, Protocol):
 class SelectiveIntegrator(Integrator, Protocol):
     """An integrator that is made for some problems only."""
 
-    def check(self, problem: StateEquation, x: Tensor, u: Tensor) -> None:
+    def check(self, problem: StateEquation, x: BatchState, u: StepControl) -> None:
         """Raise ``ValueError`` if it is not made for this problem, given a state and the control of a step."""
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ocp.problem.protocols import Dynamics
+from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["ConstantJacobian", "DenseLU", "Factorization", "LinearSolver"]
 
@@ -16,10 +17,10 @@ __all__ = ["ConstantJacobian", "DenseLU", "Factorization", "LinearSolver"]
 class Factorization(Protocol):
     """What solves systems with one matrix; right-hand sides and solutions have the shape of the state."""
 
-    def solve(self, r: Tensor) -> Tensor:
+    def solve(self, r: BatchState) -> BatchState:
         """The solution y of (I - scale df/dx) y = r."""
 
-    def solve_transposed(self, r: Tensor) -> Tensor:
+    def solve_transposed(self, r: BatchState) -> BatchState:
         """The solution y of (I - scale df/dx)^T y = r."""
 
 
@@ -30,7 +31,7 @@ class LinearSolver(Protocol):
     the transpose of the step.
     """
 
-    def factor(self, f: Dynamics, t: float, x: Tensor, u: Tensor, scale: float) -> Factorization:
+    def factor(self, f: Dynamics, t: float, x: BatchState, u: StepControl, scale: float) -> Factorization:
         """I - scale df/dx at (t, x, u), ready to solve with."""
 
 
@@ -41,15 +42,15 @@ class _LU:
     factors: Tensor
     pivots: Tensor
 
-    def _solve(self, r: Tensor, adjoint: bool) -> Tensor:
+    def _solve(self, r: BatchState, adjoint: bool) -> Tensor:
         columns = r.flatten(1).unsqueeze(2) if self.factors.ndim == 3 else r.flatten(1).t()
-        y = torch.linalg.lu_solve(self.factors, self.pivots, columns, adjoint=adjoint)
+        y: Tensor = torch.linalg.lu_solve(self.factors, self.pivots, columns, adjoint=adjoint)
         return (y if self.factors.ndim == 3 else y.t()).reshape(r.shape)
 
-    def solve(self, r: Tensor) -> Tensor:
+    def solve(self, r: BatchState) -> BatchState:
         return self._solve(r, adjoint=False)
 
-    def solve_transposed(self, r: Tensor) -> Tensor:
+    def solve_transposed(self, r: BatchState) -> BatchState:
         return self._solve(r, adjoint=True)
 
 
@@ -74,7 +75,7 @@ class DenseLU:
     tensor([[0.2500, 0.2500]])
     """
 
-    def factor(self, f: Dynamics, t: float, x: Tensor, u: Tensor, scale: float) -> Factorization:
+    def factor(self, f: Dynamics, t: float, x: BatchState, u: StepControl, scale: float) -> Factorization:
         batch, n = len(x), x[0].numel()
         identity = torch.eye(n, dtype=x.dtype, device=x.device)
         directions = identity.repeat_interleave(batch, dim=0).view(n * batch, *x.shape[1:])
@@ -113,7 +114,7 @@ class ConstantJacobian:
         if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
             raise ValueError(f"matrix: expected a square matrix, got shape {tuple(self.matrix.shape)}")
 
-    def factor(self, f: Dynamics, t: float, x: Tensor, u: Tensor, scale: float) -> Factorization:
+    def factor(self, f: Dynamics, t: float, x: BatchState, u: StepControl, scale: float) -> Factorization:
         key = (scale, x.dtype, x.device)
         if key not in self._kept:
             matrix = self.matrix.to(x)

@@ -13,6 +13,7 @@ from ocp.integrators.linear_solvers import DenseLU, Factorization, LinearSolver
 from ocp.integrators.stages import advance, combine, retreat
 from ocp.integrators.tableaus import Tableau
 from ocp.problem.protocols import Dynamics, StateEquation
+from ocp.problem.shapes import BatchState, Scalar, StepControl
 
 __all__ = ["RungeKutta"]
 
@@ -21,7 +22,7 @@ __all__ = ["RungeKutta"]
 NEWTON_STEPS = 25
 
 
-def _newton(solver: LinearSolver, f: Dynamics, t: float, r: Tensor, u: Tensor, scale: float) -> Tensor:
+def _newton(solver: LinearSolver, f: Dynamics, t: float, r: BatchState, u: StepControl, scale: float) -> Tensor:
     """The solution X of X = r + scale f(t, X, u), from X = r on; NaN where Newton's method does not find it.
 
     The number of correct digits doubles with each iteration, so that an update below the square root of the rounding
@@ -58,7 +59,7 @@ class _Stage:
     a: float
     matrix: Factorization | None  # I - h a f_x, of an implicit stage
 
-    def tangent(self, dr: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def tangent(self, dr: BatchState, du: StepControl) -> tuple[Tensor, Tensor]:
         """(dX, dK) for a change of r and u."""
         if self.matrix is None:
             return dr, self.f.jvp(self.t, self.x, self.u, dr, du)
@@ -120,13 +121,13 @@ class RungeKutta:
         return self.tableau.explicit
 
     def _stages(
-        self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor, last: bool
+        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, last: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Stage states and slopes; the last slope only on request, since the transpose does not need it."""
         states: list[Tensor] = []
         diagonal, stages = self.tableau.diagonal, len(self.tableau.b)
 
-        def slope(i: int, time: float, r: Tensor) -> Tensor:
+        def slope(i: int, time: float, r: BatchState) -> Tensor:
             scale = h * diagonal[i]
             x = _newton(self.solver, f, time, r, u, scale) if scale else r
             states.append(x)
@@ -136,7 +137,7 @@ class RungeKutta:
 
         return states, advance(self.tableau, t, h, x, slope)
 
-    def _linearized(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> list[_Stage]:
+    def _linearized(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> list[_Stage]:
         stages = []
         states, _ = self._stages(f, t, h, x, u, last=False)
         for state, c, a in zip(states, self.tableau.c, self.tableau.diagonal, strict=True):
@@ -144,7 +145,9 @@ class RungeKutta:
             stages.append(_Stage(f, t + c * h, h, state, u, a, matrix))
         return stages
 
-    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl
+    ) -> tuple[BatchState, Scalar | None]:
         states, slopes = self._stages(problem.dynamics, t, h, x, u, last=True)
         end, L, c = combine(x, h, self.tableau.weights, slopes), problem.running_cost, self.tableau.c
         if L is None:
@@ -153,12 +156,12 @@ class RungeKutta:
         return end, sum(rest, first)
 
     def pullback(
-        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
+    ) -> tuple[BatchState, StepControl]:
         b, L, derivative = self.tableau.b, problem.running_cost, torch.zeros_like(u)
         stages = self._linearized(problem.dynamics, t, h, x, u)
 
-        def pull(i: int, kappa: Tensor, into: Tensor | None) -> Tensor:
+        def pull(i: int, kappa: BatchState, into: Tensor | None) -> Tensor:
             stage, source = stages[i], None
             if L is not None and b[i]:
                 Lx, Lu = L.derivative(stage.t, stage.x, u)
@@ -171,7 +174,7 @@ class RungeKutta:
         return retreat(self.tableau, p, pull), derivative
 
     def tangent(
-        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
     ) -> tuple[Tensor, Tensor | None]:
         L, stages = problem.running_cost, self._linearized(problem.dynamics, t, h, x, u)
         dstates, slopes = self._tangents(stages, t, h, dx, du)
@@ -185,12 +188,12 @@ class RungeKutta:
         return dend, dcost
 
     def _tangents(
-        self, stages: Sequence[_Stage], t: float, h: float, dx: Tensor, du: Tensor, last: bool = True
+        self, stages: Sequence[_Stage], t: float, h: float, dx: BatchState, du: StepControl, last: bool = True
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Tangents of the stage states and of the slopes; of the last slope only on request."""
         dstates: list[Tensor] = []
 
-        def slope(i: int, _: float, dr: Tensor) -> Tensor:
+        def slope(i: int, _: float, dr: BatchState) -> Tensor:
             if not last and i == len(stages) - 1 and stages[i].matrix is None:
                 dstates.append(dr)
                 return dr
@@ -205,20 +208,20 @@ class RungeKutta:
         problem: StateEquation,
         t: float,
         h: float,
-        x: Tensor,
-        u: Tensor,
-        p: Tensor,
-        dx: Tensor,
-        du: Tensor,
-        dp: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        x: BatchState,
+        u: StepControl,
+        p: BatchState,
+        dx: BatchState,
+        du: StepControl,
+        dp: BatchState,
+    ) -> tuple[BatchState, BatchState, StepControl]:
         f: Any = problem.dynamics  # with hvp: `ocp.adjoint.sweeps.without_hvp` has found no piece without it
         L: Any = problem.running_cost
         b, stages, dderivative = self.tableau.b, self._linearized(f, t, h, x, u), torch.zeros_like(u)
         dstates, _ = self._tangents(stages, t, h, dx, du, last=False)
         kappas = [p] * len(stages)
 
-        def pull(i: int, kappa: Tensor, into: Tensor | None) -> Tensor:
+        def pull(i: int, kappa: BatchState, into: Tensor | None) -> Tensor:
             stage, source = stages[i], None
             if L is not None and b[i]:
                 source = h * b[i] * L.derivative(stage.t, stage.x, u)[0]

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ocp.problem.protocols import Dynamics, StateEquation
+from ocp.problem.shapes import BatchState, Scalar, StepControl
 
 __all__ = ["Verlet"]
 
 _POSITIONS, _MOMENTA = 0, 1
 
 
-def _half(x: Tensor, half: int) -> Tensor:
+def _half(x: BatchState, half: int) -> Tensor:
     """A view on the positions or on the momenta."""
     n = x.shape[1] // 2
     return x[:, n:] if half else x[:, :n]
@@ -36,22 +37,26 @@ class _Substep:
         _half(masked, self.half).copy_(_half(f, self.half)).mul_(h * self.w)
         return masked
 
-    def step(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
+    def step(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
         return x + self._mask(h, f(t + self.c * h, x, u))
 
-    def inverse(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
+    def inverse(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
         """The state before the step: the half that f changes is not one that it depends on."""
         return x - self._mask(h, f(t + self.c * h, x, u))
 
-    def pullback(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def pullback(
+        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
+    ) -> tuple[BatchState, StepControl]:
         px, pu = f.vjp(t + self.c * h, x, u, self._mask(h, p))
         return p + px, pu
 
-    def tangent(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+    def tangent(
+        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
+    ) -> Tensor:
         return dx + self._mask(h, f.jvp(t + self.c * h, x, u, dx, du))
 
     def curvature(
-        self, f: Any, t: float, h: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor
+        self, f: Any, t: float, h: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
     ) -> tuple[Tensor, Tensor]:
         """The Hessian of <p, step> by (x, u) applied to (dx, du)."""
         hx, hu = f.hvp(t + self.c * h, x, u, self._mask(h, p), dx, du)
@@ -92,7 +97,7 @@ class Verlet:
         """Autograd can follow every step."""
         return True
 
-    def check(self, problem: StateEquation, x: Tensor, u: Tensor) -> None:
+    def check(self, problem: StateEquation, x: BatchState, u: StepControl) -> None:
         """Look at the derivatives of the dynamics at a random point near (x, u).
 
         Raises
@@ -119,26 +124,28 @@ class Verlet:
                     f"{name}, got a change of {own:.1g} along a random direction"
                 )
 
-    def _states(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> list[Tensor]:
+    def _states(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> list[Tensor]:
         """The states before each substep and after the last."""
         states = [x]
         for part in _SUBSTEPS:
             states.append(part.step(f, t, h, states[-1], u))
         return states
 
-    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl
+    ) -> tuple[BatchState, Scalar | None]:
         L, end = problem.running_cost, self._states(problem.dynamics, t, h, x, u)[-1]
         return end, None if L is None else 0.5 * h * (L(t, x, u) + L(t + h, end, u))
 
-    def inverse(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
+    def inverse(self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
         """The state at time t from which the step arrives at x, up to rounding."""
         for part in reversed(_SUBSTEPS):
             x = part.inverse(problem.dynamics, t, h, x, u)
         return x
 
     def pullback(
-        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
+    ) -> tuple[BatchState, StepControl]:
         f, L = problem.dynamics, problem.running_cost
         *states, end = self._states(f, t, h, x, u)
         derivative = torch.zeros_like(u)
@@ -152,7 +159,7 @@ class Verlet:
         return p, derivative
 
     def tangent(
-        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
+        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
     ) -> tuple[Tensor, Tensor | None]:
         L = problem.running_cost
         states = self._states(problem.dynamics, t, h, x, u)
@@ -166,7 +173,7 @@ class Verlet:
         return tangents[-1], dcost
 
     def _tangents(
-        self, f: Dynamics, t: float, h: float, states: Sequence[Tensor], u: Tensor, dx: Tensor, du: Tensor
+        self, f: Dynamics, t: float, h: float, states: Sequence[Tensor], u: StepControl, dx: BatchState, du: StepControl
     ) -> list[Tensor]:
         """Tangents of the states before each substep and after the last."""
         tangents = [dx]
@@ -179,13 +186,13 @@ class Verlet:
         problem: StateEquation,
         t: float,
         h: float,
-        x: Tensor,
-        u: Tensor,
-        p: Tensor,
-        dx: Tensor,
-        du: Tensor,
-        dp: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        x: BatchState,
+        u: StepControl,
+        p: BatchState,
+        dx: BatchState,
+        du: StepControl,
+        dp: BatchState,
+    ) -> tuple[BatchState, BatchState, StepControl]:
         f: Any = problem.dynamics
         L: Any = problem.running_cost
         *states, end = self._states(f, t, h, x, u)

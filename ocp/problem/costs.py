@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
-from ocp.problem.modules import FlatModule, Mapped, hvp, leaving, pullback
-from ocp.problem.protocols import ControlCost, RunningCost, TerminalCost
+from ocp.problem.modules import FlatModule, Mapped, hvp, jvp, leaving, pullback
+from ocp.problem.protocols import Classifier, ControlCost, Divisible, RunningCost, SecondOrderTerminalCost, TerminalCost
+from ocp.problem.shapes import BatchState, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "as_control_costs",
     "as_running_cost",
     "as_terminal_cost",
+    "classifies",
 ]
 
 
@@ -35,18 +37,18 @@ class TerminalFunction:
 
     function: Callable[..., Tensor]
 
-    def _call(self, x: Tensor, q: Tensor) -> Tensor:
+    def _call(self, x: BatchState, q: Parameters) -> Scalar:
         arguments = {"x": x, "q": q} if q.numel() else {"x": x}
         return leaving("terminal_cost", self.function, **arguments)
 
-    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+    def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         return self._call(x, q)
 
-    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
         px, pq = pullback(self._call, (x, q))
         return px, pq
 
-    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
         hx, hq = hvp(self._call, (x, q), (dx, dq))
         return hx, hq
 
@@ -65,14 +67,16 @@ class RunningFunction:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_mapped", Mapped(self.function, "running_cost"))
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
         return leaving("running_cost", self.function, t=t, x=x, u=u)
 
-    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, t: float, x: BatchState, u: StepControl) -> tuple[BatchState, StepControl]:
         px, pu = pullback(lambda x, u: self(t, x, u), (x, u))
         return px, pu
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))
         return hx, hu
 
@@ -85,7 +89,7 @@ class RunningFunction:
         """The function itself: it is assumed to treat all samples alike."""
         return self
 
-    def supports_batches(self, x: Tensor, u: Tensor) -> bool:
+    def supports_batches(self, x: BatchState, u: StepControl) -> bool:
         """Whether the function can be mapped over many points at once."""
         shift = torch.linspace(0, 0.2, 3).to(x)
         return self._mapped.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
@@ -104,7 +108,7 @@ class PointByPoint:
 
     cost: RunningCost
 
-    def supports_batches(self, x: Tensor, u: Tensor) -> bool:
+    def supports_batches(self, x: BatchState, u: StepControl) -> bool:
         """It always can be evaluated this way."""
         return True
 
@@ -132,14 +136,16 @@ class QuadraticRunning:
     control_weight: float = 1.0
     target: Tensor | float = 0.0
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
         miss = (x - self.target).square().sum() / len(x)
         return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum())
 
-    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, t: float, x: BatchState, u: StepControl) -> tuple[BatchState, StepControl]:
         return (x - self.target) * (self.state_weight / len(x)), self.control_weight * u
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         return dx * (self.state_weight / len(x)), self.control_weight * du
 
     @property
@@ -147,7 +153,7 @@ class QuadraticRunning:
         """Autograd can follow it and finds the same derivatives."""
         return True
 
-    def supports_batches(self, x: Tensor, u: Tensor) -> bool:
+    def supports_batches(self, x: BatchState, u: StepControl) -> bool:
         """It can be evaluated at many points at once, whatever their shape."""
         return True
 
@@ -190,7 +196,7 @@ class CrossEntropy:
                 f"got shape {tuple(self.labels.shape)} of {self.labels.dtype}"
             )
 
-    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+    def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         if x.ndim != 2 or len(x) != len(self.labels):
             raise ValueError(
                 f"labels: expected one for each row of the final state or of its readout {tuple(x.shape)}, "
@@ -199,18 +205,18 @@ class CrossEntropy:
         z, classes = _classes(x)
         return -torch.log_softmax(z, classes).gather(classes, self.labels.unsqueeze(classes)).mean()
 
-    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
         z, classes = _classes(x)
         pz, right = torch.softmax(z, classes), self.labels.unsqueeze(classes)
         pz.scatter_add_(classes, right, z.new_full((1, 1), -1.0).expand(right.shape)).div_(len(x))
         return pz.mT if classes == 0 else pz, torch.zeros_like(q)
 
-    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
         shares = torch.softmax(x, dim=1)
         mean = (shares * dx).sum(1, keepdim=True)
         return shares * (dx - mean) / len(x), torch.zeros_like(q)
 
-    def accuracy(self, x: Tensor, q: Tensor) -> float:
+    def accuracy(self, x: BatchState, q: Parameters) -> float:
         """Share of samples whose largest entry is that of their label."""
         return float((x.argmax(1) == self.labels).double().mean())
 
@@ -251,13 +257,13 @@ class LeastSquares:
             )
         return x - self.target
 
-    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+    def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         return 0.5 * self.weight * self._miss(x).square().sum() / len(x)
 
-    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
         return self._miss(x) * (self.weight / len(x)), torch.zeros_like(q)
 
-    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
         return dx * (self.weight / len(x)), torch.zeros_like(q)
 
     def take(self, indices: Tensor) -> LeastSquares:
@@ -280,39 +286,44 @@ class Readout:
     """
 
     module: FlatModule
-    cost: Any
+    cost: TerminalCost
     offset: int = 0
 
     def _part(self, q: Tensor) -> Tensor:
         return q[self.offset : self.offset + self.module.size]
 
-    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+    def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         return self.cost(self.module(self._part(q), x), q)
 
-    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
         w = self._part(q)
         pz, pq = self.cost.derivative(self.module(w, x), q)
         pw, px = self.module.pullback(w, x, pz)
         self._part(pq).add_(pw)
         return px, pq
 
-    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
         w, dw = self._part(q), self._part(dq)
-        z, dz = torch.func.jvp(self.module, (w, x), (dw, dx))[:2]
+        z, dz = jvp(self.module, (w, x), (dw, dx))
         pz, _ = self.cost.derivative(z, q)
-        dpz, hq = self.cost.hvp(z, q, dz, dq)
+        dpz, hq = cast(SecondOrderTerminalCost, self.cost).hvp(z, q, dz, dq)
         # The tangent of the transpose dz/d(w, x)^T pz: by the module's own second derivative, and by pz.
         own, by_cost = hvp(self.module, (w, x), (dw, dx), pz), self.module.pullback(w, x, dpz)
         hw, hx = (a + b for a, b in zip(own, by_cost, strict=True))
         self._part(hq).add_(hw)
         return hx, hq
 
-    def accuracy(self, x: Tensor, q: Tensor) -> float:
+    def accuracy(self, x: BatchState, q: Parameters) -> float:
         """Accuracy of the cost on the output of the module."""
-        return self.cost.accuracy(self.module(self._part(q), x), q)
+        return cast(Classifier, self.cost).accuracy(self.module(self._part(q), x), q)
 
     def take(self, indices: Tensor) -> Readout:
         """The same cost on some of the samples."""
+        if not isinstance(self.cost, Divisible):
+            raise ValueError(
+                "terminal_cost: expected a cost with a method take(indices) for mini-batches, "
+                f"got {type(self.cost).__name__}"
+            )
         return replace(self, cost=self.cost.take(indices))
 
 
@@ -322,13 +333,13 @@ class Tikhonov:
 
     alpha: float
 
-    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+    def __call__(self, space: ControlSpace, flat: FlatControl) -> Scalar:
         return 0.5 * self.alpha * torch.dot(space.dual(flat), flat)
 
-    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+    def derivative(self, space: ControlSpace, flat: FlatControl) -> FlatControl:
         return self.alpha * space.dual(flat)
 
-    def hvp(self, space: ControlSpace, flat: Tensor, direction: Tensor) -> Tensor:
+    def hvp(self, space: ControlSpace, flat: FlatControl, direction: FlatControl) -> FlatControl:
         return self.alpha * space.dual(direction)
 
 
@@ -338,42 +349,47 @@ class TimeSmoothness:
 
     beta: float
 
-    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+    def __call__(self, space: ControlSpace, flat: FlatControl) -> Scalar:
         return 0.5 * self.beta / space.grid.h * space.path(flat).diff(dim=0).square().sum()
 
-    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+    def derivative(self, space: ControlSpace, flat: FlatControl) -> FlatControl:
         dual = torch.zeros_like(flat)
         jumps = space.path(flat).diff(dim=0).mul_(self.beta / space.grid.h)
         space.path(dual)[1:] += jumps
         space.path(dual)[:-1] -= jumps
         return dual
 
-    def hvp(self, space: ControlSpace, flat: Tensor, direction: Tensor) -> Tensor:
+    def hvp(self, space: ControlSpace, flat: FlatControl, direction: FlatControl) -> FlatControl:
         return self.derivative(space, direction)  # which is linear
 
 
 def as_terminal_cost(cost: Any) -> TerminalCost | None:
-    """Whatever a user may give as terminal cost, as a `TerminalCost`."""
-    return _adapt("terminal_cost", "a function Phi(x)", cost, TerminalCost, TerminalFunction)
+    """The terminal cost from what a user may give: a function, a `TerminalCost`, or None."""
+    if cost is None or isinstance(cost, TerminalCost):
+        return cost
+    if callable(cost):
+        return TerminalFunction(cost)
+    raise TypeError(f"terminal_cost: expected a function Phi(x) or a TerminalCost, got {type(cost).__name__}")
 
 
 def as_running_cost(cost: Any) -> RunningCost | None:
-    """Whatever a user may give as running cost, as a `RunningCost`."""
-    return _adapt("running_cost", "a function L(t, x, u)", cost, RunningCost, RunningFunction)
+    """The running cost from what a user may give: a function, a `RunningCost`, or None."""
+    if cost is None or isinstance(cost, RunningCost):
+        return cost
+    if callable(cost):
+        return RunningFunction(cost)
+    raise TypeError(f"running_cost: expected a function L(t, x, u) or a RunningCost, got {type(cost).__name__}")
 
 
 def as_control_costs(costs: Any) -> tuple[ControlCost, ...]:
-    """One control cost, several, or none, as a tuple."""
-    costs = () if costs is None else tuple(costs) if isinstance(costs, Iterable) else (costs,)
-    for cost in costs:
+    """The control costs from what a user may give: one, several, or None."""
+    found = () if costs is None else tuple(costs) if isinstance(costs, Iterable) else (costs,)
+    for cost in found:
         if not isinstance(cost, ControlCost):
             raise TypeError(f"control_cost: expected costs such as Tikhonov(alpha), got {type(cost).__name__}")
-    return costs
+    return found
 
 
-def _adapt(name: str, expected: str, cost: Any, protocol: Any, adapter: Any) -> Any:
-    if cost is None or isinstance(cost, protocol):
-        return cost
-    if callable(cost):
-        return adapter(cost)
-    raise TypeError(f"{name}: expected {expected} or a {protocol.__name__}, got {type(cost).__name__}")
+def classifies(cost: TerminalCost | None) -> TypeGuard[Classifier]:
+    """Whether a cost is a `Classifier`; a `Readout` is one if the cost behind it is."""
+    return classifies(cost.cost) if isinstance(cost, Readout) else isinstance(cost, Classifier)

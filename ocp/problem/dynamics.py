@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocp.problem.modules import FlatModule, Mapped, hvp, leaving, pullback, uncompiled
+from ocp.problem.modules import FlatModule, Mapped, hvp, jvp, leaving, pullback, uncompiled
 from ocp.problem.protocols import Dynamics, Evaluations, Stages
+from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["FunctionDynamics", "ModuleDynamics", "as_dynamics", "gradients"]
 
@@ -42,17 +43,19 @@ class FunctionDynamics:
         self.control_size = control_size
         self._mapped = Mapped(function, "dynamics")
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
         return leaving("dynamics", self.function, t=t, x=x, u=u)
 
-    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
         px, pu = pullback(lambda x, u: self(t, x, u), (x, u), p)
         return px, pu
 
-    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
-        return torch.func.jvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du))[1]
+    def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
+        return jvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du))[1]
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         hx, hu = hvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du), p)
         return hx, hu
 
@@ -61,7 +64,7 @@ class FunctionDynamics:
         """Its derivatives are those of autograd."""
         return True
 
-    def supports_stages(self, x: Tensor, u: Tensor) -> bool:
+    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
         """Whether Jacobians at all steps at once are faster: for small states of functions that can be mapped."""
         if x.numel() > JACOBIAN_NUMBERS:
             return False
@@ -73,7 +76,7 @@ class FunctionDynamics:
         """The function at the stages of consecutive steps, with the Jacobians of all of them at once."""
         return _Jacobians(self._mapped, path, stages)
 
-    def arrange(self, x: Tensor) -> Tensor:
+    def arrange(self, x: BatchState) -> BatchState:
         """The state as it is."""
         return x
 
@@ -154,17 +157,19 @@ class ModuleDynamics:
         plain = uncompiled(module)
         self._plain = self.flat if plain is module else FlatModule(plain)
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
         return self.flat(u, x)
 
-    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
         pu, px = pullback(self.flat, (u, x), p)
         return px, pu
 
-    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
-        return torch.func.jvp(self._plain, (u, x), (du, dx))[1]
+    def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
+        return jvp(self._plain, (u, x), (du, dx))[1]
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         hu, hx = hvp(self._plain, (u, x), (du, dx), p)
         return hx, hu
 
@@ -179,10 +184,10 @@ class ModuleDynamics:
         steps = zip(*(leaf.unbind(0) for leaf in leaves), strict=True) if leaves else iter([()] * len(path))
         return leaves, [partial(self._bound, parts) for parts in steps]
 
-    def _bound(self, parts: tuple[Tensor, ...], t: float, x: Tensor, u: Tensor) -> Tensor:
+    def _bound(self, parts: tuple[Tensor, ...], t: float, x: BatchState, u: StepControl) -> Tensor:
         return self.flat.call(parts, x)
 
-    def to_module(self, u: Tensor) -> nn.Module:
+    def to_module(self, u: StepControl) -> nn.Module:
         """The block with the parameters u."""
         return self.flat.with_parameters(u)
 
@@ -211,6 +216,6 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
         )
     if not isinstance(control_size, int) or control_size < 1:
         raise ValueError(
-            f"control_size: expected the length of u (an integer >= 1) beside a plain function, got {control_size!r}"
+            f"control_size: expected the length of u (an integer >= 1) for a plain function, got {control_size!r}"
         )
     return FunctionDynamics(dynamics, control_size)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.modules import FlatModule, hvp, pullback
+from ocp.problem.modules import FlatModule, hvp, jvp, pullback
 from ocp.problem.protocols import InitialState
+from ocp.problem.shapes import BatchState, Parameters
 
 __all__ = ["FixedState", "Opening", "StateFunction", "as_initial_state"]
 
@@ -21,16 +22,16 @@ class FixedState:
 
     x: Tensor
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def __call__(self, q: Parameters) -> BatchState:
         return self.x
 
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+    def vjp(self, q: Parameters, p: BatchState) -> Parameters:
         return torch.zeros_like(q)
 
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+    def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
         return torch.zeros_like(self.x)
 
-    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+    def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
         return torch.zeros_like(q)
 
     def take(self, indices: Tensor) -> FixedState:
@@ -44,16 +45,16 @@ class StateFunction:
 
     function: Callable[[Tensor], Tensor]
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def __call__(self, q: Parameters) -> BatchState:
         return self.function(q)
 
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+    def vjp(self, q: Parameters, p: BatchState) -> Parameters:
         return pullback(self.function, (q,), p)[0]
 
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
-        return torch.func.jvp(self.function, (q,), (dq,))[1]
+    def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
+        return jvp(self.function, (q,), (dq,))[1]
 
-    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+    def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
         return hvp(self.function, (q,), (dq,), p)[0]
 
 
@@ -65,21 +66,21 @@ class Opening:
     inputs: Tensor
     offset: int = 0
 
-    def _part(self, q: Tensor) -> Tensor:
+    def _part(self, q: Parameters) -> Tensor:
         return q[self.offset : self.offset + self.module.size]
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def __call__(self, q: Parameters) -> BatchState:
         return self.module(self._part(q), self.inputs)
 
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+    def vjp(self, q: Parameters, p: BatchState) -> Parameters:
         by_parameters = torch.zeros_like(q)
         self._part(by_parameters).copy_(self.module.by_parameters(self._part(q), self.inputs, p))
         return by_parameters
 
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
-        return torch.func.jvp(self, (q,), (dq,))[1]
+    def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
+        return jvp(self, (q,), (dq,))[1]
 
-    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+    def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
         return hvp(self, (q,), (dq,), p)[0]
 
     def take(self, indices: Tensor) -> Opening:

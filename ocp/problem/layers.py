@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ocp.problem.protocols import Evaluations, Stages
+from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["RELU", "SMOOTH_RELU", "TANH", "Activation", "Antisymmetric", "Convolution", "Dense", "Free", "WeightMap"]
 
@@ -98,8 +99,8 @@ def _tanh_apply(z: Tensor, out: Tensor) -> Tensor:
     return torch.tanh(z, out=out)
 
 
-def _tanh_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
-    return _tanh_backward(p, a, grad_input=out)
+def _tanh_transpose(p: Tensor, a: Tensor, out: Tensor) -> None:
+    _tanh_backward(p, a, grad_input=out)
 
 
 def _relu_slope(a: Tensor) -> Tensor:
@@ -110,8 +111,8 @@ def _relu_apply(z: Tensor, out: Tensor) -> Tensor:
     return torch.clamp_min(z, 0, out=out)
 
 
-def _relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> Tensor:
-    return _threshold_backward(p, a, 0, grad_input=out)
+def _relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> None:
+    _threshold_backward(p, a, 0, grad_input=out)
 
 
 # Of functions with names, so that a problem can be pickled and sent to another process.
@@ -199,27 +200,29 @@ class Dense:
     def control_size(self) -> int:
         return self.width * (self.width + 1)
 
-    def _split(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, u: StepControl) -> tuple[Tensor, Tensor]:
         n = self.width
         return u[: n * n].view(n, n), u[n * n :]
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> Tensor:
         K, b = self._split(u)
         return self.activation.function(torch.addmm(b, x, self.weight(K).t()))
 
-    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
         K, b = self._split(u)
         A = self.weight(K)
         z = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t()))).mul_(p)
         return z @ A, torch.cat((self.weight.transpose(z.t() @ x).reshape(-1), z.sum(0)))
 
-    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+    def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
         (K, b), (dK, db) = self._split(u), self._split(du)
         A = self.weight(K)
         slope = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t())))
         return slope * (dx @ A.t() + x @ self.weight.linear(dK).t() + db)
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         (K, b), (dK, db) = self._split(u), self._split(du)
         A, dA = self.weight(K), self.weight.linear(dK)
         a = self.activation.function(torch.addmm(b, x, A.t()))
@@ -228,7 +231,7 @@ class Dense:
         hK = self.weight.transpose(dz.t() @ x + z.t() @ dx)
         return dz @ A + z @ dA, torch.cat((hK.reshape(-1), dz.sum(0)))
 
-    def supports_stages(self, x: Tensor, u: Tensor) -> bool:
+    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
         """The layers of all states do."""
         return True
 
@@ -236,7 +239,7 @@ class Dense:
         """The layers of consecutive steps, which keep their activations: they are the values of f."""
         return _DenseLayers(self, path, stages)
 
-    def arrange(self, x: Tensor) -> Tensor:
+    def arrange(self, x: BatchState) -> BatchState:
         """A state in the layout in which steps are fastest: with samples as the last dimension in memory, if need be.
 
         A product of matrices whose rows do not fill the vectors of a processor takes up to five times as long.
@@ -249,7 +252,7 @@ class Dense:
         K = torch.randn(self.width, self.width, generator=generator, **like) / sqrt(self.width)
         return torch.cat((K.reshape(-1), torch.zeros(self.width, **like)))
 
-    def to_module(self, u: Tensor) -> nn.Module:
+    def to_module(self, u: StepControl) -> nn.Module:
         """The same function as ``nn.Linear`` and an activation."""
         K, b = self._split(u)
         linear = nn.Linear(self.width, self.width, device=u.device, dtype=u.dtype)
@@ -350,26 +353,28 @@ class Convolution:
     def _padding(self) -> int:
         return self.kernel_size // 2
 
-    def _split(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, u: StepControl) -> tuple[Tensor, Tensor]:
         c, k = self.channels, self.kernel_size
         return u[:-c].view(c, c, k, k), u[-c:]
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> Tensor:
         K, b = self._split(u)
         return self.activation.function(torch.conv2d(x, K, b, padding=self._padding))
 
-    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
         K, _ = self._split(u)
         z = self.activation.slope(self(t, x, u)).mul_(p)
         pK = conv2d_weight(x, K.shape, z, padding=self._padding)
         return conv2d_input(x.shape, K, z, padding=self._padding), torch.cat((pK.reshape(-1), z.sum((0, 2, 3))))
 
-    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+    def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
         (K, _), (dK, db) = self._split(u), self._split(du)
         slope = self.activation.slope(self(t, x, u))
         return slope * (torch.conv2d(dx, K, db, padding=self._padding) + torch.conv2d(x, dK, padding=self._padding))
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         (K, _), (dK, db), padding = self._split(u), self._split(du), self._padding
         a = self(t, x, u)
         z = self.activation.slope(a) * p  # as in vjp, and its tangent
@@ -379,7 +384,7 @@ class Convolution:
         hK = conv2d_weight(x, K.shape, dz, padding=padding) + conv2d_weight(dx, K.shape, z, padding=padding)
         return hx, torch.cat((hK.reshape(-1), dz.sum((0, 2, 3))))
 
-    def supports_stages(self, x: Tensor, u: Tensor) -> bool:
+    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
         """The layers of all states do."""
         return True
 
@@ -387,7 +392,7 @@ class Convolution:
         """The layers of consecutive steps, which keep their activations: they are the values of f."""
         return _ConvolutionLayers(self, path, stages)
 
-    def arrange(self, x: Tensor) -> Tensor:
+    def arrange(self, x: BatchState) -> BatchState:
         """The state as it is."""
         return x
 
@@ -397,7 +402,7 @@ class Convolution:
         K = torch.randn(c * c * k * k, generator=generator, **like) / sqrt(c * k * k)
         return torch.cat((K, torch.zeros(c, **like)))
 
-    def to_module(self, u: Tensor) -> nn.Module:
+    def to_module(self, u: StepControl) -> nn.Module:
         """The same function as ``nn.Conv2d`` and an activation."""
         K, b = self._split(u)
         convolution = nn.Conv2d(

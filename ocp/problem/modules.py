@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FlatModule", "Mapped", "hvp", "leaving", "pullback", "uncompiled"]
+__all__ = ["FlatModule", "Mapped", "hvp", "jvp", "leaving", "pullback", "uncompiled"]
 
 
 class FlatModule:
@@ -50,7 +50,7 @@ class FlatModule:
         parameters = self._trained(module)
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         self.size = sum(self._sizes)
-        # Where each parameter stands, in several places if it is shared.
+        # The places of each parameter: several if it is shared.
         self._places = [
             [(part._parameters, name) for part in module.modules() for name, q in part._parameters.items() if q is p]
             for p in parameters
@@ -73,7 +73,7 @@ class FlatModule:
     def pullback(self, flat: Tensor, x: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative of one evaluation, transposed and applied to ``cotangent``: by the parameters, and by the input.
 
-        That of a plain ``nn.Linear`` is written by hand: beside few time steps a tape is expensive.
+        That of a plain ``nn.Linear`` is written by hand: compared with a few time steps, a tape is expensive.
         """
         if self._is_linear():
             return self.by_parameters(flat, x, cotangent), cotangent @ self._parts(flat)[0]
@@ -116,9 +116,10 @@ class FlatModule:
         own = [places[0][0][places[0][1]] for places in self._places]
         try:
             self._put(parts)
-            return self.module(x)
+            output: Tensor = self.module(x)
         finally:
             self._put(own)
+        return output
 
     def _put(self, parts: Sequence[Any]) -> None:
         for places, part in zip(self._places, parts, strict=True):
@@ -204,7 +205,7 @@ class Mapped:
             self.agrees(t, x, u)
         if self._agreed:
             try:
-                mapped = torch.func.vmap(self._plain)(t, x, u)
+                mapped: Tensor = torch.func.vmap(self._plain)(t, x, u)
                 if values is None or _same(mapped.detach(), values):
                     return mapped
             except Exception:  # it decides by numbers after all
@@ -260,6 +261,20 @@ def pullback(function: Any, arguments: tuple[Tensor, ...], cotangent: Tensor | N
             return tuple(torch.zeros_like(a) for a in arguments)
         grads = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
     return tuple(torch.zeros_like(a) if g is None else g for a, g in zip(arguments, grads, strict=True))
+
+
+def jvp(function: Any, arguments: tuple[Tensor, ...], directions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The value of ``function`` and its directional derivative, by forward mode.
+
+    Parameters
+    ----------
+    function : callable
+        Takes ``arguments`` and returns one tensor.
+    directions : tuple of Tensor
+        One for each argument, of its shape.
+    """
+    value, derivative = torch.func.jvp(function, arguments, directions)[:2]
+    return value, derivative
 
 
 def hvp(

@@ -15,6 +15,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
+from ocp.problem.shapes import BatchState, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
 
 __all__ = [
@@ -51,13 +52,13 @@ class Dynamics(Protocol):
     def control_size(self) -> int:
         """m, the length of u."""
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
         """f(t, x, u), of the shape of x."""
 
-    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
         """Transposed derivatives (df/dx^T p, df/du^T p)."""
 
-    def jvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Tensor:
+    def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
         """Directional derivative df/dx dx + df/du du."""
 
 
@@ -65,7 +66,9 @@ class Dynamics(Protocol):
 class SecondOrderDynamics(Dynamics, Protocol):
     """Dynamics with second derivatives."""
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         """The Hessian of <p, f(t, x, u)> by (x, u) applied to (dx, du)."""
 
 
@@ -77,10 +80,10 @@ class RunningCost(Protocol):
     sweeps, `Batched` or `Traceable`.
     """
 
-    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+    def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
         """The value, a tensor of shape ()."""
 
-    def derivative(self, t: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, t: float, x: BatchState, u: StepControl) -> tuple[BatchState, StepControl]:
         """(dL/dx, dL/du)."""
 
 
@@ -88,7 +91,9 @@ class RunningCost(Protocol):
 class SecondOrderRunningCost(RunningCost, Protocol):
     """A running cost with second derivatives."""
 
-    def hvp(self, t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(
+        self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
+    ) -> tuple[BatchState, StepControl]:
         """The Hessian by (x, u) applied to (dx, du)."""
 
 
@@ -99,10 +104,10 @@ class TerminalCost(Protocol):
     It may also be a `SecondOrderTerminalCost`, for Hessian products; `Divisible`, for mini-batches; a `Classifier`.
     """
 
-    def __call__(self, x: Tensor, q: Tensor) -> Tensor:
+    def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         """The value, a tensor of shape ()."""
 
-    def derivative(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
         """(dPhi/dx, dPhi/dq)."""
 
 
@@ -110,7 +115,7 @@ class TerminalCost(Protocol):
 class SecondOrderTerminalCost(TerminalCost, Protocol):
     """A terminal cost with second derivatives."""
 
-    def hvp(self, x: Tensor, q: Tensor, dx: Tensor, dq: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
         """The Hessian by (x, q) applied to (dx, dq)."""
 
 
@@ -118,7 +123,7 @@ class SecondOrderTerminalCost(TerminalCost, Protocol):
 class Classifier(TerminalCost, Protocol):
     """A terminal cost that compares final states with labels."""
 
-    def accuracy(self, x: Tensor, q: Tensor) -> float:
+    def accuracy(self, x: BatchState, q: Parameters) -> float:
         """Share of the samples that are classified correctly, between 0 and 1."""
 
 
@@ -129,10 +134,10 @@ class ControlCost(Protocol):
     It may also be a `SecondOrderControlCost`, for Hessian products.
     """
 
-    def __call__(self, space: ControlSpace, flat: Tensor) -> Tensor:
+    def __call__(self, space: ControlSpace, flat: FlatControl) -> Scalar:
         """The value at a flat control, a tensor of shape ()."""
 
-    def derivative(self, space: ControlSpace, flat: Tensor) -> Tensor:
+    def derivative(self, space: ControlSpace, flat: FlatControl) -> FlatControl:
         """The derivative, a dual vector of the shape of ``flat``."""
 
 
@@ -140,7 +145,7 @@ class ControlCost(Protocol):
 class SecondOrderControlCost(ControlCost, Protocol):
     """A control cost with second derivatives."""
 
-    def hvp(self, space: ControlSpace, flat: Tensor, direction: Tensor) -> Tensor:
+    def hvp(self, space: ControlSpace, flat: FlatControl, direction: FlatControl) -> FlatControl:
         """The Hessian applied to a direction, a dual vector of the shape of ``flat``."""
 
 
@@ -151,13 +156,13 @@ class InitialState(Protocol):
     It may also be a `SecondOrderInitialState`, for Hessian products, and `Divisible`, for mini-batches.
     """
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def __call__(self, q: Parameters) -> BatchState:
         """The initial state, shape (batch, *state)."""
 
-    def vjp(self, q: Tensor, p: Tensor) -> Tensor:
+    def vjp(self, q: Parameters, p: BatchState) -> Parameters:
         """Transposed derivative dX0/dq^T p."""
 
-    def jvp(self, q: Tensor, dq: Tensor) -> Tensor:
+    def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
         """Directional derivative dX0/dq dq."""
 
 
@@ -165,7 +170,7 @@ class InitialState(Protocol):
 class SecondOrderInitialState(InitialState, Protocol):
     """An initial state with second derivatives."""
 
-    def hvp(self, q: Tensor, p: Tensor, dq: Tensor) -> Tensor:
+    def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
         """The Hessian of <p, X0(q)> applied to dq."""
 
 
@@ -215,7 +220,7 @@ class Batched(Protocol):
     Times have the shape (n,), states (n, batch, *state), controls (n, m).
     """
 
-    def supports_batches(self, x: Tensor, u: Tensor) -> bool:
+    def supports_batches(self, x: BatchState, u: StepControl) -> bool:
         """Whether it can be, for such a state and control."""
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
@@ -278,11 +283,11 @@ class Evaluations(Protocol):
 class StageWise(Protocol):
     """Dynamics that keep the values of f at the stages of many steps and need nothing else for the way back."""
 
-    def supports_stages(self, x: Tensor, u: Tensor) -> bool:
+    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
         """Whether they do for such a state and control."""
 
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The evaluations for steps with the controls ``path``, shape (S, m), in the given storage."""
 
-    def arrange(self, x: Tensor) -> Tensor:
+    def arrange(self, x: BatchState) -> BatchState:
         """The state in the memory layout that the stages should have; x itself if any layout will do."""

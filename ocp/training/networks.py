@@ -296,7 +296,8 @@ class _WithoutSkip(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(x) - x
+        F: Tensor = self.block(x) - x
+        return F
 
 
 @dataclass(frozen=True)
@@ -320,10 +321,12 @@ class _Unrolled(nn.Module):
         self.integrator, self.h = integrator, h
 
     def forward(self, inputs: Tensor) -> Tensor:
-        x = self.opening(inputs)
+        x: Tensor = self.opening(inputs)
         for block in self.blocks:
             x, _ = self.integrator.step(_Block(block), 0.0, self.h, x, x)  # the control is not used
-        return x if self.closing is None else self.closing(x)
+        if self.closing is not None:
+            x = self.closing(x)
+        return x
 
 
 def _without_ocp(network: nn.Module) -> nn.Module:

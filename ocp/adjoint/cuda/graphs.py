@@ -125,7 +125,7 @@ def capture(function: Callable[[], Tensor | None]) -> tuple[Callable[[], None], 
 
 def waits(function: Callable[[], Tensor | None]) -> tuple[Tensor | None, bool]:
     """The result of a function, and whether a number of a tensor decided what it did, or left its device."""
-    with _Watch() as watch:
+    with _Watch() as watch:  # type: ignore[no-untyped-call]
         result = function()
     return result, watch.waited
 
