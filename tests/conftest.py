@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations as subsets
 from typing import Any
 
 import pytest
@@ -22,7 +25,45 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if named and all(".py" in name for name in named) else None
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--full-products", action="store_true", help="run all combinations of tests marked cover")
+
+
+def covering(combinations, strength, seed):
+    """As few combinations as a greedy choice needs for every pair of values (strength 2), or every value (1).
+
+    Parameters
+    ----------
+    combinations : sequence of dict
+        From the name of a parameter to the number of its value.
+    seed
+        Another one chooses others.
+
+    Returns
+    -------
+    set of int
+        Which combinations to keep.
+    """
+    covers = {k: set(subsets(sorted(c.items()), min(strength, len(c)))) for k, c in enumerate(combinations)}
+    order = random.Random(seed).sample(sorted(covers), len(covers))
+    missing, chosen = set().union(*covers.values()), set()
+    while missing:
+        chosen.add(best := max(order, key=lambda k: len(covers[k] & missing)))
+        missing -= covers[best]
+    return chosen
+
+
+def pytest_collection_modifyitems(config, items):
+    tests = defaultdict(list)
+    for item in [] if config.option.full_products else items:
+        if item.get_closest_marker("cover") and hasattr(item, "callspec"):
+            tests[item.nodeid.split("[")[0]].append(item)
+    spare = set()
+    for name, alike in tests.items():
+        (strength,) = alike[0].get_closest_marker("cover").args
+        chosen = covering([item.callspec.indices for item in alike], strength, name)
+        spare |= {item for k, item in enumerate(alike) if k not in chosen}
+    items[:] = [item for item in items if item not in spare]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -142,6 +142,7 @@ def torch_start(number):
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 @pytest.mark.parametrize("call", [3, 5])
 @pytest.mark.parametrize("method", [m for m in SEARCHING.values() if not isinstance(m, SciPy)])
+@pytest.mark.cover(1)
 def test_a_value_that_is_not_finite_once_at_a_trial_costs_a_step_back_and_is_counted(method, call, number, monkeypatch):
     forward, made = sweeps.forward, []
 
@@ -180,6 +181,7 @@ UNBOUNDED = {
 
 @pytest.mark.parametrize("problem", UNBOUNDED.values(), ids=UNBOUNDED.keys())
 @pytest.mark.parametrize("method", [GradientDescent(), NonlinearCG(), LBFGS(), NewtonCG(), Nested(3), MGOPT(3)])
+@pytest.mark.cover(1)
 def test_an_objective_without_a_lower_bound_is_called_so(method, problem):
     result = minimize(problem, N, method, start=torch_start(3.0))
     assert result.status is Status.UNBOUNDED
@@ -203,6 +205,7 @@ def test_a_deep_minimum_is_not_taken_for_none(problem):
 @pytest.mark.parametrize("k", [0, 3, N - 1])
 @pytest.mark.parametrize("record_every", [1, 4])
 @every_method
+@pytest.mark.cover(2)
 def test_a_derivative_that_is_not_finite_is_found_before_the_update_and_its_step_is_named(
     method, k, number, record_every
 ):
@@ -272,6 +275,7 @@ every_study = pytest.mark.parametrize("problem", STUDIES.values(), ids=STUDIES.k
 
 @every_study
 @every_wrong
+@pytest.mark.cover(1)
 def test_a_wrong_derivative_is_caught_by_verify_and_by_the_check_before_a_run(wrong, problem, monkeypatch):
     assert verify(discretize(problem, 16)).passed
     assert minimize(problem, 16, LBFGS(), check_derivative=True).status is Status.CONVERGED
@@ -285,6 +289,7 @@ def test_a_wrong_derivative_is_caught_by_verify_and_by_the_check_before_a_run(wr
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every_study
+@pytest.mark.cover(1)
 def test_the_check_before_a_run_says_nothing_about_a_right_derivative(problem, dtype):
     start = problem.initial_state(torch.zeros(0)).to(dtype)
     problem = replace(problem, initial_state=start, start=None)
@@ -311,6 +316,7 @@ BLIND = {
 
 @every_method
 @pytest.mark.parametrize("pieces", BLIND.values(), ids=BLIND.keys())
+@pytest.mark.cover(1)
 def test_a_derivative_that_is_zero_where_values_change_is_no_success(method, pieces):
     result = minimize(cubic(**pieces), N, method)
     assert result.status is Status.WRONG_DERIVATIVE
@@ -324,6 +330,7 @@ def test_a_derivative_that_is_zero_where_values_change_is_no_success(method, pie
 @pytest.mark.parametrize(
     "cost", [lambda x: x.abs().sum(), lambda x: 3 - x.cos().sum(), lambda x: 0 * x.sum()], ids=["abs", "cos", "flat"]
 )
+@pytest.mark.cover(2)
 def test_a_start_that_is_the_optimum_is_a_success(cost, power, bounds, dtype):
     problem = cubic(
         initial_state=0 * X0.to(dtype), terminal_cost=lambda x: cost(x**power), running_cost=None, bounds=bounds
@@ -334,6 +341,7 @@ def test_a_start_that_is_the_optimum_is_a_success(cost, power, bounds, dtype):
 
 @every_method
 @pytest.mark.parametrize("record_every", [1, 100])
+@pytest.mark.cover(1)
 def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_every, monkeypatch):
     monkeypatch.setattr(sweeps, "adjoint", WRONG["flipped"]())
     result = minimize(PROBLEM, N, method, record_every=record_every, max_iterations=200)
@@ -347,6 +355,7 @@ def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_e
 
 @pytest.mark.parametrize("problem", [STUDIES["cubic"], STUDIES["van der pol"]], ids=["cubic", "van der pol"])
 @every_searching
+@pytest.mark.cover(1)
 def test_single_precision_ends_at_its_limit_and_says_so(method, problem):
     single = replace(problem, initial_state=problem.initial_state(torch.zeros(0)).float(), start=None)
     result = minimize(single, 16, method, tolerance=1e-12)
@@ -367,6 +376,7 @@ class Noise:
 
 @every_method
 @pytest.mark.parametrize("tolerance", [1e-6, 1e-9])
+@pytest.mark.cover(1)
 def test_a_noisy_objective_is_no_false_success(method, tolerance):
     right = discretize(PROBLEM, N)
     start = right.space.dual_norm(right.derivative(right.discretization.start()))
@@ -411,6 +421,7 @@ CALLS = [30, 60, 100, 130, 151, 180]
 
 @pytest.mark.parametrize("call", CALLS)
 @every_method
+@pytest.mark.cover(1)
 def test_one_interrupt_ends_the_run_after_its_step_with_a_control_that_fits_its_value(method, call):
     result = minimize(cubic(at(call, press)), N, method, tolerance=0.0)
     undisturbed = minimize(PROBLEM, N, method, tolerance=0.0, max_iterations=result.iterations)
@@ -423,6 +434,7 @@ def test_one_interrupt_ends_the_run_after_its_step_with_a_control_that_fits_its_
 
 @pytest.mark.parametrize("call", CALLS)
 @every_method
+@pytest.mark.cover(1)
 def test_two_interrupts_raise_with_what_was_reached(method, call):
     with pytest.raises(KeyboardInterrupt) as caught:
         minimize(cubic(at(call, lambda: press(2))), N, method, tolerance=0.0)

@@ -176,6 +176,7 @@ FEW += [Binomial(4, host=3), Binomial(40, block=2, host=40)]
 
 
 @pytest.mark.parametrize("memory", FEW, ids=str)
+@pytest.mark.cover(1)
 def test_the_derivative_is_the_same_under_every_plan(by_plan, memory, rand):
     all_kept, few_kept = by_plan(StoreAll()), by_plan(memory)
     u = 0.3 * rand(all_kept.space.dimension)
@@ -298,6 +299,7 @@ def peak(call):
 
 
 @pytest.mark.parametrize(("memory", "grows"), [(StoreAll(), True), (Reversible(block=8), False)], ids=str)
+@pytest.mark.slow
 def test_what_is_kept_does_not_grow_with_the_number_of_steps_where_they_are_undone(memory, grows, rand):
     x = rand(1, 2000)
     problem = ControlProblem(swing, x, lambda x: x.square().sum(), control_size=1)

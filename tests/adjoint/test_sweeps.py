@@ -13,6 +13,8 @@ from ocp.problem.initial_state import Opening
 from ocp.problem.modules import FlatModule
 from ocp.space.grid import TimeGrid
 
+pytestmark = pytest.mark.cover(1)  # every pair of a scheme and dynamics: tests/integrators, tests/objective
+
 STEPS, HORIZON = 4, 0.8
 
 

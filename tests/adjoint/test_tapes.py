@@ -100,6 +100,7 @@ def test_what_is_remembered_gives_the_derivative_of_what_is_computed_again(recor
     torch.testing.assert_close(steps.states, states, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.cover(1)
 def test_whatever_the_layout_of_the_stages_the_ends_are_laid_out_as_usual(recorded):
     discretization, control, steps, _ = recorded
     forward(discretization, control, steps)
@@ -114,6 +115,7 @@ def test_a_record_is_of_the_kind_that_the_problem_allows(recorded):
     assert type(steps) is (Stepwise if implicit else kind)
 
 
+@pytest.mark.cover(1)
 def test_states_are_there_after_the_way_back(recorded):
     discretization, control, steps, _ = recorded
     forward(discretization, control, steps)
@@ -123,6 +125,7 @@ def test_states_are_there_after_the_way_back(recorded):
     assert torch.equal(steps.states, expected)
 
 
+@pytest.mark.cover(1)
 def test_a_record_can_be_used_again_and_leaves_controls_as_they_were(recorded, rand, unchanged):
     discretization, control, steps, _ = recorded
     with unchanged(control, discretization.problem.initial_state.x):
@@ -182,6 +185,7 @@ def alive():
 
 @pytest.mark.parametrize("memory", [StoreAll(), Binomial(3)], ids=str)
 @pytest.mark.parametrize("dynamics", [Dense(2), swing], ids=["layer", "function"])
+@pytest.mark.slow
 def test_memory_does_not_grow(dynamics, memory, rand):
     size = 1 if dynamics is swing else None
     problem = ControlProblem(dynamics, rand(1, 2), lambda x: x.square().sum(), control_size=size)
@@ -203,6 +207,7 @@ def test_memory_does_not_grow(dynamics, memory, rand):
 
 
 @pytest.mark.parametrize(("memory", "steps"), [(StoreAll(), 100_000), (Binomial(300), 5_000)], ids=str)
+@pytest.mark.slow
 def test_many_steps_can_be_taken(memory, steps):
     x = torch.ones(1, 1, dtype=torch.float64)
     problem = ControlProblem(Dense(1), x, LeastSquares(x))

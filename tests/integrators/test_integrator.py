@@ -49,6 +49,7 @@ def test_every_integrator_has_a_definition_here(definitions):
     assert set(INTEGRATORS) == set(definitions)
 
 
+@pytest.mark.cover(2)
 def test_a_step_is_that_of_the_definition(case, problem, point, scheme, definitions):
     x, u, *_ = point
     L = problem.running_cost or (lambda t, x, u: torch.zeros(()).double())
@@ -59,6 +60,7 @@ def test_a_step_is_that_of_the_definition(case, problem, point, scheme, definiti
     assert float(cost or 0.0) == pytest.approx(float(expected), rel=1e-12)
 
 
+@pytest.mark.cover(2)
 def test_the_transpose_of_a_step_pairs_as_its_tangent(problem, point, scheme):
     x, u, p, dx, du = point
     px, pu = INTEGRATORS[scheme].pullback(problem, T, H, x, u, p)
@@ -67,6 +69,7 @@ def test_the_transpose_of_a_step_pairs_as_its_tangent(problem, point, scheme):
     assert forward == pytest.approx(float((px * dx).sum() + (pu * du).sum()), rel=1e-11)
 
 
+@pytest.mark.cover(2)
 def test_the_tangent_of_the_transpose_is_that_of_autograd_through_the_definition(
     case, problem, point, scheme, definitions, rand
 ):
@@ -89,6 +92,7 @@ def test_the_tangent_of_the_transpose_is_that_of_autograd_through_the_definition
     torch.testing.assert_close(found, (px.detach(), *expected), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.cover(1)
 def test_a_step_leaves_its_arguments_as_they_were(problem, point, scheme, unchanged):
     x, u, p, dx, du = point
     with unchanged(*point):
@@ -98,6 +102,7 @@ def test_a_step_leaves_its_arguments_as_they_were(problem, point, scheme, unchan
         INTEGRATORS[scheme].pullback_tangent(problem, T, H, x, u, p, dx, du, p)
 
 
+@pytest.mark.cover(1)
 def test_single_precision_stays_single(problem, point, scheme):
     x, u, p, dx, du = (part.float() for part in point)
     parts = [

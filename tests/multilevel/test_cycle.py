@@ -217,6 +217,7 @@ def test_every_combination_is_a_method(method):
 
 @every_problem
 @every_method
+@pytest.mark.cover(1)
 def test_every_combination_ends_at_the_optimum_of_one_grid_alone(method, problem):
     alone = minimize(problem, 8, LBFGS(), tolerance=1e-4)
     many = minimize(problem, 8, method, tolerance=1e-4)
@@ -829,6 +830,7 @@ def alone():
 
 @every_limit
 @every_bounded
+@pytest.mark.cover(1)
 def test_a_bounded_optimum_is_that_of_one_grid_alone(method, bounds, alone):
     found = minimize(bounded(bounds), 8, method, tolerance=1e-6)
     assert found.status is Status.CONVERGED
@@ -845,6 +847,7 @@ def test_the_bounds_of_these_problems_are_met(bounds, alone):
 
 @every_limit
 @pytest.mark.parametrize("name", ["V-cycles", "W-cycles, linear", "MG/OPT, linear", "nested", "gradient descent"])
+@pytest.mark.cover(1)
 def test_every_iterate_lies_within_the_bounds_of_its_grid(name, bounds):
     objective, start = started(bounded(bounds))
     states = run(BOUNDED[name], objective, start, 8)
@@ -872,6 +875,7 @@ SMOOTHING = {
 @every_limit
 @pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
 @pytest.mark.parametrize("smoother", SMOOTHING.values(), ids=SMOOTHING.keys())
+@pytest.mark.cover(2)
 def test_corrections_within_bounds_happen_and_need_no_projection(smoother, interpolation, bounds):
     """From a start near the bounds; the line search gets controls that the coarse bounds keep feasible."""
     search = Watched()
@@ -888,6 +892,7 @@ def test_corrections_within_bounds_happen_and_need_no_projection(smoother, inter
 @pytest.mark.parametrize("levels", [2, 3, 4])
 @pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
 @pytest.mark.parametrize("shape", ["V", "W", "F"])
+@pytest.mark.cover(2)
 def test_a_bounded_optimum_is_a_fixed_point_of_the_cycle(shape, interpolation, levels, alone):
     bounds = LIMITS["active"]
     cycle = Cycle(levels, shape=shape, interpolation=interpolation, visits=Always(), visit_ratio=0.0)
@@ -949,6 +954,7 @@ STIFF = {"stiffness 20": (20.0, 1.0), "from 2": (10.0, 2.0)}
 
 @pytest.mark.parametrize("settings", STIFF.values(), ids=STIFF.keys())
 @every_astray
+@pytest.mark.cover(1)
 def test_the_fine_optimum_is_found_where_coarse_grids_have_none(method, settings):
     problem = sinking(*settings)
     alone, many = (minimize(problem, 64, m, tolerance=1e-7, max_iterations=200) for m in (LBFGS(), method))

@@ -191,20 +191,24 @@ def test_the_derivatives_are_those_of_autograd_through_the_definition(case, sche
 
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS.keys())
 @pytest.mark.parametrize("scheme", ["euler", "rk4", "crank_nicolson"])
+@pytest.mark.cover(2)
 def test_the_derivatives_of_each_cost_are_those_of_autograd_through_the_definition(case, cost, scheme, agree, rand):
     agree(case, cost(case.state), scheme, rand(5, *case.state))
 
 
+@pytest.mark.cover(1)
 def test_the_derivatives_of_the_cross_entropy_of_the_state_are_those_of_autograd(vector_case, scheme, agree, rand):
     cost = Cost({"terminal_cost": CrossEntropy(LABELS)}, lambda x, q: negative_log_likelihood(x))
     agree(vector_case, cost, scheme, rand(5, *vector_case.state))
 
 
+@pytest.mark.cover(1)
 def test_the_derivatives_by_the_parameters_of_an_initial_state_are_those_of_autograd(vector_case, scheme, agree, rand):
     x = rand(5, *vector_case.state)
     agree(vector_case, with_terminal(vector_case.state), scheme, lambda q: x * q[0] + torch.sin(q[1]), parameter_size=2)
 
 
+@pytest.mark.cover(1)
 def test_the_derivatives_by_the_parameters_of_an_opening_are_those_of_autograd(case, scheme, agree, rand):
     inputs, n = rand(5, *case.state), case.state[-1]
     opening = Opening(FlatModule(nn.Sequential(nn.Linear(n, n, bias=False), nn.Tanh())), inputs)

@@ -66,6 +66,7 @@ def descent(function, start=START):
 @pytest.mark.parametrize("step", FIRST_STEPS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.cover(2)
 def test_an_accepted_step_decreases_the_objective_sufficiently(search, function, step):
     objective, u, d = descent(function)
     trial = search(objective, u, d, step)
@@ -77,6 +78,7 @@ def test_an_accepted_step_decreases_the_objective_sufficiently(search, function,
 @pytest.mark.parametrize("c2", [0.9, 0.5, 0.1])
 @pytest.mark.parametrize("step", FIRST_STEPS)
 @pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.cover(2)
 def test_strong_wolfe_accepts_only_where_the_slope_has_become_flat(function, step, c2):
     objective, u, d = descent(function)
     trial = StrongWolfe(c2=c2)(objective, u, d, step)
@@ -86,6 +88,7 @@ def test_strong_wolfe_accepts_only_where_the_slope_has_become_flat(function, ste
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.cover(1)
 def test_the_trial_lies_on_the_line_at_its_step(search, function):
     objective, u, d = descent(function)
     trial = search(objective, u, d, 1.0)
@@ -94,6 +97,7 @@ def test_the_trial_lies_on_the_line_at_its_step(search, function):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.cover(1)
 def test_a_search_leaves_control_and_direction_as_they_were(search, function, unchanged):
     objective, u, d = descent(function)
     with unchanged(u, d):
@@ -242,6 +246,7 @@ def bounded(function, box, start=START):
 @pytest.mark.parametrize("step", FIRST_STEPS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.cover(2)
 def test_every_candidate_lies_within_the_bounds(search, function, step, box):
     objective, u, d = bounded(function, box)
     search(objective, u, d, step)
@@ -252,6 +257,7 @@ def test_every_candidate_lies_within_the_bounds(search, function, step, box):
 @pytest.mark.parametrize("step", FIRST_STEPS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.cover(2)
 def test_an_accepted_step_decreases_the_objective_sufficiently_along_the_projected_path(search, function, step, box):
     objective, u, d = bounded(function, box)
     trial = search(objective, u, d, step)
@@ -263,6 +269,7 @@ def test_an_accepted_step_decreases_the_objective_sufficiently_along_the_project
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.cover(1)
 def test_the_trial_is_the_projection_of_the_point_on_the_line(search, function):
     box = BOXES["near"]
     objective, u, d = bounded(function, box)
@@ -274,6 +281,7 @@ def test_the_trial_is_the_projection_of_the_point_on_the_line(search, function):
 @pytest.mark.parametrize("step", [1e-3, 1e-2])
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.cover(2)
 def test_bounds_that_are_not_met_change_nothing(search, function, step, box):
     free, u, d = descent(function)
     held, _, _ = bounded(function, box)
@@ -293,6 +301,7 @@ def test_a_direction_that_leads_out_of_the_box_only_is_not_searched(search):
 @pytest.mark.parametrize("c2", [0.9, 0.1])
 @pytest.mark.parametrize("first", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.cover(2)
 def test_kinks_of_the_path_do_not_exhaust_the_trials_of_strong_wolfe(first, c2, seed):
     """Each of thirty entries meets its bound at another step, and the slope jumps there."""
     generator = torch.Generator().manual_seed(seed)

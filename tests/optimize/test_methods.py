@@ -174,6 +174,7 @@ def test_a_step_changes_neither_control_nor_state(method):
 @pytest.mark.parametrize(
     "through", [copy.deepcopy, lambda memory: pickle.loads(pickle.dumps(memory))], ids=["deepcopy", "pickle"]
 )
+@pytest.mark.cover(1)
 def test_a_saved_memory_continues_the_run_bit_for_bit(method, through):
     objective, start = lqr()
     state = run(method, objective, start, 4)
@@ -466,6 +467,7 @@ def test_every_method_finds_the_optimum_within_the_bounds(method, path, matrices
 
 @every_path
 @every(BOUNDED | {"torch L-BFGS": METHODS["torch L-BFGS"]})
+@pytest.mark.cover(1)
 def test_every_method_keeps_to_the_bounds(method, path, matrices):
     objective = boxed(*matrices, path)
     state = method.init(objective, objective.box.project(torch.ones(14).double()))
@@ -495,6 +497,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("bounds", LIMITS.values(), ids=LIMITS.keys())
 @every(BOUNDED)
+@pytest.mark.cover(1)
 def test_a_bounded_control_problem_is_solved_by_every_method(method, bounds):
     problem, seen = replace(LQR, bounds=as_bounds(bounds)), []
     result = minimize(problem, 16, method, tolerance=1e-7, callback=lambda record, control: seen.append(control.flat))

@@ -407,6 +407,7 @@ def test_the_order_of_convergence_is_that_of_the_forcing(exponent, order):
 
 @every_newton
 @pytest.mark.parametrize("problem", [VAN_DER_POL, PENDULUM, BOUNDED_LQ], ids=["Van der Pol", "pendulum", "bounded LQ"])
+@pytest.mark.cover(1)
 def test_no_step_increases_the_objective(method, problem):
     objective, u = start(problem)
     values = [objective.value(state.control) for state in iterates(method, objective, u)]
@@ -446,6 +447,7 @@ SOLVERS = {
 
 @pytest.mark.parametrize("problem", [VAN_DER_POL, BOUNDED_LQ], ids=["Van der Pol", "bounded LQ"])
 @pytest.mark.parametrize("method", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.cover(1)
 def test_newton_is_a_smoother(method, problem):
     result = minimize(problem, 16, method, integrator="rk4", tolerance=1e-8)
     assert result.status is Status.CONVERGED
@@ -487,6 +489,7 @@ def test_newton_works_in_single_precision(bounds):
 
 @pytest.mark.parametrize("problem", [LQ, VAN_DER_POL, BOUNDED_LQ], ids=["LQ", "Van der Pol", "bounded LQ"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.cover(1)
 def test_a_run_ends_where_precision_does(problem, dtype):
     problem = replace(problem, initial_state=problem.initial_state.x.to(dtype), start=None)
     result = minimize(problem, 16, NewtonCG(), integrator="rk4", tolerance=0.0, max_iterations=40)
@@ -533,6 +536,7 @@ def scipy_optimum(objective, u, bounds):
 
 @pytest.mark.parametrize("bounds", [(-0.5, 0.5), (-0.1, 0.1), (-2.0, 0.2)])
 @pytest.mark.parametrize("problem", [LQ, replace(VAN_DER_POL, horizon=6.0)], ids=["LQ", "Van der Pol"])
+@pytest.mark.cover(1)
 def test_the_optimum_within_bounds_is_that_of_scipy(problem, bounds):
     objective, u = start(replace(problem, bounds=bounds))
     control, value = scipy_optimum(objective, u, bounds)

@@ -7,15 +7,18 @@ from ocp import discretize, verify
 from ocp.cli import catalog
 from ocp.run.comparison import Run, solve
 
-#: Those that run to infinity on eight explicit steps.
+#: Those that run to infinity on a few explicit steps.
 STIFF = {"burgers", "hypersensitive"}
-SCHEMES = {name: ["backward_euler"] if name in STIFF else ["euler", "rk4"] for name in catalog.names()}
 
 
-@pytest.mark.parametrize(("name", "integrator"), [(name, scheme) for name in SCHEMES for scheme in SCHEMES[name]])
-def test_the_derivative_is_verified(name, integrator):
+@pytest.mark.parametrize("name", catalog.names())
+def test_the_derivative_is_verified(name):
     options = {"dtype": torch.float64} if catalog.takes(name, "dtype") else {}
-    report = verify(discretize(catalog.load(name, **options).problem, 8, integrator))
+    options |= {"points": 7} if catalog.takes(name, "points") else {}
+    problem = catalog.load(name, **options).problem
+    objective = discretize(problem, 4, "backward_euler" if name in STIFF else "rk4")
+    samples = len(objective.discretization.example()[0])
+    report = verify(objective.take(torch.arange(min(samples, 50))))
     assert report.passed, str(report)
 
 

@@ -143,6 +143,7 @@ def same(one, two):
 
 @pytest.mark.parametrize("iteration", [1, 6, 13])
 @every_run
+@pytest.mark.cover(1)
 def test_a_run_that_was_killed_goes_on_to_the_same_end(make, steps, method, settings, iteration, tmp_path):
     undisturbed = run(tmp_path / "one", make, steps, method, **settings)
     with pytest.raises(Killed):

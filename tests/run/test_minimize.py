@@ -204,6 +204,7 @@ def test_the_returned_numbers_are_those_of_a_fresh_evaluation(method, problem):
 
 @every_method
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-8])
+@pytest.mark.cover(1)
 def test_a_run_that_converged_meets_the_tolerance_at_the_control_it_returns(method, tolerance):
     objective = discretize(PROBLEM, 8)
     first = objective.space.dual_norm(objective.derivative(objective.discretization.start()))
@@ -725,6 +726,7 @@ every_explosion = pytest.mark.parametrize("problem", EXPLOSIONS.values(), ids=EX
 
 @every_explosion
 @every_safe
+@pytest.mark.cover(1)
 def test_a_trial_that_blows_up_is_backed_off_and_the_optimum_is_reached(method, problem, blowups):
     result = minimize(problem, 8, method, tolerance=1e-4, max_iterations=300)
     objective = discretize(problem, 8)
@@ -754,6 +756,7 @@ def lonely(number):
 
 @every_safe
 @pytest.mark.parametrize("number", [0.0, 1.0])
+@pytest.mark.cover(1)
 def test_where_no_step_has_a_value_the_start_comes_back_without_success(method, number, blowups):
     """Shorter and shorter steps from 1 end at 1 itself, where rounding must not pass for a decrease."""
     result = minimize(lonely(number), 8, method, max_iterations=20)
@@ -787,6 +790,7 @@ KNOWN = {
 
 @pytest.mark.parametrize(("study", "integrator", "error"), KNOWN.values(), ids=KNOWN.keys())
 @every_refined
+@pytest.mark.cover(1)
 def test_the_grid_is_refined_until_its_error_is_small_which_it_then_is(method, study, integrator, error):
     result = minimize(study.problem, Adaptive(error, first=8), method, integrator=integrator)
     estimate, true = result.about["discretization_error"], abs(result.value - study.optimum)

@@ -242,11 +242,13 @@ def within(box, u):
     return bool(((u >= box.lower - 1e-12) & (u <= box.upper + 1e-12)).all())
 
 
+@pytest.mark.cover(2)
 def test_the_coarse_box_contains_its_origin(constrained):
     assert within(constrained.coarse, constrained.origin)
 
 
 @pytest.mark.parametrize("corner", ["lower", "upper", "random"])
+@pytest.mark.cover(2)
 def test_a_corner_of_the_coarse_box_moves_the_fine_control_within_its_bounds(constrained, corner):
     """Infinite sides are cut at a thousand."""
     coarse = constrained.coarse
@@ -255,6 +257,7 @@ def test_a_corner_of_the_coarse_box_moves_the_fine_control_within_its_bounds(con
     assert within(constrained.box, constrained.moved(v.clamp(constrained.origin - 1e3, constrained.origin + 1e3)))
 
 
+@pytest.mark.cover(2)
 def test_any_point_of_the_coarse_box_moves_the_fine_control_within_its_bounds(constrained, rand):
     v = constrained.coarse.project(constrained.origin + 3 * rand(len(constrained.origin)))
     assert within(constrained.box, constrained.moved(v))
@@ -301,6 +304,7 @@ def test_infinite_bounds_bind_nothing(transfer, rand):
     assert torch.equal(box.upper, torch.full_like(origin, inf))
 
 
+@pytest.mark.cover(2)
 def test_parameters_are_bound_on_no_grid(constrained):
     coarse = constrained.transfer.coarse
     assert torch.isinf(coarse.parameters(constrained.coarse.lower)).all()

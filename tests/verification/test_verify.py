@@ -108,6 +108,7 @@ def failed(report):
 
 
 @every_problem
+@pytest.mark.cover(1)
 def test_a_right_derivative_passes(problem, general_scheme):
     report = verify(discretize(problem, 8, general_scheme))
     assert report.passed, str(report)
@@ -124,6 +125,7 @@ def test_a_right_derivative_passes_with_verlet():
 
 @every_problem
 @pytest.mark.parametrize("steps", [1, 2, 3, 9])
+@pytest.mark.cover(1)
 def test_a_right_derivative_passes_on_any_grid(problem, steps):
     report = verify(discretize(problem, steps))
     assert report.passed, str(report)
@@ -237,6 +239,7 @@ PIECES = [
 
 @pytest.mark.parametrize("factor", [1.01, 0.99, -1.0, 0.0])
 @pytest.mark.parametrize(("name", "piece"), PIECES)
+@pytest.mark.cover(1)
 def test_a_wrong_derivative_of_a_piece_is_caught(name, piece, factor):
     assert not verify(discretize(corrupted(PROBLEMS[name], piece, factor), 8)).passed
 
@@ -349,6 +352,7 @@ def test_a_control_whose_objective_is_not_finite_is_refused(bad):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.cover(1)
 def test_single_precision_passes_with_wider_bounds(seed, general_scheme):
     report = verify(discretize(pendulum(torch.float32), 8, general_scheme), seed=seed)
     assert report.passed, str(report)
@@ -413,6 +417,7 @@ def bent(problem, name, factor):
         ("parameters", "initial_state"),
     ],
 )
+@pytest.mark.cover(1)
 def test_a_wrong_second_derivative_of_a_piece_is_caught(name, piece, factor):
     report = verify(discretize(bent(PROBLEMS[name], piece, factor), 8))
     assert set(failed(report)) == {"Hessian against central difference", "Taylor order with the Hessian"}
