@@ -34,8 +34,8 @@ def covering(combinations, strength, seed):
 
     Parameters
     ----------
-    combinations : sequence of dict
-        From the name of a parameter to the number of its value.
+    combinations : sequence of sequences
+        The value of each parameter.
     seed
         Another one chooses others.
 
@@ -44,7 +44,7 @@ def covering(combinations, strength, seed):
     set of int
         Which combinations to keep.
     """
-    covers = {k: set(subsets(sorted(c.items()), min(strength, len(c)))) for k, c in enumerate(combinations)}
+    covers = {k: set(subsets(enumerate(c), min(strength, len(c)))) for k, c in enumerate(combinations)}
     order = random.Random(seed).sample(sorted(covers), len(covers))
     missing, chosen = set().union(*covers.values()), set()
     while missing:
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config, items):
     spare = set()
     for name, alike in tests.items():
         (strength,) = alike[0].get_closest_marker("cover").args
-        chosen = covering([item.callspec.indices for item in alike], strength, name)
+        chosen = covering([item.callspec._idlist for item in alike], strength, name)
         spare |= {item for k, item in enumerate(alike) if k not in chosen}
     items[:] = [item for item in items if item not in spare]
     if not torch.cuda.is_available():
