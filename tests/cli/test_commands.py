@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from ocp import Result
 from ocp.cli import catalog
@@ -103,15 +104,27 @@ def write(tmp_path):
     return write
 
 
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def leave_figures_empty(patch):
+    """Let figures be composed and saved, but not drawn, which takes longer than all the rest."""
+    patch.setattr(Figure, "draw", lambda figure, renderer: None)
+
+
 @pytest.fixture
-def call(tmp_path, monkeypatch):
+def call_and_draw(tmp_path, monkeypatch):
     """Call the command in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    return invoke
 
-    def call(*arguments):
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
-    return call
+@pytest.fixture
+def call(call_and_draw, monkeypatch):
+    """Call the command in an empty folder, in which it saves empty figures."""
+    leave_figures_empty(monkeypatch)
+    return call_and_draw
 
 
 def complaint(result):
@@ -192,6 +205,13 @@ def test_solve_writes_result_control_and_figure(call, write, tmp_path, method):
     assert saved.about["method"] == method
     assert saved.control.space.grid.steps == 8
     assert f"written to: {out}" in result.output
+
+
+def test_the_figures_of_a_run_can_be_drawn(call_and_draw, write, tmp_path):
+    result = call_and_draw("solve", write(CONTROL), "--max-iterations", 3, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    for name in ("convergence", "grids", "trajectory"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 20_000
 
 
 def test_results_go_to_a_folder_named_after_the_problem(call, write, tmp_path):
@@ -368,8 +388,10 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     (folder / "mine.py").write_text(CONTROL)
     commands = {"one": ("solve", "--method", "single"), "two": ("solve",), "three": ("compare", "--seeds", "1")}
-    for name, (command, *options) in commands.items():
-        CliRunner().invoke(main, [command, str(folder / "mine.py"), *options, "--out", str(folder / name)])
+    with pytest.MonkeyPatch.context() as patch:
+        leave_figures_empty(patch)
+        for name, (command, *options) in commands.items():
+            invoke(command, folder / "mine.py", *options, "--out", folder / name)
     return tuple(folder / name for name in commands)
 
 
