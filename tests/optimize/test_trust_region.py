@@ -30,7 +30,6 @@ from ocp import (
     TrustRegion,
     discretize,
     minimize,
-    verify,
 )
 from ocp.objective.reduced import optimality
 from ocp.optimize.trust_region import Ending, steihaug
@@ -39,28 +38,7 @@ from ocp.space.bounds import Box
 EPS = torch.finfo(torch.float64).eps
 
 
-class VanDerPol:
-    """The dynamics of the oscillator with its derivatives; the plain function would take several times as long."""
-
-    control_size = 1
-
-    def __call__(self, t, x, u):
-        return van_der_pol.dynamics(t, x, u)
-
-    def vjp(self, t, x, u, p):
-        (x1, x2), (p1, p2) = x.unbind(1), p.unbind(1)
-        return torch.stack((-p2 * (2 * x1 * x2 + 1), p1 + p2 * (1 - x1**2)), dim=1), p2.sum(0, keepdim=True)
-
-    def jvp(self, t, x, u, dx, du):
-        (x1, x2), (d1, d2) = x.unbind(1), dx.unbind(1)
-        return torch.stack((d2, du - (2 * x1 * x2 + 1) * d1 + (1 - x1**2) * d2), dim=1)
-
-    def hvp(self, t, x, u, p, dx, du):
-        (x1, x2), (d1, d2), p2 = x.unbind(1), dx.unbind(1), p[:, 1]
-        return torch.stack((-2 * p2 * (x2 * d1 + x1 * d2), -2 * p2 * x1 * d1), dim=1), torch.zeros_like(u)
-
-
-VAN_DER_POL = replace(van_der_pol.problem().problem, dynamics=VanDerPol())
+VAN_DER_POL = van_der_pol.problem().problem
 
 
 @dataclass
@@ -106,22 +84,8 @@ def swing_up(t, x, u):
     return torch.stack((velocity, torch.sin(angle) + u), dim=1)
 
 
-class Oscillator:
-    """x1' = x2, x2' = u - x1, with its derivatives; a plain function would take several times as long."""
-
-    control_size = 1
-
-    def __call__(self, t, x, u):
-        return torch.stack((x[:, 1], u - x[:, 0]), dim=1)
-
-    def vjp(self, t, x, u, p):
-        return torch.stack((-p[:, 1], p[:, 0]), dim=1), p[:, 1].sum(0, keepdim=True)
-
-    def jvp(self, t, x, u, dx, du):
-        return self(t, dx, du)
-
-    def hvp(self, t, x, u, p, dx, du):
-        return torch.zeros_like(x), torch.zeros_like(u)
+def oscillator(t, x, u):
+    return torch.stack((x[:, 1], u - x[:, 0]), dim=1)
 
 
 def final_miss(x):
@@ -129,7 +93,7 @@ def final_miss(x):
 
 
 X0 = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
-LQ = ControlProblem(Oscillator(), X0, final_miss, QuadraticRunning(1.0, 0.05), horizon=4.0)
+LQ = ControlProblem(oscillator, X0, final_miss, QuadraticRunning(1.0, 0.05), horizon=4.0, control_size=1)
 #: Its bounds hold the control over most of the horizon, and release it twice.
 BOUNDED_LQ = replace(LQ, bounds=(-0.5, 0.5))
 PENDULUM = ControlProblem(
@@ -140,10 +104,6 @@ PENDULUM = ControlProblem(
     horizon=3.0,
     control_size=1,
 )
-
-
-def test_the_derivatives_written_by_hand_are_right():
-    assert verify(discretize(VAN_DER_POL, 8, "rk4")).passed
 
 
 @pytest.fixture
