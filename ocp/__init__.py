@@ -7,22 +7,22 @@ from ocp.integrators.linear_solvers import ConstantJacobian, DenseLU
 from ocp.integrators.runge_kutta import RungeKutta
 from ocp.integrators.tableaus import Tableau
 from ocp.integrators.verlet import Verlet
-from ocp.multilevel.cycle import MGOPT, Always, Cycle, Earned, Forgetful, Nested
+from ocp.multilevel.cycle import Cycle
+from ocp.multilevel.nested import MGOPT, Forgetful, Nested
 from ocp.multilevel.refinement import Measured, Scheduled, Settled
-from ocp.objective.reduced import ReducedObjective, ShiftedObjective, discretize
+from ocp.multilevel.visits import Always, Earned
+from ocp.objective.evaluation import Evaluation, Objective
+from ocp.objective.reduced import ReducedObjective, discretize
+from ocp.objective.shifted import ShiftedObjective
+from ocp.optimize.conjugate_gradients import NonlinearCG
+from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.line_search import Armijo, StrongWolfe
-from ocp.optimize.methods import (
-    LBFGS,
-    GradientDescent,
-    Method,
-    NewtonCG,
-    NonlinearCG,
-    SciPy,
-    State,
-    TorchOptimizer,
-    Visit,
-)
+from ocp.optimize.method import Method, State, Visit
+from ocp.optimize.newton_cg import NewtonCG
+from ocp.optimize.scipy_optimizer import SciPy
 from ocp.optimize.status import SolveError, Status
+from ocp.optimize.torch_optimizer import TorchOptimizer
 from ocp.optimize.trust_region import TrustRegion
 from ocp.problem import layers
 from ocp.problem.control_problem import ControlProblem, Study
@@ -40,7 +40,11 @@ from ocp.space.transfer import CONSTANT, LINEAR, Transfer
 from ocp.training import networks as network
 from ocp.training.batches import Batches
 from ocp.training.networks import residual_network
-from ocp.verification.verify import Report, Slope, drift, quick_check, taylor_test, verify
+from ocp.verification.drift import drift
+from ocp.verification.report import Report
+from ocp.verification.slopes import Slope, quick_check
+from ocp.verification.taylor import taylor_test
+from ocp.verification.verify import verify
 
 __version__ = "0.1.0"
 
@@ -65,6 +69,7 @@ __all__ = [
     "DenseLU",
     "Dynamics",
     "Earned",
+    "Evaluation",
     "Forgetful",
     "FunctionDynamics",
     "GradientDescent",
@@ -75,6 +80,7 @@ __all__ = [
     "Nested",
     "NewtonCG",
     "NonlinearCG",
+    "Objective",
     "QuadraticRunning",
     "Readout",
     "Record",

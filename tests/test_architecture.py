@@ -1,71 +1,41 @@
-"""The order of the modules: imports run one way only."""
+"""The rooms of the package: imports run one way only, and what is public is described where it is defined."""
 
 import ast
 import importlib
 import inspect
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import ocp
 
-#: Each module may import those before it, and no other.
-ORDER = [
-    "status",
-    "interrupts",
-    "processes",
-    "grid",
-    "control",
-    "pages",
-    "bounds",
-    "modules",
-    "dynamics",
-    "layers",
-    "costs",
+#: Each room may import those before it, and no other.
+ROOMS = [
+    "space",
     "problem",
-    "tableaus",
-    "linearsolve",
-    "fused",
-    "recording",
-    "rungekutta",
-    "verlet",
     "integrators",
-    "network",
-    "discretization",
-    "linearization",
-    "checkpoints",
-    "sweep",
-    "graphs",
-    "diagnosis",
-    "trajectory",
+    "adjoint",
     "objective",
-    "transfer",
-    "strictjson",
-    "codec",
-    "verify",
-    "linesearch",
-    "trustregion",
-    "methods",
-    "refinement",
+    "verification",
+    "optimize",
     "multilevel",
-    "batches",
-    "adaptive",
-    "result",
-    "course",
-    "saves",
-    "stopping",
-    "solver",
+    "training",
+    "run",
     "plots",
-    "catalog",
-    "compare",
     "cli",
 ]
 FOLDER = Path(ocp.__file__).parent
-every_module = pytest.mark.parametrize("name", ORDER)
+MODULES = {
+    ".".join(path.relative_to(FOLDER.parent).with_suffix("").parts): path
+    for path in sorted(FOLDER.rglob("*.py"))
+    if path.stem not in ("__init__", "__main__")
+}
+every_module = pytest.mark.parametrize("name", MODULES)
 
 
 class Imports(ast.NodeVisitor):
-    """The modules that a module imports when it runs, each by its full name."""
+    """The full names of what a module imports when it runs; imports for type checkers are left out."""
 
     def __init__(self, source):
         self.found = set()
@@ -79,51 +49,63 @@ class Imports(ast.NodeVisitor):
         self.found |= {alias.name for alias in node.names}
 
     def visit_ImportFrom(self, node):
-        base = "ocp" if node.level else node.module
-        base = f"{base}.{node.module}" if node.level and node.module else base
-        self.found |= {f"{base}.{alias.name}" for alias in node.names} if base == "ocp" else {base}
+        assert not node.level, "relative import"
+        self.found |= {f"{node.module}.{alias.name}" for alias in node.names}
 
 
 def imports(name):
-    return Imports((FOLDER / f"{name}.py").read_text()).found
+    return Imports(MODULES[name].read_text()).found
 
 
 def within(found):
-    """Those of the package's modules that are among the imported names."""
-    return {full.split(".")[1] for full in found if full.startswith("ocp.")}
+    """The modules of the package among the imported names."""
+    return {module for module in MODULES if any(full == module or full.startswith(f"{module}.") for full in found)}
+
+
+def room(module):
+    return module.split(".")[1]
 
 
 def test_imports_are_found_wherever_they_stand():
     source = """
 import ocp.space.grid
-from ocp.adjoint import sweeps as sweep
-from ocp.problem.costs import Tikhonov
-from . import transfer
+from ocp.adjoint import sweeps
 if TYPE_CHECKING:
-    from ocp.cli.commands import main
+    from ocp.run.results import Result
 def later():
-    from ocp.plots import taylor
+    from ocp.problem.costs import Tikhonov
 """
-    assert within(Imports(source).found) == {"grid", "sweep", "costs", "transfer", "plots"}
+    assert within(Imports(source).found) == {"ocp.space.grid", "ocp.adjoint.sweeps", "ocp.problem.costs"}
 
 
-def test_every_module_has_its_place_in_the_order():
-    assert sorted(ORDER) == sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("__"))
+def test_every_module_is_in_a_room_of_the_order():
+    assert {room(module) for module in MODULES} == set(ROOMS)
 
 
 @every_module
-def test_a_module_imports_only_those_before_it(name):
-    assert within(imports(name)) <= set(ORDER[: ORDER.index(name)])
+def test_a_module_imports_its_own_room_and_those_before_it(name):
+    assert {room(module) for module in within(imports(name))} <= set(ROOMS[: ROOMS.index(room(name)) + 1])
+
+
+def test_no_module_imports_itself_in_a_circle():
+    tuple(TopologicalSorter({name: within(imports(name)) for name in MODULES}).static_order())
 
 
 @every_module
 def test_only_plots_knows_matplotlib(name):
-    assert any(full.split(".")[0] == "matplotlib" for full in imports(name)) is (name == "plots")
+    assert any(full.split(".")[0] == "matplotlib" for full in imports(name)) is (name == "ocp.plots")
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()} - {FOLDER}), ids=lambda f: f.name)
+def test_the_init_of_a_room_is_a_docstring(folder):
+    (statement,) = ast.parse((folder / "__init__.py").read_text()).body
+    assert isinstance(statement, ast.Expr)
+    assert isinstance(statement.value.value, str)
 
 
 @every_module
 def test_a_module_begins_with_a_docstring(name):
-    assert ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()))
+    assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
 
 
 def described(module, name, value):
@@ -137,20 +119,18 @@ def described(module, name, value):
 
 
 @every_module
-def test_every_public_name_exists_and_is_described(name):
-    module = importlib.import_module(f"ocp.{name}")
-    assert [n for n in module.__all__ if not described(module, n, getattr(module, n))] == []
-
-
-@every_module
-def test_public_names_are_defined_where_they_are_public(name):
-    module = importlib.import_module(f"ocp.{name}")
+def test_every_public_name_exists_and_is_described_where_it_is_defined(name):
+    module = importlib.import_module(name)
     objects = {n: getattr(module, n) for n in module.__all__}
-    assert {n for n, value in objects.items() if getattr(value, "__module__", module.__name__) != module.__name__} <= {
-        n for n, value in objects.items() if not (inspect.isclass(value) or inspect.isroutine(value))
-    }
+    assert [n for n, value in objects.items() if not described(module, n, value)] == []
+    elsewhere = {n for n, value in objects.items() if getattr(value, "__module__", name) != name}
+    assert {n for n in elsewhere if inspect.isclass(objects[n]) or inspect.isroutine(objects[n])} == set()
 
 
 def test_what_the_package_offers_exists_once():
     assert len(set(ocp.__all__)) == len(ocp.__all__)
     assert [name for name in ocp.__all__ if not hasattr(ocp, name)] == []
+
+
+def test_the_listing_of_the_package_fits_on_a_screen():
+    assert len([path for path in FOLDER.iterdir() if path.name != "__pycache__"]) <= 15

@@ -36,7 +36,7 @@ from ocp import (
     verify,
 )
 from ocp.adjoint import sweeps
-from ocp.objective.reduced import ShiftedObjective
+from ocp.objective.shifted import ShiftedObjective
 
 N = 8
 X0 = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
@@ -622,14 +622,14 @@ class Sabotage:
     to: float
     fine: LBFGS = FINE
 
-    def init(self, objective, control):
-        return self.fine.init(objective, control)
+    def init(self, objective, point):
+        return self.fine.init(objective, point)
 
     def step(self, objective, state):
         if not isinstance(objective, ShiftedObjective):
             return self.fine.step(objective, state)
-        gradient = objective.space.gradient(objective.derivative(state.control))
-        return replace(state, control=state.control + self.to * gradient)
+        gradient = objective.space.gradient(state.point.derivative)
+        return replace(state, point=objective.at(state.control + self.to * gradient))
 
     def transport(self, memory, transfer):
         return self.fine.transport(memory, transfer)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import click
 from click.testing import CliRunner
+from ocp.run.codec import VERSION, decode, encode
 
 from ocp.cli.commands import main
 from ocp.run.checkpoints import KNOWN
-from ocp.run.codec import VERSION, decode, encode
 
 USER = """
 import torch

@@ -47,7 +47,7 @@ from torch.utils.benchmark import Timer
 from ocp import Binomial, ControlProblem, LeastSquares, StoreAll, discretize, minimize
 from ocp.adjoint import sweeps as sweep
 from ocp.integrators.tableaus import EULER, HEUN, RK4
-from ocp.optimize.methods import LBFGS
+from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Antisymmetric, Convolution, Dense
 
 try:
@@ -179,9 +179,7 @@ def ours(network: Network) -> Callable[[], Tensor]:
     objective, u = discretize(problem, case.steps, case.integrator, memory), network.u
 
     def call() -> Tensor:
-        u[:1].mul_(1.0)  # a new version of the control, so that nothing is remembered
-        objective.value(u)
-        return objective.derivative(u)
+        return objective.value_and_derivative(u)[1]
 
     return call
 

@@ -137,22 +137,22 @@ def case(problem: str, steps: int, folder: Path, seeds: Sequence[int], smoothers
 # ---------------------------------------------------------------------------------------------------------- ablation
 
 
-def incoherent(derivative, coarse, transfer, origin, radius, box):
+def incoherent(derivative, origin, transfer, radius, box):
     """Without tau: the coarse objective as it is."""
-    return ocp.ShiftedObjective(coarse, origin, torch.zeros_like(origin), radius, box)
+    return ocp.ShiftedObjective(origin.objective, origin.control, torch.zeros_like(origin.control), radius, box)
 
 
-def injected(derivative, coarse, transfer, origin, radius, box):
+def injected(derivative, origin, transfer, radius, box):
     """With a derivative restricted by injection, in place of the transposed prolongation."""
     ratio = transfer.fine.grid.steps // transfer.coarse.grid.steps
     path = ratio * transfer.fine.path(derivative)[::ratio]
     restricted = transfer.coarse.join(path, transfer.fine.parameters(derivative))
-    return ocp.ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted, radius, box)
+    return ocp.ShiftedObjective(origin.objective, origin.control, origin.derivative - restricted, radius, box)
 
 
-def unlimited(derivative, coarse, transfer, origin, radius, box):
+def unlimited(derivative, origin, transfer, radius, box):
     """Without a radius."""
-    return coherent(derivative, coarse, transfer, origin, inf, box)
+    return coherent(derivative, origin, transfer, inf, box)
 
 
 def variants(levels: int) -> dict[str, ocp.Method]:

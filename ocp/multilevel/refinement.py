@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 from typing import Protocol
+
+from ocp.objective.evaluation import Evaluation
 
 __all__ = ["Measured", "Progress", "Refinement", "Scheduled", "Settled"]
 
@@ -51,13 +52,11 @@ class Progress:
 class Refinement(Protocol):
     """When nested iteration goes to the next finer grid."""
 
-    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
-        """On a new grid. The functions evaluate the objectives of the grid left and of the new one, if called."""
+    def arrive(self, before: Progress, coarse: Evaluation, fine: Evaluation) -> Progress:
+        """On a new grid, from evaluations on the grid left and on the new one; only what is asked for is charged."""
 
-    def observe(
-        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
-    ) -> tuple[Progress, bool]:
-        """After a step, what is known now, and whether to refine. The functions evaluate the objectives if called."""
+    def observe(self, progress: Progress, here: Evaluation, fine: Evaluation) -> tuple[Progress, bool]:
+        """After a step: what is known now, and whether to refine; ``fine`` is at the prolonged control."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,15 @@ class Measured:
     little: float = 0.1
     fast: float = 0.1
 
-    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
-        value = fine()
-        return Progress(values=(value,), ratios=before.ratios, gap=0.5 * abs(value - coarse()))
+    def arrive(self, before: Progress, coarse: Evaluation, fine: Evaluation) -> Progress:
+        value = fine.value
+        return Progress(values=(value,), ratios=before.ratios, gap=0.5 * abs(value - coarse.value))
 
-    def observe(
-        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
-    ) -> tuple[Progress, bool]:
-        progress = progress.after(here())
+    def observe(self, progress: Progress, here: Evaluation, fine: Evaluation) -> tuple[Progress, bool]:
+        progress = progress.after(here.value)
         if progress.steps % self.every or self._little(progress):
             return progress, self._little(progress)
-        before, now = progress.looked, (here(), fine())
+        before, now = progress.looked, (here.value, fine.value)
         progress = replace(progress, looked=now, gap=abs(now[1] - now[0]))
         followed = before is None or before[1] - now[1] > self.follow * (before[0] - now[0])
         return progress, not followed or self._little(progress)
@@ -136,13 +133,11 @@ class Settled:
     first: float = 1e-2
     least: int = 4
 
-    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
-        return Progress(values=(fine(),), left=coarse())
+    def arrive(self, before: Progress, coarse: Evaluation, fine: Evaluation) -> Progress:
+        return Progress(values=(fine.value,), left=coarse.value)
 
-    def observe(
-        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
-    ) -> tuple[Progress, bool]:
-        values, left = (*progress.values, here()), progress.left
+    def observe(self, progress: Progress, here: Evaluation, fine: Evaluation) -> tuple[Progress, bool]:
+        values, left = (*progress.values, here.value), progress.left
         progress = replace(progress, steps=progress.steps + 1, values=values)
         little = self.first * abs(values[-1]) if left is None else 0.5 * self.little * abs(values[-1] - left)
         return progress, progress.steps >= self.least and values[len(values) // 2] - values[-1] <= little
@@ -160,10 +155,8 @@ class Scheduled:
 
     steps: int
 
-    def arrive(self, before: Progress, coarse: Callable[[], float], fine: Callable[[], float]) -> Progress:
+    def arrive(self, before: Progress, coarse: Evaluation, fine: Evaluation) -> Progress:
         return Progress()
 
-    def observe(
-        self, progress: Progress, here: Callable[[], float], fine: Callable[[], float]
-    ) -> tuple[Progress, bool]:
+    def observe(self, progress: Progress, here: Evaluation, fine: Evaluation) -> tuple[Progress, bool]:
         return Progress(progress.steps + 1), progress.steps + 1 >= self.steps

@@ -82,7 +82,7 @@ class Group:
         flat = torch.cat([t.reshape(-1) for t in tensors]).mul_(share)
         with _exchange():
             dist.all_reduce(flat)
-        parts = flat.split([t.numel() for t in tensors])
+        parts = flat.split_with_sizes([t.numel() for t in tensors])
         return tuple(part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True))
 
     def largest(self, *numbers: float) -> tuple[float, ...]:

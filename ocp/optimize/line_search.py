@@ -14,58 +14,61 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ocp.objective.reduced import Objective
+from ocp.objective.evaluation import Evaluation
 from ocp.space.bounds import feasible
 
 __all__ = ["Armijo", "LineSearch", "StrongWolfe", "Trial"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
-    """An accepted step: its length and the control it leads to."""
+    """An accepted step: its length, and the evaluation at the control it leads to."""
 
     step: float
-    control: Tensor
+    point: Evaluation
 
 
-@dataclass(frozen=True)
-class _Path:
+@dataclass(frozen=True, eq=False)
+class _Curve:
     """The controls P(u + a d) for a >= 0; without bounds a straight line."""
 
-    objective: Objective
-    control: Tensor
+    start: Evaluation
     direction: Tensor
-    derivative: Tensor
 
-    def at(self, step: float) -> Tensor:
-        return feasible(torch.add(self.control, self.direction, alpha=step), self.objective.box)
+    def at(self, step: float) -> Evaluation:
+        objective = self.start.objective
+        return objective.at(feasible(torch.add(self.start.control, self.direction, alpha=step), objective.box))
 
-    def slope(self, candidate: Tensor, derivative: Tensor) -> float:
-        """Slope of the objective along the path, at one of its points."""
-        box = self.objective.box
-        direction = self.direction if box is None else box.inward(candidate, self.direction)
-        return float(torch.dot(derivative, direction))
+    def limit(self) -> float:
+        """The longest step that the objective allows."""
+        return self.start.objective.step_limit(self.start.control, self.direction)
 
-    def bent(self, candidate: Tensor) -> bool:
-        """Whether the path has a kink on the way to one of its points: an entry has met its bound."""
-        box = self.objective.box
+    def slope(self, point: Evaluation) -> float:
+        """Slope of the objective along the curve, at one of its points."""
+        box = self.start.objective.box
+        direction = self.direction if box is None else box.inward(point.control, self.direction)
+        return float(torch.dot(point.derivative, direction))
+
+    def bent(self, point: Evaluation) -> bool:
+        """Whether the curve has a kink before one of its points: an entry has met its bound."""
+        box = self.start.objective.box
         if box is None:
             return False
-        before, after = (box.inward(u, self.direction) for u in (self.control, candidate))
+        before, after = (box.inward(u, self.direction) for u in (self.start.control, point.control))
         return not torch.equal(before, after)
 
-    def change(self, slope: float, step: float, candidate: Tensor) -> float:
-        """Change of the objective to first order, given the slope at the beginning."""
-        if self.objective.box is None:
+    def change(self, slope: float, step: float, point: Evaluation) -> float:
+        """Change of the objective to first order, given the slope at the start."""
+        if self.start.objective.box is None:
             return step * slope
-        return float(torch.dot(self.derivative, candidate - self.control))
+        return float(torch.dot(self.start.derivative, point.control - self.start.control))
 
 
 class LineSearch(Protocol):
-    """Looks for a step that decreases the objective sufficiently, within the room that the objective leaves."""
+    """Looks for a step that decreases the objective sufficiently, within the steps that the objective allows."""
 
-    def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
-        """Begin with the length ``step``; None where no trial will do."""
+    def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
+        """Begin with the length ``step``; None if no trial step is acceptable."""
 
 
 def _interpolate(width: float, slope: float, rise: float) -> float:
@@ -90,28 +93,27 @@ class Armijo:
     c1 : float
         Nocedal & Wright (2006), section 3.1.
     trials : int
-        At most so many values are computed.
+        At most this many values are computed.
     """
 
     c1: float = 1e-4
     trials: int = 20
 
-    def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
-        value, derivative = objective.value(control), objective.derivative(control)
-        path = _Path(objective, control, direction, derivative)
-        slope = path.slope(control, derivative)
+    def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
+        curve = _Curve(start, direction)
+        slope = curve.slope(start)
         if not slope < 0:
             return None
-        step = min(step, objective.room(control, direction))
+        step = min(step, curve.limit())
         for _ in range(self.trials if step > 0 else 0):
-            candidate = path.at(step)
-            trial, change = objective.value(candidate), path.change(slope, step, candidate)
-            if isfinite(trial) and trial - value <= self.c1 * change < 0:
-                # Whoever goes on from there needs the derivative anyway.
-                if isfinite(path.slope(candidate, objective.derivative(candidate))):
-                    return Trial(step, candidate)
+            point = curve.at(step)
+            trial, change = point.value, curve.change(slope, step, point)
+            if isfinite(trial) and trial - start.value <= self.c1 * change < 0:
+                # The derivative is needed next in any case.
+                if isfinite(curve.slope(point)):
+                    return Trial(step, point)
                 trial = inf
-            step = _interpolate(step, change / step, trial - value)
+            step = _interpolate(step, change / step, trial - start.value)
         return None
 
 
@@ -120,54 +122,53 @@ class StrongWolfe:
     """Sufficient decrease and a slope that has become flat: |<dJ(u + a d), d>| <= c2 |<dJ(u), d>|.
 
     Nocedal & Wright (2006), algorithms 3.5 and 3.6, as one loop over a bracket. Where the trials run out, the best
-    point with sufficient decrease is taken, if there is one; the end of the room needs sufficient decrease only.
+    point with sufficient decrease is taken, if there is one; the longest step allowed needs sufficient decrease only.
 
     Parameters
     ----------
     c1, c2 : float
         0 < c1 < c2 < 1; take a smaller c2, as 0.1, for conjugate gradients.
     trials : int
-        At most so many values and slopes are computed.
+        At most this many values and slopes are computed.
     """
 
     c1: float = 1e-4
     c2: float = 0.9
     trials: int = 20
 
-    def __call__(self, objective: Objective, control: Tensor, direction: Tensor, step: float) -> Trial | None:
-        value, derivative = objective.value(control), objective.derivative(control)
-        path = _Path(objective, control, direction, derivative)
-        slope = path.slope(control, derivative)
+    def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
+        value, curve = start.value, _Curve(start, direction)
+        slope = curve.slope(start)
         if not slope < 0:
             return None
         # Differences of values below this are noise; the slope still tells whether a step is a good one.
-        slack = 4 * torch.finfo(control.dtype).eps * abs(value)
+        slack = 4 * torch.finfo(start.control.dtype).eps * abs(value)
         low, low_value, low_slope, best = 0.0, value, slope, None
         high, high_value = inf, inf
-        room = objective.room(control, direction)
-        step = min(step, room)
-        for _ in range(self.trials if room > 0 else 0):
-            candidate = path.at(step)
-            trial = objective.value(candidate)
-            enough = value + self.c1 * path.change(slope, step, candidate)
+        limit = curve.limit()
+        step = min(step, limit)
+        for _ in range(self.trials if limit > 0 else 0):
+            point = curve.at(step)
+            trial = point.value
+            enough = value + self.c1 * curve.change(slope, step, point)
             bound = min(enough, low_value if best is not None else inf) + slack
             if not (isfinite(trial) and trial <= bound):
                 high, high_value = step, trial
             else:
-                trial_slope = path.slope(candidate, objective.derivative(candidate))
+                trial_slope = curve.slope(point)
                 if not isfinite(trial_slope):
                     high, high_value = step, inf
                 else:
                     # At a kink of a projected path the slope can jump over the flat range.
-                    rising = trial_slope > 0 and path.bent(candidate)
-                    if rising or abs(trial_slope) <= -self.c2 * slope or (step == room and trial_slope < 0):
-                        return Trial(step, candidate)
+                    rising = trial_slope > 0 and curve.bent(point)
+                    if rising or abs(trial_slope) <= -self.c2 * slope or (step == limit and trial_slope < 0):
+                        return Trial(step, point)
                     if trial_slope * (high - step if isfinite(high) else 1.0) >= 0:
                         high, high_value = low, low_value
-                    low, low_value, low_slope, best = step, trial, trial_slope, candidate
+                    low, low_value, low_slope, best = step, trial, trial_slope, point
             # Where nothing brackets the step yet, go on farther; 4 is between the 2 and 10 of Dennis & Schnabel.
             farther = high == inf
-            step = min(4 * step, room) if farther else low + self._inside(low, low_value, low_slope, high, high_value)
+            step = min(4 * step, limit) if farther else low + self._inside(low, low_value, low_slope, high, high_value)
         # A decrease below rounding passes the test with its slack; where the slope is still steep, it leads nowhere.
         return Trial(low, best) if best is not None and low_value < value - slack else None
 

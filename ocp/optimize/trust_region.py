@@ -15,11 +15,11 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
-from ocp.objective.reduced import Objective, optimality
+from ocp.objective.evaluation import Evaluation, optimality
 from ocp.space.bounds import feasible
 from ocp.space.control import ControlSpace
 
-__all__ = ["Ending", "Path", "Step", "TrustRegion", "steihaug"]
+__all__ = ["Ending", "Polygon", "Step", "TrustRegion", "steihaug"]
 
 
 class Ending(Enum):
@@ -32,7 +32,7 @@ class Ending(Enum):
     NOT_FINITE = "The Hessian along the next direction is not finite."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """A displacement, and the change of the objective that a model predicts for it."""
 
@@ -40,7 +40,7 @@ class Step:
     change: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Leg:
     """A straight part of a path: where it starts, with the change of the model until there, and how far it goes."""
 
@@ -52,11 +52,12 @@ class _Leg:
     length: float
 
 
-@dataclass(frozen=True)
-class Path:
-    """The way of the conjugate gradients: a polygon on which the distance from 0 grows and the model decreases.
+@dataclass(frozen=True, eq=False)
+class Polygon:
+    """The iterates of the conjugate gradients and the lines between them.
 
-    So the step for a shorter radius lies on it, too: Steihaug (1983), theorem 2.1.
+    From one to the next the distance from 0 grows and the model decreases. So the step for a shorter radius lies on
+    the polygon, too: Steihaug (1983), theorem 2.1.
 
     Attributes
     ----------
@@ -84,7 +85,7 @@ def steihaug(
     radius: float,
     tolerance: float,
     iterations: int,
-) -> Path:
+) -> Polygon:
     """Minimize the model <d, s> + <H s, s> / 2 within a radius by truncated conjugate gradients.
 
     Steihaug (1983), "The conjugate gradient method and trust regions in large scale optimization"; Nocedal & Wright
@@ -103,11 +104,11 @@ def steihaug(
     tolerance : float
         End when the dual norm of the residual H s + d is at most this share of that of d, or what rounding leaves.
     iterations : int
-        At most so many products are computed.
+        At most this many products are computed.
 
     Returns
     -------
-    Path
+    Polygon
         Its last point, ``path.within(radius)``, is the solution.
 
     Examples
@@ -128,22 +129,22 @@ def steihaug(
         curvature = float(torch.dot(direction, image))
         if not isfinite(curvature):
             if legs:
-                return Path(space, tuple(legs), Ending.NOT_FINITE)
+                return Polygon(space, tuple(legs), Ending.NOT_FINITE)
             curvature = 0.0
         reach = space.reach(iterate, direction, radius)
         # The slope of the model along the direction is minus the square of the residual.
         length = square / curvature if curvature > 0 else inf
         legs.append(_Leg(iterate, change, direction, -square, curvature, min(length, reach)))
         if length >= reach:
-            return Path(space, tuple(legs), Ending.BOUNDARY if curvature > 0 else Ending.CURVATURE)
+            return Polygon(space, tuple(legs), Ending.BOUNDARY if curvature > 0 else Ending.CURVATURE)
         iterate, change = torch.add(iterate, direction, alpha=length), change - length * square / 2
         residual = torch.add(residual, image, alpha=length)
         gradient = space.gradient(residual)
         last, square = square, float(torch.dot(residual, gradient))
         if square <= tolerance**2 * first:
-            return Path(space, tuple(legs), Ending.TOLERANCE)
+            return Polygon(space, tuple(legs), Ending.TOLERANCE)
         direction = torch.add(-gradient, direction, alpha=square / last)
-    return Path(space, tuple(legs), Ending.ITERATIONS)
+    return Polygon(space, tuple(legs), Ending.ITERATIONS)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class TrustRegion:
     that does not is followed by a shorter one on the same path, which costs no Hessian product. Where rounding hides
     the change of the objective, a step is taken if it brings the control nearer to first-order optimality.
 
-    A step that would leave the room of the objective is cut, and one that would leave the bounds is projected, as in
+    A step that would leave the domain of the objective is cut, and one that would leave the bounds is projected, as in
     Bertsekas (1982), "Projected Newton methods for optimization problems with simple constraints". For such a step half
     the first-order change is predicted, which is exact at the minimum of a parabola: so the rule becomes that of
     Armijo. The model's own prediction would cost a product; with it, the work was up to twice as much on linear
@@ -177,35 +178,36 @@ class TrustRegion:
     shrink: float = 0.5
     grow: float = 4.0
 
-    def __call__(self, objective: Objective, control: Tensor, path: Path, radius: float) -> tuple[Tensor, float] | None:
-        """The control after the step and the next radius; None where no radius that can be resolved will do."""
-        value, derivative, space = objective.value(control), objective.derivative(control), objective.space
-        eps, distance = torch.finfo(control.dtype).eps, optimality(objective, control)
+    def __call__(self, start: Evaluation, path: Polygon, radius: float) -> tuple[Evaluation, float] | None:
+        """The evaluation after the step, and the next radius; None if no radius that can be resolved is acceptable."""
+        value, space = start.value, start.objective.space
+        eps, distance = torch.finfo(start.control.dtype).eps, optimality(start)
         noise = 10 * eps * abs(value)  # Conn, Gould & Toint, section 17.4.2
-        least = eps * max(space.norm(control), space.norm(path.within(radius).displacement))
+        least = eps * max(space.norm(start.control), space.norm(path.within(radius).displacement))
         while radius > least:
             step = path.within(radius)
             length = space.norm(step.displacement)
-            candidate, change = _allowed(objective, control, derivative, step)
-            decrease = value - objective.value(candidate) if change < 0 else -inf
+            point, change = _allowed(start, step)
+            decrease = value - point.value if change < 0 else -inf
             share = decrease / -change if isfinite(decrease) else -inf
             if share >= self.accept:
                 reached = length > 0.99 * radius  # all but rounding
-                return candidate, self.grow * radius if share > self.good and reached else radius
+                return point, self.grow * radius if share > self.good and reached else radius
             if abs(decrease) <= noise:
-                if optimality(objective, candidate) < distance:
-                    return candidate, radius
+                if optimality(point) < distance:
+                    return point, radius
                 if -change <= noise:
                     return None  # nothing that a value could show is left to gain
             radius = self.shrink * min(length, radius)
         return None
 
 
-def _allowed(objective: Objective, control: Tensor, derivative: Tensor, step: Step) -> tuple[Tensor, float]:
-    """Where a step leads within the room of the objective and its bounds, with the change that is predicted there."""
-    room = objective.room(control, step.displacement)
-    straight = torch.add(control, step.displacement, alpha=min(1.0, room))
+def _allowed(start: Evaluation, step: Step) -> tuple[Evaluation, float]:
+    """Where a step leads within the domain of the objective and its bounds, with the change predicted there."""
+    objective = start.objective
+    limit = objective.step_limit(start.control, step.displacement)
+    straight = torch.add(start.control, step.displacement, alpha=min(1.0, limit))
     candidate = feasible(straight, objective.box)
-    if room >= 1 and candidate is straight:
-        return candidate, step.change
-    return candidate, float(torch.dot(derivative, candidate - control)) / 2
+    if limit >= 1 and candidate is straight:
+        return objective.at(candidate), step.change
+    return objective.at(candidate), float(torch.dot(start.derivative, candidate - start.control)) / 2

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isfinite
 
-from torch import Tensor
-
-from ocp.objective.reduced import ReducedObjective
+from ocp.objective.reduced import ReducedEvaluation
 from ocp.space.transfer import Transfer
 
 __all__ = ["Adaptive", "resolved"]
@@ -82,7 +80,7 @@ class Adaptive:
 GROWTH, DIFFERENCE = 100.0, 10.0
 
 
-def resolved(objective: ReducedObjective, control: Tensor) -> bool:
+def resolved(point: ReducedEvaluation) -> bool:
     """Whether final states and derivative are of the size that they have with half the step, where they are large.
 
     An explicit scheme on a stiff problem can let states and costates explode to finite values, of which bounds or a
@@ -90,20 +88,19 @@ def resolved(objective: ReducedObjective, control: Tensor) -> bool:
 
     Parameters
     ----------
-    objective : ReducedObjective
-    control : Tensor
-        Flat.
+    point : ReducedEvaluation
     """
+    objective = point.objective
     start = float(objective.discretization.example()[0].abs().max())
     fine = objective.on(2 * objective.space.grid.steps)
-    prolonged = Transfer(fine.space, objective.space).prolong(control)
 
-    def sizes(objective: ReducedObjective, control: Tensor) -> tuple[float, float]:
-        (states,) = objective.processes.largest(float(objective.final_state(control).abs().max()))
-        return states, objective.space.dual_norm(objective.derivative(control))
+    def sizes(point: ReducedEvaluation) -> tuple[float, float]:
+        (states,) = objective.processes.largest(float(point.final_state.abs().max()))
+        return states, point.objective.space.dual_norm(point.derivative)
 
-    here = sizes(objective, control)
+    here = sizes(point)
     if max(here) <= GROWTH * max(1.0, start):
         return True
-    pairs = zip(here, sizes(fine, prolonged), strict=True)
+    prolonged = fine.at(Transfer(fine.space, objective.space).prolong(point.control))
+    pairs = zip(here, sizes(prolonged), strict=True)
     return all(a < inf and (max(a, b) <= GROWTH or a / DIFFERENCE <= b <= DIFFERENCE * a) for a, b in pairs)

@@ -17,15 +17,12 @@ from typing import IO, Any
 
 import torch
 
-from ocp.multilevel.cycle import _Level, _Stay
-from ocp.multilevel.refinement import Progress
 from ocp.objective.processes import ALONE, Processes
 from ocp.objective.reduced import ReducedObjective
-from ocp.optimize.methods import Method, State, Visit
+from ocp.optimize.method import Method
 from ocp.optimize.status import Status
-from ocp.run.codec import decode, encode
-from ocp.run.results import Record
-from ocp.run.run import Course, Point, recipe
+from ocp.run.run import Run, recipe
+from ocp.run.snapshots import decode, encode
 from ocp.space.bounds import Box
 from ocp.training.batches import Batches
 
@@ -34,19 +31,7 @@ try:
 except ImportError:  # no such locks on this system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["KNOWN", "Checkpoint", "Follower", "Nowhere", "Saves", "identity", "saving", "writable"]
-
-#: What a checkpoint may hold beside plain containers, numbers and tensors.
-KNOWN: Mapping[str, type] = {
-    "State": State,
-    "Status": Status,
-    "Level": _Level,
-    "Stay": _Stay,
-    "Progress": Progress,
-    "Record": Record,
-    "Visit": Visit,
-    "Point": Point,
-}
+__all__ = ["Checkpoint", "Follower", "Nowhere", "Saves", "identity", "saving", "writable"]
 
 
 @dataclass(frozen=True)
@@ -118,10 +103,10 @@ class Nowhere:
     def load(self, resume: bool | str | PathLike[str], device: Any) -> None:
         return None
 
-    def save(self, run: Course) -> Status:
+    def save(self, run: Run) -> Status:
         return Status.RUNNING
 
-    def end(self, run: Course) -> Status:
+    def end(self, run: Run) -> Status:
         return Status.RUNNING
 
 
@@ -133,12 +118,12 @@ class Follower:
 
     def load(self, resume: bool | str | PathLike[str], device: Any) -> dict[str, Any] | None:
         data = self.processes.told(b"")
-        return decode(data, KNOWN, device) if data else None
+        return decode(data, device) if data else None
 
-    def save(self, run: Course) -> Status:
+    def save(self, run: Run) -> Status:
         return Status.RUNNING
 
-    def end(self, run: Course) -> Status:
+    def end(self, run: Run) -> Status:
         return Status.RUNNING
 
 
@@ -275,7 +260,7 @@ class Saves:
             return None
         try:
             data = files[0].read_bytes()
-            saved = decode(data, KNOWN, device)
+            saved = decode(data, device)
         except (OSError, ValueError) as error:
             before = (
                 f"; for the one before it take resume={str(files[1])!r}, or --resume-from {files[1]}"
@@ -292,7 +277,7 @@ class Saves:
         self.processes.told(data)
         return saved
 
-    def save(self, run: Course) -> Status:
+    def save(self, run: Run) -> Status:
         """Save a run where it is time to; NOT_SAVED if that fails and the run is to end then, else RUNNING."""
         now = time.monotonic()
         if self._last is not None:
@@ -303,12 +288,12 @@ class Saves:
         self._last = (run.iteration, time.monotonic())
         return Status.NOT_SAVED if failed and self.plan.required else Status.RUNNING
 
-    def end(self, run: Course) -> Status:
+    def end(self, run: Run) -> Status:
         """Save a run as it is at its end; NOT_SAVED if that fails and was required, else RUNNING."""
         return Status.NOT_SAVED if self._try(run) is not None and self.plan.required else Status.RUNNING
 
-    def _try(self, run: Course) -> OSError | None:
-        data = encode({**run.snapshot(), "identity": self.identity}, KNOWN)
+    def _try(self, run: Run) -> OSError | None:
+        data = encode({**run.snapshot(), "identity": self.identity})
         try:
             self._write(run.iteration, data)
         except OSError as error:

@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ocp.multilevel.cycle import MGOPT, Forgetful, Nested
+from ocp.multilevel.nested import MGOPT, Forgetful, Nested
 from ocp.multilevel.refinement import Measured, Refinement, Scheduled, Settled
 from ocp.objective.reduced import discretize
-from ocp.optimize.methods import LBFGS, GradientDescent, Method, NewtonCG, NonlinearCG, SciPy, TorchOptimizer
+from ocp.optimize.conjugate_gradients import NonlinearCG
+from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.lbfgs import LBFGS
+from ocp.optimize.method import Method
+from ocp.optimize.newton_cg import NewtonCG
+from ocp.optimize.scipy_optimizer import SciPy
 from ocp.optimize.status import Status
+from ocp.optimize.torch_optimizer import TorchOptimizer
 from ocp.problem.control_problem import Study
 from ocp.run.adaptive import Adaptive
 from ocp.run.json_files import read, write

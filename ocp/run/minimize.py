@@ -14,16 +14,16 @@ from tqdm import tqdm
 
 from ocp.adjoint.schedules import Schedule, StoreAll
 from ocp.integrators.integrator import Integrator, as_integrator
-from ocp.multilevel.cycle import MGOPT
+from ocp.multilevel.nested import MGOPT
 from ocp.objective.processes import ALONE, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
-from ocp.optimize.methods import Method, State, as_method
+from ocp.optimize.method import Method, State, as_method
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint, identity, saving
 from ocp.run.results import Record, Result, Target
-from ocp.run.run import Course
+from ocp.run.run import Run
 from ocp.run.stopping import Stopping, blind, checked, contradiction, explain
 from ocp.space.control import Control, Path
 from ocp.space.transfer import depth
@@ -167,7 +167,8 @@ def minimize(
     if record_every is None:
         record_every = 1 if batches is None else batches.per_epoch(samples)
     watch_finest = watch_finest or (target is not None and target.quantity == "value")
-    run = Course(objective, batches is None, validation, watch_finest, State(objective.discretization.start().flat))
+    begin = State(objective.at(objective.discretization.start()))
+    run = Run(objective, batches is None, validation, watch_finest, begin)
     status, why, own = Status.RUNNING, "", identity(method, objective, batches)
     with run.interrupts, _live(progress, processes) as line, saving(checkpoint, own, processes) as saves:
         look = _Look(stopping, adaptive, callback, method, line)
@@ -188,9 +189,9 @@ def minimize(
                 if status is Status.RUNNING and slope is None:
                     on, before = run.objective if stream is None else objective.take(next(stream)), run.state
                     with run.clock.running():
-                        run.state = method.step(on, replace(before, status=told))
+                        run.state = method.step(on, replace(before.of(on), status=told))
                     run.iteration += 1
-                    slope = contradiction(run, before.control) if run.iteration == 1 else None
+                    slope = contradiction(run, before) if run.iteration == 1 else None
                 if slope is not None:
                     status, why = Status.WRONG_DERIVATIVE, f" At a control near the start {slope}."
             if run.agree(saves.end(run) is Status.NOT_SAVED):
@@ -205,7 +206,7 @@ def minimize(
 
 
 @contextmanager
-def _keeping(run: Course, method: Method, saves: Any) -> Iterator[None]:
+def _keeping(run: Run, method: Method, saves: Any) -> Iterator[None]:
     """Let no exception lose what was reached: an interrupt ends the run, a second one and all others carry a result.
 
     Of a run that an exception ended what came before the step, or the look, that failed is saved.
@@ -235,7 +236,7 @@ class _Look:
     method: Method
     line: Any
 
-    def __call__(self, run: Course) -> tuple[Status, Status]:
+    def __call__(self, run: Run) -> tuple[Status, Status]:
         """How the run goes on, and what the method is told of its work on the present grid."""
         record = run.record()
         self.line.set_description_str(_words(record))
@@ -300,7 +301,7 @@ def _check_grids(method: Method, objective: ReducedObjective, grids: Sequence[in
     """Refuse a method that has a finest grid of its own; the work of looking is counted nowhere."""
     for steps in grids:
         look = ReducedObjective(objective.discretization.on(steps))
-        method.init(look, look.discretization.start().flat)
+        method.init(look, look.at(look.discretization.start()))
 
 
 def accuracy(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> float:

@@ -13,7 +13,7 @@ import torch
 from ocp.adjoint.trajectory import Trajectory
 from ocp.integrators.integrator import Integrator
 from ocp.objective.reduced import discretize
-from ocp.optimize.methods import Visit
+from ocp.optimize.method import Visit
 from ocp.optimize.status import SolveError, Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.run.json_files import plain, read, write

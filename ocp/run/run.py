@@ -1,4 +1,4 @@
-"""The course of a run: where it is, what it has recorded, its best control on the finest grid."""
+"""The state of a run: where it is, what it has recorded, its best control on the finest grid."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.objective.reduced import ReducedObjective, discretize, optimality
-from ocp.optimize.methods import Method, State
+from ocp.objective.evaluation import Evaluation, optimality
+from ocp.objective.reduced import ReducedEvaluation, ReducedObjective, discretize
+from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.run.adaptive import Adaptive, resolved
-from ocp.run.codec import tensors
 from ocp.run.interrupts import Interrupts
 from ocp.run.results import Record, Result
 from ocp.space.bounds import feasible
 from ocp.space.control import Control
 from ocp.space.transfer import LINEAR, Transfer
 
-__all__ = ["Clock", "Course", "Point", "recipe"]
+__all__ = ["Best", "Clock", "Run", "recipe"]
 
 
 #: An objective that has fallen so far, against its start and its slope there, is called unbounded.
@@ -35,7 +35,7 @@ DEEP = 1e10
 SAME = 1e-3
 
 #: What a snapshot takes as it is.
-PLAIN = ("state", "iteration", "best", "reference", "begun", "floor", "error", "stationary", "before", "unsaved")
+PLAIN = ("iteration", "best", "reference", "begun", "floor", "error", "stationary", "before", "unsaved")
 
 
 @dataclass
@@ -53,17 +53,17 @@ class Clock:
             self.seconds += time.perf_counter() - begin
 
 
-@dataclass(frozen=True)
-class Point:
-    """A recorded control, with its level and value by which it is ranked, and the norm of its derivative."""
+@dataclass(frozen=True, eq=False)
+class Best:
+    """A recorded control, with the level and value by which it is ranked, and the norm of its derivative."""
 
     rank: tuple[int, float]
     norm: float
     flat: Tensor
 
 
-@dataclass
-class Course:
+@dataclass(eq=False)
+class Run:
     """One run of the loop."""
 
     objective: ReducedObjective
@@ -74,7 +74,7 @@ class Course:
     iteration: int = 0
     history: list[Record] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
-    best: Point | None = None
+    best: Best | None = None
     reference: float = 0.0
     begun: int = 0  # the iteration by whose control the tolerance is measured
     floor: float = -inf
@@ -101,17 +101,27 @@ class Course:
         """The objective on all samples, where the run has storage for it already."""
         return self.objective if self.full_batch else self.look
 
+    def start(self) -> Tensor:
+        """The start of the problem on the finest grid."""
+        return self.objective.discretization.start().flat
+
+    @property
+    def point(self) -> ReducedEvaluation | None:
+        """The evaluation at the current control on all samples; None where that is on a mini-batch."""
+        point = self.state.point
+        return point if self.full_batch and isinstance(point, ReducedEvaluation) else None
+
     def look_begins(self) -> None:
         """Mark where the records are before a look: a run that is taken up again looks again."""
         self.mark = (len(self.history), len(self.optima))
 
     def snapshot(self) -> dict[str, Any]:
-        """All that is needed to go on from before the present look, to the last bit: of containers and tensors.
+        """All that is needed to go on from before the present look, to the last bit: containers, numbers and tensors.
 
-        Methods know controls by identity, and so does the objective what was computed at them. What it knows of the
-        tensors in the state is kept, so that nothing is computed twice, and the work counted is the same.
+        It includes what has been computed at the current control, so that nothing is computed twice.
         """
-        work, reachable = self.objective.work, {id(t) for t in tensors(self.state)}
+        work, state, point = self.objective.work, self.state, self.point
+        known = (None, None, False) if point is None else point.known
         random = {"cpu": torch.get_rng_state()}
         if self.state.control.is_cuda:
             random["cuda"] = torch.cuda.get_rng_state(self.state.control.device)
@@ -121,7 +131,13 @@ class Course:
             "optima": self.optima[: self.mark[1]],
             "seconds": self.clock.seconds,
             "work": (work.steps, work.units, work.failures),
-            "known": [entry for entry in self.objective.remembered() if id(entry[1]) in reachable],
+            "control": state.control,
+            "known": known,
+            "memory": state.memory,
+            "status": state.status.name,
+            "counts": dict(state.counts),
+            "level": state.level,
+            "visits": state.visits,
             "random": random,
         }
 
@@ -145,16 +161,23 @@ class Course:
         self.clock.seconds, work = saved["seconds"], self.objective.work
         self._finest(saved["work"][0])
         work.steps, work.units, work.failures = saved["work"]
-        self.control()  # raises where the state has none of this problem
+        value, derivative, in_storage = saved["known"]
+        here = self.objective.on(self.objective.space.steps_of(saved["control"]))
+        Control(here.space, saved["control"])  # raises where it is no control of this problem
+        point = ReducedEvaluation(here, saved["control"], value, derivative)
+        self.state = State(
+            point, saved["memory"], Status[saved["status"]], saved["counts"], saved["level"], saved["visits"]
+        )
         if self.best is not None:
             steps, expected = self.objective.space.steps_of(self.best.flat), self.best.rank[1]
             with self.objective.work.looking():
-                value = self.viewed.on(steps).value(self.best.flat)
-            if not abs(value - expected) <= SAME * abs(expected):
+                found = self.viewed.on(steps).value(self.best.flat)
+            if not abs(found - expected) <= SAME * abs(expected):
                 raise ValueError(
-                    f"resume: expected the problem that was saved, of value {expected:.6g}, got {value:.6g}"
+                    f"resume: expected the problem that was saved, of value {expected:.6g}, got {found:.6g}"
                 )
-        self.objective.recall(saved["known"])  # last, since it restores what the objective has in storage
+        if in_storage:
+            point.store_states()  # last, since every sweep overwrites the storage
         torch.set_rng_state(saved["random"]["cpu"])
         if "cuda" in saved["random"]:
             torch.cuda.set_rng_state(saved["random"]["cuda"], self.state.control.device)
@@ -190,17 +213,17 @@ class Course:
         if not isfinite(self.history[-1].derivative_norm):
             return True
         with self.objective.work.looking():
-            return resolved(self.objective, self.state.control if self.state.level == 0 else self.control().flat)
+            return resolved(self.point if self.state.level == 0 and self.point else self.objective.at(self.control()))
 
     def refine(self, method: Method) -> None:
         """Go on from here with a finest grid of twice the steps, to which all that was recorded now refers."""
         coarse, work = self.objective, self.objective.work
         fine = coarse.on(2 * coarse.space.grid.steps)
         transfer = Transfer(fine.space, coarse.space, LINEAR)
-        control = feasible(transfer.prolong(self.state.control), fine.box)
+        point = fine.at(feasible(transfer.prolong(self.state.control), fine.box))
         memory = method.transport(self.state.memory, transfer)
         visits = tuple(replace(v, begin=v.begin / 2, end=v.end / 2) for v in self.state.visits)
-        self.state = replace(self.state, control=control, memory=memory, status=Status.RUNNING, visits=visits)
+        self.state = replace(self.state, point=point, memory=memory, status=Status.RUNNING, visits=visits)
         self._finest(fine.space.grid.steps)
         self.error = None  # not known yet on this grid
         work.steps, work.units = 2 * work.steps, work.units / 2
@@ -218,13 +241,13 @@ class Course:
         place.
         """
         with self.clock.running():
-            self.state = state = method.init(self.objective, self.state.control)
-        objective = self.objective if state.level == 0 and self.full_batch else self.look
-        with self.clock.running() if objective is self.objective else nullcontext():
-            start = state.control if state.level == 0 else self.look.discretization.start().flat
-            value, norm = _evaluate(objective, start)
+            self.state = state = method.init(self.objective, self.state.point)
+        counted = state.level == 0 and self.full_batch
+        start = state.point if counted else self.look.at(state.control if state.level == 0 else self.start())
+        with self.clock.running() if counted else nullcontext():
+            value, norm = _evaluate(start)
         self.stationary = norm == 0
-        self._refer(value, norm, start)
+        self._refer(value, norm, start.control)
 
     def _refer(self, value: float, norm: float, control: Tensor) -> None:
         """Measure the tolerance, and what is too deep to be a minimum, by a control on the finest grid."""
@@ -264,13 +287,10 @@ class Course:
         """Evaluate where the run is and note it; on a full batch the method needs that next, so it is charged."""
         u, level = self.state.control, self.state.level
         steps = self.objective.space.steps_of(u)
-        if self.full_batch:
-            with self.clock.running():
-                value, norm = _evaluate(self.objective.on(steps), u)
-        else:
-            value, norm = _evaluate(self.look.on(steps), u)
+        with self.clock.running() if self.full_batch else nullcontext():
+            value, norm = _evaluate(self.state.point if self.full_batch else self.look.on(steps).at(u))
         if isfinite(value) and isfinite(norm) and (self.best is None or (level, value) < self.best.rank):
-            self.best = Point((level, value), norm, u)
+            self.best = Best((level, value), norm, u)
         if level == 0 and self.reference == 0 and not self.stationary:
             self._refer(value, norm, u)
         control = self.control()
@@ -295,7 +315,7 @@ class Course:
         objective, x = self.objective, self.objective.discretization.example()[0]
         last = self.history[-1] if self.history else None
         if status.success and last is not None:
-            point: Point | None = Point((last.level, last.value), last.derivative_norm, self.state.control)
+            point: Best | None = Best((last.level, last.value), last.derivative_norm, self.state.control)
         else:
             point = self.best
         control = self.control() if point is None else self.control(point.flat)
@@ -306,7 +326,7 @@ class Course:
         with suppress(Exception) if status is Status.EXCEPTION else nullcontext():
             accuracy = self._accuracy(control)
             if (point is None or point.rank[0] > 0) and not self.parted:
-                value, norm = _evaluate(self.look, control.flat)
+                value, norm = _evaluate(self.look.at(control))
         kind = "derivative" if objective.box is None else "projected derivative"
         where = f"the objective is {value:.6g} and the dual norm of its {kind} {norm:.2e}"
         if last is not None and not isfinite(value) and isfinite(last.value):
@@ -347,6 +367,5 @@ def _steps(number: int) -> str:
     return "a grid of one step" if number == 1 else f"a grid of {number} steps"
 
 
-def _evaluate(objective: ReducedObjective, u: Tensor) -> tuple[float, float]:
-    value = objective.value(u)
-    return value, optimality(objective, u) if isfinite(value) else inf
+def _evaluate(point: Evaluation) -> tuple[float, float]:
+    return point.value, optimality(point) if isfinite(point.value) else inf

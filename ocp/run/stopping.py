@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint.diagnosis import locate
-from ocp.objective.reduced import ReducedObjective, free_part
+from ocp.objective.evaluation import free_part
+from ocp.objective.reduced import ReducedObjective
+from ocp.optimize.method import State
 from ocp.optimize.status import Status
 from ocp.run.results import Record, Target
-from ocp.run.run import Course
-from ocp.verification.verify import Slope, measure_slope, quick_check
+from ocp.run.run import Run
+from ocp.verification.slopes import Slope, measure_slope, quick_check
 
 __all__ = ["Stopping", "blind", "checked", "contradiction", "explain"]
 
@@ -41,17 +43,17 @@ class Stopping:
             if not (isinstance(value, Real) and float(value) >= 0):
                 raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
 
-    def converged(self, run: Course, record: Record) -> bool:
+    def converged(self, run: Run, record: Record) -> bool:
         """Whether the tolerance is met on the grid of the record."""
         return record.derivative_norm <= self.tolerance * run.reference
 
-    def coarse(self, run: Course, record: Record) -> Status:
+    def coarse(self, run: Run, record: Record) -> Status:
         """What a method is told of its work on a coarse grid, so that it refines the grid unless it is RUNNING."""
         if not _finite(record) or record.value < run.floor:
             return Status.NOT_FINITE
         return Status.CONVERGED if self.converged(run, record) else run.state.status
 
-    def limit(self, run: Course) -> Status:
+    def limit(self, run: Run) -> Status:
         """Why the run cannot go on, or RUNNING."""
         limits = (
             (run.state.status is not Status.RUNNING, run.state.status),
@@ -62,7 +64,7 @@ class Stopping:
         )
         return next((status for reached, status in limits if reached), Status.RUNNING)
 
-    def status(self, run: Course, record: Record, stop: bool | None) -> Status:
+    def status(self, run: Run, record: Record, stop: bool | None) -> Status:
         """Why to stop after a record, or RUNNING."""
         if record.level == 0 and record.value < run.floor:
             return Status.UNBOUNDED
@@ -77,7 +79,7 @@ class Stopping:
         return Status.STOPPED if stop else self.limit(run)
 
 
-def _stalled(run: Course) -> bool:
+def _stalled(run: Run) -> bool:
     """Whether nothing but rounding errors has changed for a while."""
     last = run.history[-STALL:]
     if len(last) < STALL or any(record.level for record in last):
@@ -87,7 +89,7 @@ def _stalled(run: Course) -> bool:
     return max(values) - min(values) <= rounding and min(norms[STALL // 2 :]) > 0.5 * min(norms[: STALL // 2])
 
 
-def explain(run: Course, status: Status, why: str = "") -> tuple[Status, str]:
+def explain(run: Run, status: Status, why: str = "") -> tuple[Status, str]:
     """Why a run ended as it did, where that takes a closer look, and a sentence about it.
 
     A search that fails on the finest grid can mean that the derivative is wrong, or that rounding or noise hides what
@@ -109,15 +111,15 @@ def explain(run: Course, status: Status, why: str = "") -> tuple[Status, str]:
 
 def _slope_of_descent(objective: ReducedObjective, u: Tensor) -> Slope:
     """The slope against the gradient of the entries that no bound holds, by differences of all lengths."""
-    direction = -objective.space.gradient(free_part(objective, u)[0])
-    return measure_slope(objective, u, direction, LENGTHS)
+    point = objective.at(u)
+    return measure_slope(point, -objective.space.gradient(free_part(point)[0]), LENGTHS)
 
 
 #: From the size of the control down to where differences lose half their digits to rounding, in double precision.
 LENGTHS = tuple(8.0**-k for k in range(8))
 
 
-def _trace(run: Course, control: Tensor | None) -> str:
+def _trace(run: Run, control: Tensor | None) -> str:
     """A sentence that names the place where a control causes a number that is not finite."""
     if control is None:
         return ""
@@ -126,30 +128,30 @@ def _trace(run: Course, control: Tensor | None) -> str:
     return f" Not finite is {place}, on the grid of {steps} steps." if place else ""
 
 
-def checked(run: Course) -> Slope | None:
+def checked(run: Run) -> Slope | None:
     """The slope at the start, or near it, where values contradict the derivative."""
     with run.objective.work.looking():
-        slope = quick_check(run.viewed, run.objective.discretization.start().flat)
+        slope = quick_check(run.viewed, run.start())
     return slope if slope.contradicted else None
 
 
-def blind(run: Course) -> Slope | None:
+def blind(run: Run) -> Slope | None:
     """The same where the derivative is zero in all its entries, as that of a cost which autograd cannot follow is."""
-    start = run.look.discretization.start().flat
+    start = run.start()
     if bool(run.look.derivative(start).any()):
         return None
     slope = quick_check(run.look, start)
     return slope if slope.contradicted else None
 
 
-def contradiction(run: Course, before: Tensor) -> Slope | None:
+def contradiction(run: Run, before: State) -> Slope | None:
     """The slope at the control after a step, if that step led up and values contradict the derivative there."""
     u, space = run.state.control, run.objective.space
-    if u.shape != before.shape or run.state.status is not Status.RUNNING:
+    if u.shape != before.control.shape or run.state.status is not Status.RUNNING:
         return None
     here = run.viewed.on(space.steps_of(u))
     with run.objective.work.looking():
-        if not here.value(u) > here.value(before):
+        if not run.state.of(here).point.value > before.of(here).point.value:
             return None
         slope = quick_check(here, u)
     return slope if slope.contradicted else None

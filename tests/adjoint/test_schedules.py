@@ -10,15 +10,16 @@ import torch
 
 from ocp.adjoint.schedules import Advance, Binomial, Keep, Restore, Reverse, Reversible, Schedule, StoreAll, Take, Undo
 from ocp.adjoint.sweeps import record
-from ocp.multilevel.cycle import MGOPT
+from ocp.multilevel.nested import MGOPT
 from ocp.objective.reduced import discretize
-from ocp.optimize.methods import LBFGS
+from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning
 from ocp.problem.dynamics import FunctionDynamics
 from ocp.problem.layers import Dense
 from ocp.run.minimize import minimize
-from ocp.verification.verify import drift, verify
+from ocp.verification.drift import drift
+from ocp.verification.verify import verify
 
 CASES = [*product((1, 2, 3, 7, 16, 50, 101), (1, 2, 3, 5, 10, 200)), (1000, 10), (1000, 50)]
 BLOCKS = [*product((1, 5, 50, 101), (1, 2, 10), (2, 7, 50, 64)), (1000, 10, 64)]

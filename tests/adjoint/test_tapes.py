@@ -252,7 +252,7 @@ def test_compiled_dynamics_have_the_same_derivatives(dynamics, shape, size, rand
         for f in (dynamics, torch.compile(dynamics, backend="aot_eager"))  # which needs no compiler
     )
     u, d = 0.5 * rand(plain.space.dimension), rand(plain.space.dimension)
-    assert type(compiled._buffer(u).record) is type(plain._buffer(u).record)
+    assert type(compiled._slot(u).tape) is type(plain._slot(u).tape)
     torch.testing.assert_close(compiled.derivative(u), plain.derivative(u), rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(compiled.hessian_product(u, d), plain.hessian_product(u, d), rtol=1e-12, atol=1e-13)
     f, g, uk = plain.discretization.problem.dynamics, compiled.discretization.problem.dynamics, plain.space.path(u)[0]

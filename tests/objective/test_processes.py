@@ -196,8 +196,7 @@ def test_value_and_derivative_take_one_exchange_of_as_many_numbers_and_one():
 
     def job(process):
         shared = ReducedObjective(whole.discretization, processes=process)
-        shared.derivative(u)
-        shared.value(u)
+        shared.value_and_derivative(u)
         return process.sizes
 
     assert together(2, job) == [[whole.space.dimension + 1]] * 2

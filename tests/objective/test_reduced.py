@@ -1,6 +1,5 @@
 """The reduced objective: exact derivatives, counted work, reused storage, coherent shifts."""
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -9,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import nn
 
 from ocp.adjoint.discretization import Discretization
 from ocp.integrators.integrator import INTEGRATORS
-from ocp.objective.reduced import ReducedObjective, ShiftedObjective, _mark, discretize
+from ocp.objective.reduced import ReducedObjective, discretize
+from ocp.objective.shifted import ShiftedObjective
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.problem.dynamics import FunctionDynamics
@@ -272,7 +273,7 @@ def test_the_hessian_is_symmetric(objective, u, rand):
 
 def test_the_hessian_of_a_shifted_objective_is_that_of_its_base(objective, u, rand):
     shifted, d = ShiftedObjective(objective, u, rand(*u.shape)), rand(*u.shape)
-    assert torch.equal(shifted.hessian_product(u + 0.1, d), objective.hessian_product(u + 0.1, d))
+    assert torch.equal(shifted.at(u + 0.1).hessian_product(d), objective.hessian_product(u + 0.1, d))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,7 @@ def test_what_numpy_writes_to_a_returned_derivative_does_not_change_the_next_one
 
 
 @pytest.mark.parametrize("call", ["value", "derivative"])
-@pytest.mark.parametrize("change", [lambda x: x.fill(0.3), lambda x: x.__setitem__(-1, x[-1] + 1e-9)])
+@pytest.mark.parametrize("change", [lambda x: x.fill(0.3), lambda x: np.random.default_rng(0).shuffle(x)])
 def test_what_numpy_writes_to_a_control_is_noticed(objective, u, change, call):
     numbers = u.numpy().copy()
     shared = torch.from_numpy(numbers)
@@ -379,25 +380,44 @@ def test_what_numpy_writes_to_a_control_is_noticed(objective, u, change, call):
     assert torch.equal(torch.as_tensor(getattr(objective, call)(shared)), torch.as_tensor(expected))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8, 9])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("offset", [0, 1])
-def test_marks_of_shared_memory_tell_every_change(size, dtype, offset):
-    shared = torch.zeros(size + offset, dtype=dtype)
-    shared.view(torch.uint8).numpy()
-    part = shared[offset:]
-    before = _mark(part)
-    assert _mark(part) == before
-    shared.view(torch.uint8).numpy()[-1] = 1
-    assert _mark(part) != before
+@pytest.mark.parametrize("change", [lambda x: x.fill(0.3), lambda x: np.random.default_rng(0).shuffle(x)])
+def test_an_evaluation_is_that_of_the_control_it_was_made_for_whatever_numpy_writes_later(objective, u, change):
+    value, derivative = objective.uncounted().value_and_derivative(u)
+    numbers = u.numpy().copy()
+    points = [objective.at(torch.from_numpy(numbers)), objective.at(numbers)]
+    assert points[0].value == value
+    change(numbers)
+    for point in points:
+        assert point.value == value
+        assert torch.equal(point.derivative, derivative)
 
 
-def test_shared_memory_that_nobody_wrote_to_costs_nothing_again(objective, u):
-    shared = torch.from_numpy(u.numpy().copy())
-    objective.value(shared)
-    objective.derivative(shared)
-    objective.derivative(shared)
-    assert objective.work.units == pytest.approx(1.0)
+@pytest.mark.parametrize("asked", [[], ["value"]])
+def test_a_control_that_is_written_to_while_its_evaluation_is_in_use_is_refused(objective, u, asked):
+    point = objective.at(u)
+    for name in asked:
+        getattr(point, name)
+    u.add_(0.1)
+    with pytest.raises(ValueError, match="control: expected it not to be written to while its evaluation is in use"):
+        _ = point.derivative
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_numpy_arrays_are_taken_and_given_back(objective, u, dtype):
+    array = u.numpy().astype(dtype)
+    value, derivative = objective.value_and_derivative(array)
+    expected = objective.value_and_derivative(torch.tensor(array, dtype=torch.float64))
+    assert value == objective.value(array) == expected[0]
+    assert type(derivative) is np.ndarray
+    assert derivative.dtype == dtype
+    np.testing.assert_array_equal(derivative, expected[1].numpy().astype(dtype))
+    np.testing.assert_array_equal(objective.derivative(array), derivative)
+
+
+def test_scipy_minimizes_without_a_wrapper(objective, u):
+    found = scipy.optimize.minimize(objective.value_and_derivative, u.numpy(), jac=True, method="L-BFGS-B")
+    assert found.success
+    assert float(objective.derivative(found.x).max()) < 1e-4
 
 
 def test_values_and_derivatives_of_layers_can_be_had_in_inference_mode():
@@ -408,20 +428,19 @@ def test_values_and_derivatives_of_layers_can_be_had_in_inference_mode():
         assert torch.equal(objective.derivative(torch.ones(24)), expected)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros(26), [0.0] * 26, torch.zeros(26, dtype=torch.int64)])
+@pytest.mark.parametrize("wrong", [np.zeros(26, dtype=int), [0.0] * 26, torch.zeros(26, dtype=torch.int64), None])
 def test_what_is_no_control_is_refused(objective, wrong):
-    with pytest.raises(TypeError, match="control: expected a Control or a flat tensor of floating-point numbers, got"):
+    with pytest.raises(TypeError, match="control: expected a Control, or a flat tensor or array of real numbers, got"):
         objective.value(wrong)
 
 
-def test_who_asks_for_a_derivative_again_is_given_the_same_tensor(objective, u):
-    assert objective.derivative(u) is objective.derivative(u)
-
-
-def test_what_is_known_at_a_control_that_is_gone_is_forgotten(objective, u):
-    derivative = weakref.ref(objective.derivative(u + 0.1))
-    objective.value(u)
-    assert derivative() is None
+def test_an_evaluation_keeps_what_it_has_computed(objective, u):
+    point = objective.at(u)
+    assert point.derivative is point.derivative
+    assert point.value == point.value
+    objective.value(u + 0.1)
+    assert point.derivative is point.derivative
+    assert objective.work.units == pytest.approx(1.0 + 1 / 3)
 
 
 @pytest.mark.parametrize(("late", "call"), [(0, "value"), (1, "derivative")])
@@ -436,12 +455,12 @@ def test_a_problem_that_writes_to_the_control_is_refused(rand, late, call):
         return x * 0.5
 
     objective = discretize(ControlProblem(Lazy(f), torch.ones(1, 1), lambda x: x.sum()), steps=4)
-    with pytest.raises(ValueError, match="leave it as it is, got it changed"):
+    with pytest.raises(ValueError, match="not to be written to by the functions of the problem, got it changed"):
         getattr(objective, call)(torch.zeros(4))
 
 
 @pytest.mark.parametrize(
-    ("calls", "units"),
+    ("asked", "units"),
     [
         (["value"], 1 / 3),
         (["derivative"], 1.0),
@@ -449,14 +468,23 @@ def test_a_problem_that_writes_to_the_control_is_refused(rand, late, call):
         (["derivative", "value"], 1.0),
         (["value", "value"], 1 / 3),
         (["derivative", "derivative"], 1.0),
-        (["derivative", "final_state"], 1.0),
-        (["trajectory"], 1.0),
+        (["derivative", "final_state", "states"], 1.0),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, list) else "",
 )
-def test_a_forward_sweep_costs_one_third_of_a_gradient_and_a_repeated_one_nothing(objective, u, calls, units):
-    assert [getattr(objective, call)(u) is not None for call in calls] == [True] * len(calls)
+def test_an_evaluation_sweeps_forward_for_one_third_of_a_gradient_and_repeats_nothing(objective, u, asked, units):
+    point = objective.at(u)
+    assert [getattr(point, name) is not None for name in asked] == [True] * len(asked)
     assert objective.work.units == pytest.approx(units, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("call", "units"), [("value", 1 / 3), ("derivative", 1.0), ("value_and_derivative", 1.0), ("trajectory", 1.0)]
+)
+def test_plain_functions_compute_at_each_call(objective, u, call, units):
+    for _ in range(2):
+        getattr(objective, call)(u)
+    assert objective.work.units == pytest.approx(2 * units, rel=1e-15)
 
 
 def test_a_tangent_sweep_costs_as_much_as_an_adjoint_sweep(objective, u):
@@ -464,27 +492,25 @@ def test_a_tangent_sweep_costs_as_much_as_an_adjoint_sweep(objective, u):
     assert objective.work.units == pytest.approx(1.0)
 
 
-def test_a_hessian_product_costs_two_gradients_beside_the_states(objective, u, rand):
-    objective.derivative(u)
-    objective.hessian_product(u, rand(*u.shape))
+def test_a_hessian_product_costs_two_gradients_besides_the_states(objective, u, rand):
+    point = objective.at(u)
+    _ = point.derivative
+    point.hessian_product(rand(*u.shape))
     assert objective.work.units == pytest.approx(3.0)
     objective.hessian_product(u + 0.1, u)
     assert objective.work.units == pytest.approx(3.0 + 1 / 3 + 2.0)
 
 
 def test_a_hessian_product_leaves_derivative_and_states_of_its_control(objective, u, rand):
-    expected = objective.uncounted().derivative(u)
-    objective.hessian_product(u, rand(*u.shape))
-    assert torch.equal(objective.derivative(u), expected)
+    expected, point = objective.uncounted().derivative(u), objective.at(u)
+    point.hessian_product(rand(*u.shape))
+    assert torch.equal(point.derivative, expected)
 
 
-def test_going_back_to_a_recent_control_is_free_but_its_adjoint_needs_its_states_again(objective, u):
-    other = u + 0.1
-    value = objective.value(u)
-    objective.value(other)
-    assert objective.value(u) == value
-    assert objective.work.units == pytest.approx(2 / 3)
-    objective.derivative(u)
+def test_the_derivative_of_an_earlier_evaluation_needs_its_states_again(objective, u):
+    expected, point = objective.uncounted().derivative(u), objective.at(u)
+    assert point.value != objective.value(u + 0.1)
+    assert torch.equal(point.derivative, expected)
     assert objective.work.units == pytest.approx(2 / 3 + 1)
 
 
@@ -667,19 +693,19 @@ def ball(objective, u):
 
 
 @pytest.mark.parametrize("begin", [0.0, 1.0, 1.9, 2.5])
-def test_the_room_along_a_direction_ends_at_the_boundary_or_is_none_outside(ball, rand, begin):
+def test_the_longest_step_ends_at_the_boundary_and_is_zero_outside(ball, rand, begin):
     e, direction = rand(*ball.origin.shape), rand(*ball.origin.shape)
     control = ball.origin + e * (begin / ball.space.norm(e))
-    room = ball.room(control, direction)
-    end = control + room * direction
+    limit = ball.step_limit(control, direction)
+    end = control + limit * direction
     assert ball.space.norm(end - ball.origin) == pytest.approx(max(begin, 2.0), rel=1e-4)
     assert ball.at_boundary(end)
     assert (ball.value(end) < inf) == (begin < 2.0)
 
 
-def test_without_a_radius_or_a_direction_there_is_no_end_of_the_room(objective, ball, u):
+def test_without_a_radius_or_a_direction_there_is_no_longest_step(objective, ball, u):
     free = ShiftedObjective(objective, u, torch.zeros_like(u))
-    assert objective.room(u, u) == free.room(u, u) == ball.room(u, torch.zeros_like(u)) == inf
+    assert objective.step_limit(u, u) == free.step_limit(u, u) == ball.step_limit(u, torch.zeros_like(u)) == inf
 
 
 @pytest.mark.parametrize(("length", "at"), [(0.0, False), (1.9, False), (2.0, True), (2.1, True)])
@@ -692,7 +718,7 @@ def test_the_boundary_is_where_the_radius_is_used_up(ball, rand, length, at):
 def test_a_control_is_confined_to_the_radius(ball, u, rand, length, kept):
     e = rand(*u.shape)
     e *= length / ball.space.norm(e)
-    confined = ball.confine(u + e)
+    confined = ball.confine(ball.at(u + e)).control
     assert ball.space.norm(confined - u) == pytest.approx(kept, rel=1e-5)
     torch.testing.assert_close(confined - u, e * (kept / length), rtol=1e-5, atol=1e-12)
     assert ball.value(confined) < inf

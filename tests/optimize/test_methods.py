@@ -38,7 +38,7 @@ from ocp import (
     discretize,
     minimize,
 )
-from ocp.objective.reduced import optimality
+from ocp.objective.evaluation import optimality
 from ocp.space.bounds import Box, as_bounds
 
 METHODS = {

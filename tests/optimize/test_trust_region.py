@@ -31,7 +31,7 @@ from ocp import (
     discretize,
     minimize,
 )
-from ocp.objective.reduced import optimality
+from ocp.objective.evaluation import optimality
 from ocp.optimize.trust_region import Ending, steihaug
 from ocp.space.bounds import Box
 

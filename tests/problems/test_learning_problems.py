@@ -5,7 +5,7 @@ import torch
 from ocp.problems import digits, lqr, mnist, peaks, spiral, swiss_roll, van_der_pol
 
 from ocp import discretize, minimize
-from ocp.optimize.methods import LBFGS
+from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Antisymmetric, Free
 
 POINT_SETS = {"spiral": spiral, "swiss roll": swiss_roll, "peaks": peaks}

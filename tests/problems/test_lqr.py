@@ -7,7 +7,7 @@ import torch
 from ocp.problems import lqr
 
 from ocp import discretize, minimize
-from ocp.optimize.methods import LBFGS
+from ocp.optimize.lbfgs import LBFGS
 
 # Computed by multiple shooting with an interior-point solver, checked against Riccati.
 OPTIMA = {

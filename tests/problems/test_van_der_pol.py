@@ -5,7 +5,7 @@ import torch
 from ocp.problems import van_der_pol
 
 from ocp import minimize
-from ocp.optimize.methods import LBFGS
+from ocp.optimize.lbfgs import LBFGS
 
 
 @pytest.fixture(scope="module")

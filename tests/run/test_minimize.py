@@ -44,7 +44,7 @@ from ocp import (
     residual_network,
 )
 from ocp.adjoint import sweeps
-from ocp.objective.reduced import optimality
+from ocp.objective.evaluation import optimality
 from ocp.problem.layers import Dense
 from ocp.space.bounds import as_bounds
 
@@ -88,13 +88,13 @@ class Script:
 
     path: tuple[Tensor, ...]
 
-    def init(self, objective, control):
-        return State(control, 0)
+    def init(self, objective, point):
+        return State(point, 0)
 
     def step(self, objective, state):
         if state.memory == len(self.path):
             return replace(state, status=Status.NO_DECREASE)
-        return replace(state, control=self.path[state.memory], memory=state.memory + 1)
+        return replace(state, point=objective.at(self.path[state.memory]), memory=state.memory + 1)
 
     def transport(self, memory, transfer):
         return memory
@@ -839,7 +839,7 @@ def test_the_numbers_of_a_refined_run_are_those_of_a_fresh_evaluation(method):
     result = refined(method)
     fresh = discretize(lqr.problem().problem, result.about["steps"])
     assert result.value == fresh.value(result.control)
-    assert result.derivative_norm == optimality(fresh, result.control.flat)
+    assert result.derivative_norm == optimality(fresh.at(result.control))
 
 
 @every_refined

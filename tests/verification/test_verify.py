@@ -31,7 +31,8 @@ from ocp import (
 from ocp.adjoint import sweeps
 from ocp.problem.initial_state import StateFunction
 from ocp.problem.layers import RELU, SMOOTH_RELU, Antisymmetric, Convolution, Dense
-from ocp.verification.verify import Check, Taylor
+from ocp.verification.report import Check
+from ocp.verification.taylor import Taylor
 
 
 def inputs(*shape):

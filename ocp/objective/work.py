@@ -1,0 +1,58 @@
+"""The count of work: what a solve has spent, in gradients on the finest grid and all samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["FORWARD_SHARE", "Work"]
+
+#: Share of a forward sweep in one work unit; the adjoint sweep has the rest. A convention: a step costs one product
+#: with its weights forward and two backward (by state and by control), Griewank & Walther (2008), "Evaluating
+#: Derivatives", chapter 3. Steps that an adjoint sweep repeats are not charged, so forward sweeps are charged in full.
+FORWARD_SHARE = 1 / 3
+
+
+@dataclass(eq=False)
+class Work:
+    """A running count of work, shared by all grids and batches of one solve.
+
+    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``.
+
+    Attributes
+    ----------
+    steps, samples : int
+        Of the finest grid and of the whole data set.
+    units : float
+        Work so far.
+    failures : int
+        How many values were not finite.
+    failed : Tensor or None
+        The last control with such a value, for finding out why.
+    """
+
+    steps: int
+    samples: int
+    units: float = 0.0
+    failures: int = 0
+    failed: Tensor | None = None
+
+    def charge(self, share: float, steps: int, samples: int) -> None:
+        """Add a share of a gradient on a number of steps and samples."""
+        self.units += share * (steps / self.steps) * (samples / self.samples)
+
+    def fail(self, control: Tensor) -> None:
+        """Note a control whose value is not finite."""
+        self.failures, self.failed = self.failures + 1, control
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """While this context is open, nothing is counted."""
+        counted = self.units, self.failures, self.failed
+        try:
+            yield
+        finally:
+            self.units, self.failures, self.failed = counted

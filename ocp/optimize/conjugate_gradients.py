@@ -1,0 +1,57 @@
+"""Nonlinear conjugate gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ocp.objective.evaluation import Evaluation, Objective, free_part
+from ocp.optimize.line_search import LineSearch, StrongWolfe
+from ocp.optimize.method import State
+from ocp.optimize.status import Status
+from ocp.space.bounds import masked
+from ocp.space.transfer import Transfer
+
+__all__ = ["NonlinearCG"]
+
+
+@dataclass(frozen=True)
+class NonlinearCG:
+    """Nonlinear conjugate gradients of Polak & Ribiere with restart (PR+), Nocedal & Wright (2006), section 5.2.
+
+    Parameters
+    ----------
+    search : LineSearch
+        Strong Wolfe with a small c2, so that directions descend.
+    """
+
+    search: LineSearch = StrongWolfe(c2=0.1)
+
+    def init(self, objective: Objective, point: Evaluation) -> State:
+        return State(point)
+
+    def step(self, objective: Objective, state: State) -> State:
+        space = objective.space
+        d, free = free_part(state.point)
+        gradient = space.gradient(d)
+        direction, first = -gradient, 1 / max(space.dual_norm(d), 1.0)
+        if state.memory is not None:
+            old, old_direction, decrease = state.memory
+            beta = float(torch.dot(d - old, gradient) / torch.dot(old, space.gradient(old)))
+            conjugate = torch.add(direction, masked(old_direction, free), alpha=max(beta, 0.0))
+            if torch.dot(d, conjugate) < 0:
+                # The first-order change of the last step is expected again (Nocedal & Wright, equation 3.60).
+                direction, first = conjugate, decrease / float(torch.dot(d, conjugate))
+        trial = self.search(state.point, direction, first)
+        if trial is None:
+            return replace(state, memory=None, status=Status.NO_DECREASE if state.memory is None else Status.RUNNING)
+        memory = (d, direction, trial.step * float(torch.dot(d, direction)))
+        return replace(state, point=trial.point, memory=memory, status=Status.RUNNING)
+
+    def transport(self, memory: Any, transfer: Transfer) -> Any:
+        if memory is None:
+            return None
+        derivative, direction, decrease = memory
+        return transfer.prolong_dual(derivative), transfer.prolong(direction), decrease

@@ -1,0 +1,127 @@
+"""Slopes of an objective as its values show them, compared with those that its derivative states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from ocp.objective.evaluation import Evaluation, Objective
+from ocp.space.bounds import feasible
+
+__all__ = ["AROUND", "Slope", "measure_slope", "normal", "quick_check"]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A slope of the objective as its values show it, and the one that its derivative states.
+
+    Attributes
+    ----------
+    measured, error : float
+        From central differences, with an estimate of their error; infinite where no difference is finite.
+    stated : float
+        <dJ(u), d>.
+    scale : float
+        |dJ(u)| |d|.
+    decrease : float
+        The largest decrease among the values, less than their noise.
+    eps : float
+        Of the numbers.
+    """
+
+    measured: float
+    error: float
+    stated: float
+    scale: float
+    decrease: float
+    eps: float
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether values and derivative cannot both be right.
+
+        Where the difference quotients are good, they differ from a right slope by less than the square root of eps.
+        """
+        bound = 4 * self.error + 10 * self.eps**0.5 * self.scale
+        return isfinite(bound) and abs(self.measured - self.stated) > bound
+
+    def __str__(self) -> str:
+        return f"the values have the slope {self.measured:.6g}, the derivative has {self.stated:.6g}"
+
+
+def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]) -> Slope:
+    """The slope of an objective along a direction by central differences of several lengths.
+
+    The best is the one that differs least from the next longer one, and that difference, with the noise of the values,
+    is taken for its error: after Ridders (1982), "Accurate computation of F'(x) and F'(x) F''(x)". The noise is at
+    least that of rounding; values that differ more when the control is moved by its rounding errors have more.
+
+    Parameters
+    ----------
+    start : Evaluation
+    direction : Tensor
+        Flat.
+    lengths : sequence of float
+        In multiples of the norm of the control, or of 1 where that is smaller; the longest first.
+    """
+    objective, control = start.objective, start.control
+    space, eps = objective.space, torch.finfo(control.dtype).eps
+    value, derivative = start.value, start.derivative
+    moved = [objective.at(control * (1 + k * eps)).value - value for k in (0, 1, -1)]
+    noise = max(8 * eps * abs(value), *(2 * abs(change) for change in moved))
+    norm, best, error, low = space.norm(direction), inf, inf, value
+    unit = max(1.0, space.norm(control)) / norm if norm > 0 else 0.0
+    quotients: list[tuple[float, float]] = []
+    for step in (unit * length for length in lengths if unit > 0):
+        ends = [objective.at(torch.add(control, direction, alpha=a)).value for a in (step, -step)]
+        low = min([low, *(end for end in ends if isfinite(end))])
+        rounding = 8 * eps * max(map(abs, ends))  # more than that of a value which is zero
+        quotients.append(((ends[0] - ends[1]) / (2 * step), max(noise, rounding) / step))
+    for (longer, _), (quotient, uncertain) in pairwise(quotients):
+        if abs(longer - quotient) + uncertain < error:  # not so where one is NaN or infinite
+            best, error = quotient, abs(longer - quotient) + uncertain
+    stated = float(torch.dot(derivative, direction))
+    return Slope(best, error, stated, space.dual_norm(derivative) * norm, value - low - noise, eps)
+
+
+#: Lengths of a few differences around the best one of smooth functions, eps^(1/3), in multiples of it.
+AROUND = (64.0, 8.0, 1.0)
+
+
+def quick_check(objective: Objective, control: Tensor, seed: int = 0) -> Slope:
+    """The slope at a control and at one nearby, as values show it: a check of a derivative for some eight gradients.
+
+    Of the two, that which contradicts more is returned. A derivative that is stale is right at one of them at most.
+
+    Parameters
+    ----------
+    objective : Objective
+    control : Tensor
+        Flat.
+    seed : int
+        Of the random directions.
+    """
+    generator, space = torch.Generator().manual_seed(seed), objective.space
+    lengths = [k * torch.finfo(control.dtype).eps ** (1 / 3) for k in AROUND]
+    way = normal(control, generator)
+    way *= 0.1 * max(1.0, space.norm(control)) / space.norm(way)
+    nearby = feasible(control + way, objective.box)
+    slopes = []
+    for u in (control, nearby):
+        point = objective.at(u)
+        direction, gradient = normal(u, generator), space.gradient(point.derivative)
+        length = space.norm(gradient)
+        if isfinite(length) and length > 0:
+            direction = direction / space.norm(direction) + gradient / length
+        slopes.append(measure_slope(point, direction, lengths))
+    return next((slope for slope in slopes if slope.contradicted), slopes[0])
+
+
+def normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal random numbers of the shape, type and device of a tensor; drawn on the CPU, so the same everywhere."""
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
