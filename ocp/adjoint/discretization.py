@@ -1,4 +1,4 @@
-"""A problem on a grid with an integrator; shapes are checked at this boundary."""
+"""A problem on a grid with an integrator; the pieces are checked here, once."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Discretization:
 
     @cached_property
     def space(self) -> ControlSpace:
-        """Where its controls live."""
+        """The space of its controls."""
         return self.problem.space(self.grid)
 
     @cached_property
     def box(self) -> Box | None:
-        """The controls within the bounds; None where the problem has none."""
+        """The controls within the bounds; None if the problem has none."""
         bounds = self.problem.bounds
         return None if bounds is None else bounds.on(self.space, self.example()[0])
 
@@ -62,7 +62,7 @@ class Discretization:
         problem, start = self.problem, self.problem.start
         if isinstance(start, Control):
             return problem.initial_state(start.parameters), start.path[0]
-        # An opening computes in the type of its inputs; for a function of the parameters, the default has to do.
+        # An opening computes in the type of its inputs; a function of the parameters gets the default type.
         like = problem.initial_state.inputs if isinstance(problem.initial_state, Opening) else torch.empty(0)
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         x = problem.initial_state(like.new_zeros(problem.parameter_size, dtype=dtype))
@@ -74,7 +74,8 @@ class Discretization:
         Raises
         ------
         ValueError
-            Naming the piece, what was expected of it and what it gave. The integrator may have a ``check`` of its own.
+            If a piece does not fit; the message names it, what was expected and what it returned. A
+            `SelectiveIntegrator` also checks the problem.
         """
         problem = self.problem
         x, u = _evaluate("initial_state", f"to take q of shape ({problem.parameter_size},)", self.example)
@@ -107,7 +108,7 @@ class Discretization:
             self.integrator.check(problem, x, u)
 
     def _check_derivatives(self, x: Tensor, u: Tensor, q: Tensor, f: Tensor) -> None:
-        """Evaluate the derivatives that a gradient is made of once, and compare shapes."""
+        """Evaluate the derivatives that make up a gradient once, and compare shapes."""
         problem = self.problem
         pieces: list[tuple[str, Any, tuple[Any, ...], dict[str, Tensor]]] = [
             ("dynamics: expected vjp(t, x, u, p)", problem.dynamics.vjp, (0.0, x, u, f), {"x": x, "u": u}),
@@ -128,15 +129,15 @@ class Discretization:
                 raise ValueError(f"{name} to return what has the shapes of {', '.join(like)}, {shapes}, got {got}")
 
     def start(self) -> Control:
-        """The start of the problem on this grid: each step of a coarser start is repeated; zero where none is given.
+        """The start of the problem on this grid: the steps of a coarser start are repeated; the default is zero.
 
-        Where it violates the bounds it is projected on them.
+        A start that violates the bounds is projected onto them.
 
         Raises
         ------
         TypeError, ValueError
-            If the steps of the start do not divide the steps of this grid, or if a function of the time gives what is
-            no control of a step, or is not finite.
+            If the number of steps of the start does not divide that of this grid, or if a function of time does not
+            return the control of a step, or one that is not finite.
         """
         space, start = self.space, self.problem.start
         x, _ = self.example()
@@ -152,31 +153,31 @@ class Discretization:
             path = sample("start: expected it", 0.0 if path is None else path, space, x)
         flat = space.join(path, parameters)
         if not bool(torch.isfinite(flat).all()):
-            raise ValueError("start: expected finite numbers, got a function of the time that gives NaN or infinity")
+            raise ValueError("start: expected finite numbers, got a function of time that returns NaN or infinity")
         return Control(space, feasible(flat, self.box))
 
 
 def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:
-    """One value of a piece of a problem, or an error that names the piece."""
+    """One value of a piece; an error names the piece."""
     copies = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
     names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")[: len(copies)]
     try:
         return leaving(name, piece, **dict(zip(names, copies, strict=True)))
-    except (RuntimeError, IndexError, TypeError) as error:  # torch's for shapes, types and places
+    except (RuntimeError, IndexError, TypeError) as error:  # what torch raises for shapes, types and devices
         if isinstance(error, TypeError) and not _ours(error):
             raise
         raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
 
 
 def _ours(error: TypeError) -> bool:
-    """Whether a function would not even take our call, so that the error comes from a line of this package."""
+    """Whether the call itself failed, so that the error comes from a line of this package."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _hint(f: Any, u: Tensor) -> str:
     forgotten = isinstance(f, Tensor) and f.shape == u.shape
-    return "; u has no batch dimension: where it stands alone, write u.expand_as(x)" if forgotten else ""
+    return "; u has no batch dimension: if f is u alone, write u.expand_as(x)" if forgotten else ""
 
 
 def _describe(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""All steps of a small problem at once: their linearization around a trajectory, and second derivatives by it."""
+"""All steps of a small problem at once: their linearization around a trajectory, and their second derivatives."""
 
 from __future__ import annotations
 

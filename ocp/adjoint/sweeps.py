@@ -68,7 +68,7 @@ def forward(discretization: Discretization, control: FlatControl, states: NodeSt
         value += problem.terminal_cost(steps.end, q)
     for cost in problem.control_cost:
         value += cost(space, control)
-    # A state that is not finite makes the objective so, also where no cost sees it.
+    # A final state that is not finite makes the objective infinite, even if no cost depends on it.
     finite = steps.end.mul(0.0).sum() == 0
     return torch.where(finite | value.isnan(), value, torch.inf)
 
@@ -91,7 +91,7 @@ def adjoint(
     states : Tensor or Tape
         What `forward` wrote for this control. A tape serves one adjoint sweep.
     costates : Tensor, optional
-        Of the shape of the states; overwritten with p_0, ..., p_N where they are wanted.
+        Of the shape of the states; overwritten with p_0, ..., p_N.
     out : Tensor, optional
         Storage for the derivative, of the shape of ``control``.
 
@@ -138,7 +138,7 @@ def tangent(
     states : Tensor
         The trajectory that `forward` wrote for this control.
     tangents : Tensor, optional
-        Of the shape of ``states``; overwritten with the tangents of x_0, ..., x_N where they are wanted.
+        Of the shape of ``states``; overwritten with the tangents of x_0, ..., x_N.
 
     Returns
     -------
@@ -169,7 +169,7 @@ def tangent(
 
 @torch.no_grad()
 def linearize(discretization: Discretization, control: FlatControl, states: NodeStates) -> Linearization | None:
-    """All steps at once, for `second_adjoint` at this control in many directions; None where that is not offered."""
+    """All steps at once, for `second_adjoint` at this control in many directions; None if that is not supported."""
     if not supports_linearization(discretization):
         return None
     p = _last_costate(discretization, control, states[-1])
@@ -193,7 +193,7 @@ def second_adjoint(
 ) -> FlatControl:
     """Tangent sweep, then the tangent of the costate sweep: the Hessian of the discrete objective, applied to a vector.
 
-    Every piece of the problem that takes part needs its ``hvp``, the integrator its ``pullback_tangent``.
+    Every piece of the problem needs ``hvp``, the integrator ``pullback_tangent``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a control causes: states, costates and gradient on one grid, also as a table for other programs."""
+"""States, costates and gradient of a control on one grid, also as a table for other programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Trajectory:
         Shape (N, m): the gradient by the control (not the derivative), which approximates the derivative of the
         Hamiltonian p f + L by u. Zero where an optimal control is free, and of one sign where a bound holds it.
     lower, upper : Tensor or None
-        Shape (N, m): the bounds on the control; None where the problem has none.
+        Shape (N, m): the bounds on the control; None if the problem has none.
     """
 
     t: Tensor

@@ -1,4 +1,4 @@
-"""What a time integrator is: the methods each must have, those it may offer, and the integrators known by name."""
+"""Time integrators: the methods that each must have and may offer, and the integrators known by name."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class StageWiseIntegrator(Integrator, Protocol):
 
 _TABLEAUS = (EULER, MIDPOINT, HEUN, RK4, DOPRI5, BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON, SDIRK2)
 
-#: The integrators that have a name.
+#: Integrators by name.
 INTEGRATORS: dict[str, Integrator] = {
     **{tableau.name: RungeKutta(tableau) for tableau in _TABLEAUS},
     "verlet": Verlet(),
@@ -125,14 +125,14 @@ INTEGRATORS: dict[str, Integrator] = {
 
 
 def as_integrator(integrator: Integrator | str) -> Integrator:
-    """An integrator, or the name of one.
+    """The integrator from what a user may give: an integrator, or the name of one.
 
     Raises
     ------
     ValueError
-        If no integrator has that name.
+        If no integrator has this name.
     TypeError
-        If it is neither.
+        If it is something else.
     """
     if isinstance(integrator, type) or not isinstance(integrator, str | Integrator):
         got = f"the class {integrator.__name__}" if isinstance(integrator, type) else type(integrator).__name__

@@ -1,4 +1,4 @@
-"""Linear systems with I - scale df/dx, as the stages of implicit schemes need them, and their transposes."""
+"""Linear systems with I - scale df/dx and its transpose, which the stages of implicit schemes solve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ConstantJacobian", "DenseLU", "Factorization", "LinearSolver"]
 
 
 class Factorization(Protocol):
-    """What solves systems with one matrix; right-hand sides and solutions have the shape of the state."""
+    """The factors of one matrix; right-hand sides and solutions have the shape of the state."""
 
     def solve(self, r: BatchState) -> BatchState:
         """The solution y of (I - scale df/dx) y = r."""
@@ -25,14 +25,14 @@ class Factorization(Protocol):
 
 
 class LinearSolver(Protocol):
-    """How to solve with I - scale df/dx: dense, or as the structure of the dynamics allows (banded, sparse, FFT).
+    """A way to factor I - scale df/dx: dense, or by the structure of the dynamics (banded, sparse, FFT).
 
-    The derivative has to be exact. Newton's method needs that to converge as it is expected to, and the adjoint to be
+    The derivative has to be exact: for Newton's method to converge as expected, and for the adjoint to be
     the transpose of the step.
     """
 
     def factor(self, f: Dynamics, t: float, x: BatchState, u: StepControl, scale: float) -> Factorization:
-        """I - scale df/dx at (t, x, u), ready to solve with."""
+        """The factors of I - scale df/dx at (t, x, u)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _lu(matrix: Tensor) -> _LU:
 
 @dataclass(frozen=True)
 class DenseLU:
-    """Dense LU factors of one matrix for each sample; the right choice for states of up to some hundred numbers.
+    """Dense LU factors of one matrix for each sample; the right choice for states of up to a few hundred numbers.
 
     For states of n numbers, the Jacobians of all samples come from one ``jvp`` on n copies of the batch. So the
     dynamics have to take batches of any size, and to treat each sample by itself.
@@ -86,7 +86,7 @@ class DenseLU:
 
 @dataclass(frozen=True)
 class ConstantJacobian:
-    """For dynamics f(t, x, u) = A x + g(t, u): the factors are made once for each scale, type and device, and kept.
+    """For dynamics f(t, x, u) = A x + g(t, u): the factors are computed once for each scale, type and device.
 
     Parameters
     ----------

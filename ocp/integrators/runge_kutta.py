@@ -18,12 +18,12 @@ from ocp.problem.shapes import BatchState, Scalar, StepControl
 __all__ = ["RungeKutta"]
 
 
-#: Iterations of Newton's method before it is given up. From a start where it converges at all it needs about five.
+#: The most iterations of Newton's method. When it converges, about five are enough.
 NEWTON_STEPS = 25
 
 
 def _newton(solver: LinearSolver, f: Dynamics, t: float, r: BatchState, u: StepControl, scale: float) -> Tensor:
-    """The solution X of X = r + scale f(t, X, u), from X = r on; NaN where Newton's method does not find it.
+    """The solution X of X = r + scale f(t, X, u), starting from X = r; NaN if Newton's method does not converge.
 
     The number of correct digits doubles with each iteration, so that an update below the square root of the rounding
     errors leaves a solution at rounding errors.
@@ -83,8 +83,8 @@ class RungeKutta:
 
     The transpose follows the stages backward; it is the discrete adjoint of Hager (2000), "Runge-Kutta methods in
     optimal control and the transformed adjoint system", exact for the discrete problem. Implicit stages are solved by
-    Newton's method to rounding errors, and transposed by a solve with the transposed matrix. Where Newton's method
-    fails, the next state is NaN.
+    Newton's method to rounding errors, and transposed by a solve with the transposed matrix. If Newton's method fails,
+    the next state is NaN.
 
     Parameters
     ----------

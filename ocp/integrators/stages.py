@@ -1,4 +1,4 @@
-"""How a Runge-Kutta step combines its stages, and the transpose of that; what f is at a stage is left to the caller."""
+"""How a Runge-Kutta step combines its stages, and the transpose of that; the caller evaluates f and its derivatives."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def advance(
 ) -> list[Tensor]:
     """The slopes K_i of one step from state x at time t; the state at its end is x + h sum_i b_i K_i.
 
-    The tangent of a step has the same form, with the tangents of states and slopes in the place of these.
+    The tangent of a step has the same form, with tangents in place of states and slopes.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def advance(
         ``slope(first + i, t + c_i h, r_i)`` returns K_i for r_i = x + h sum_{j < i} a_ij K_j, which is the stage state
         if the stage is explicit.
     first : int
-        The number of the first stage, where the stages of several steps are counted through.
+        The number of the first stage, if the stages of several steps are numbered consecutively.
     states : sequence of Tensor, optional
-        Where to write the r_i, to entry ``first + i``; but for the first, which is x itself.
+        Where to write the r_i, to entry ``first + i``, except for r_0, which is x itself.
     """
     slopes = [slope(first, t + tableau.c[0] * h, x)]
     for i, row, c in tableau.later:
@@ -97,7 +97,7 @@ def retreat(
     workspace : Workspace, optional
         With it, p may be overwritten, and ``pull`` always writes to ``into``.
     """
-    if not tableau.backward:  # the usual case by far: explicit Euler
+    if not tableau.backward:  # one stage, as for explicit Euler
         return pull(first, _costate(*tableau.opening, p), p)
     kappa, given = (None, None) if workspace is None else (workspace.kappa, workspace.xi)
     xi: list[Tensor] = []  # of the stages after this one, the last stage first
@@ -110,7 +110,7 @@ def retreat(
 
 
 def _costate(b: float, column: Weights, p: Tensor, xi: Sequence[Tensor] = (), out: Tensor | None = None) -> Tensor:
-    """b p + sum_j a_j xi_j; p itself if it is nothing else."""
+    """b p + sum_j a_j xi_j; p itself if b = 1 and there are no other terms."""
     if b == 1 and not column:
         return p
     kappa = torch.mul(p, b, out=out)

@@ -1,4 +1,4 @@
-"""Runge-Kutta tableaus, explicit or diagonally implicit, as data that checks itself."""
+"""Runge-Kutta tableaus, explicit or diagonally implicit; each checks its own order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
     "Weights",
 ]
 
-#: The terms of a sum: which tensor, and its weight. Those with weight zero are left out.
+#: The terms of a sum: the index of a tensor, and its weight. Terms with weight zero are left out.
 Weights = Sequence[tuple[int, float]]
 
 
@@ -42,7 +42,7 @@ class Tableau:
     Raises
     ------
     ValueError
-        If the shapes do not fit or an order condition fails (Hairer, Norsett & Wanner 1993, table II.2.2).
+        If the shapes do not match or an order condition fails (Hairer, Norsett & Wanner 1993, table II.2.2).
 
     Examples
     --------

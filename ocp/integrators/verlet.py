@@ -41,7 +41,7 @@ class _Substep:
         return x + self._mask(h, f(t + self.c * h, x, u))
 
     def inverse(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
-        """The state before the step: the half that f changes is not one that it depends on."""
+        """The state before the step: f does not depend on the half that it changes."""
         return x - self._mask(h, f(t + self.c * h, x, u))
 
     def pullback(
@@ -94,11 +94,11 @@ class Verlet:
 
     @property
     def supports_autograd(self) -> bool:
-        """Autograd can follow every step."""
+        """True: every step is explicit."""
         return True
 
     def check(self, problem: StateEquation, x: BatchState, u: StepControl) -> None:
-        """Look at the derivatives of the dynamics at a random point near (x, u).
+        """Check the derivatives of the dynamics at a random point near (x, u).
 
         Raises
         ------

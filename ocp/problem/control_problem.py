@@ -1,4 +1,4 @@
-"""The continuous optimal control problem; it knows no step size."""
+"""The continuous optimal control problem, independent of any grid."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ControlProblem:
     initial_state : Tensor, callable or InitialState
         x_0 of shape (batch, *state), or a function of the parameters q. Its dtype and device are those of the problem.
     terminal_cost : callable or TerminalCost, optional
-        Phi(x), or Phi(x, q) where there are parameters; a scalar tensor.
+        Phi(x), or Phi(x, q) if there are parameters; a scalar tensor.
     running_cost : callable or RunningCost, optional
         L(t, x, u); a scalar tensor, integrated with the scheme that integrates the state.
     control_cost : ControlCost or sequence of ControlCost, optional
@@ -41,21 +41,21 @@ class ControlProblem:
     horizon : float
         Final time T.
     control_size : int, optional
-        m; needed beside a plain function only.
+        m; required for a plain function, otherwise known from the dynamics.
     parameter_size : int
         s, the length of q.
     start : Control, Path or Tensor of shape (n, m), optional
-        Where to begin. A `Control` may live on a coarse grid, one step included; else a number, a tensor of shape (m,),
-        a function of the time that gives one of these, or a tensor with a row for each of n steps. Then the parameters
-        begin at zero, and so does everything where it is left out.
+        The initial guess: a `Control`, also on a coarser grid, down to one step; or a number, a tensor of shape (m,),
+        a function of time that returns either, or a tensor with one row for each of n steps. In these cases the
+        parameters start at zero. By default everything does.
     bounds : pair or Bounds, optional
-        Lower and upper bound of the control: numbers, tensors of shape (m,), or functions of the time; None in the
-        pair for no bound on that side. A start that violates them is projected.
+        Lower and upper bound of the control: numbers, tensors of shape (m,), or functions of time; None for no bound on
+        that side. A start that violates the bounds is projected onto them.
 
     Raises
     ------
     TypeError, ValueError
-        On a piece of the wrong kind, on data that is not finite, on a problem without any cost.
+        If a piece has the wrong kind, data is not finite, or there is no cost.
 
     Examples
     --------
@@ -131,7 +131,7 @@ class ControlProblem:
     def take(self, indices: Tensor) -> ControlProblem:
         """The same problem on some of its samples, in the given order.
 
-        Plain functions as costs are taken to treat all samples alike.
+        Plain functions as costs are assumed to treat all samples alike.
 
         Raises
         ------
@@ -153,12 +153,12 @@ class ControlProblem:
 
 
 def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> None:
-    """Refuse a start that is none, or one for another problem."""
+    """Refuse what is not a start, or not one for this problem."""
     if start is None or callable(start):
         return
     if not isinstance(start, Control | Tensor | int | float):
         raise TypeError(
-            f"start: expected a Control, a number, a tensor or a function of the time, got {type(start).__name__}"
+            f"start: expected a Control, a number, a tensor or a function of time, got {type(start).__name__}"
         )
     numbers = start.flat if isinstance(start, Control) else torch.as_tensor(start)
     bad = int((~torch.isfinite(numbers)).sum())

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TerminalFunction:
-    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` where the problem has parameters."""
+    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` if the problem has parameters."""
 
     function: Callable[..., Tensor]
 
@@ -109,7 +109,7 @@ class PointByPoint:
     cost: RunningCost
 
     def supports_batches(self, x: BatchState, u: StepControl) -> bool:
-        """It always can be evaluated this way."""
+        """True for every cost."""
         return True
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
@@ -150,11 +150,11 @@ class QuadraticRunning:
 
     @property
     def supports_autograd(self) -> bool:
-        """Autograd can follow it and finds the same derivatives."""
+        """Autograd finds the same derivatives."""
         return True
 
     def supports_batches(self, x: BatchState, u: StepControl) -> bool:
-        """It can be evaluated at many points at once, whatever their shape."""
+        """True for all shapes."""
         return True
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class CrossEntropy:
         return shares * (dx - mean) / len(x), torch.zeros_like(q)
 
     def accuracy(self, x: BatchState, q: Parameters) -> float:
-        """Share of samples whose largest entry is that of their label."""
+        """Share of samples whose largest entry is at their label."""
         return float((x.argmax(1) == self.labels).double().mean())
 
     def take(self, indices: Tensor) -> CrossEntropy:
@@ -231,7 +231,7 @@ VECTOR_ENTRIES = 16
 
 
 def _classes(x: Tensor) -> tuple[Tensor, int]:
-    """Logits, and the dimension that counts the classes: the first one where there are few."""
+    """The logits, and the dimension of the classes: the first one if there are few."""
     return (x.mT.contiguous(), 0) if x.shape[1] < VECTOR_ENTRIES else (x, 1)
 
 
@@ -282,7 +282,7 @@ class Readout:
     cost : TerminalCost
         `CrossEntropy`, `LeastSquares`, ...; it sees the output of the module.
     offset : int
-        Where in q the module's parameters begin.
+        Index in q of the module's first parameter.
     """
 
     module: FlatModule
@@ -360,7 +360,7 @@ class TimeSmoothness:
         return dual
 
     def hvp(self, space: ControlSpace, flat: FlatControl, direction: FlatControl) -> FlatControl:
-        return self.derivative(space, direction)  # which is linear
+        return self.derivative(space, direction)  # linear in its argument
 
 
 def as_terminal_cost(cost: Any) -> TerminalCost | None:

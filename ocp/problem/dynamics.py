@@ -82,7 +82,7 @@ class FunctionDynamics:
 
 
 class _Jacobians:
-    """A function at the stages of consecutive steps. Its Jacobians are computed for all of them in one go."""
+    """A function at the stages of consecutive steps, with all Jacobians computed at once."""
 
     def __init__(self, mapped: Mapped, path: Tensor, stages: Stages):
         self.mapped, self.path, self.stages = mapped, path, stages
@@ -120,7 +120,7 @@ class _Jacobians:
 def gradients(entry: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
     """Derivatives of one entry of f at many points, each by the state and control of its own point.
 
-    The tape stays, and an argument that the entry does not depend on has the derivative zero.
+    The tape is kept. The derivative by an argument that the entry does not depend on is zero.
     """
     if not entry.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
@@ -193,12 +193,12 @@ class ModuleDynamics:
 
 
 def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
-    """Whatever a user may give as dynamics, as a `Dynamics`.
+    """The dynamics from what a user may give: a function, a module, or `Dynamics`.
 
     Raises
     ------
     TypeError, ValueError
-        If it is neither dynamics, nor a module, nor a function with a stated ``control_size``.
+        If it is something else, or a function without ``control_size``, or ``control_size`` is wrong.
     """
     if isinstance(dynamics, nn.Module):
         dynamics = ModuleDynamics(dynamics)

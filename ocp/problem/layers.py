@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from math import sqrt
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from ocp.problem.layer_evaluations import ConvolutionEvaluations, DenseEvaluations
 from ocp.problem.protocols import Evaluations, Stages
 from ocp.problem.shapes import BatchState, StepControl
 
@@ -64,9 +65,8 @@ def _transpose(slope: Callable[[Tensor], Tensor], p: Tensor, a: Tensor, out: Ten
 
 
 _DELTA = 0.1
-# The overloads by name: to let torch find them costs more than the operation on a small state.
+# The overloads by name: looking them up costs more than the operation on a small state.
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
-_convolution_backward = torch.ops.aten.convolution_backward.default
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
 
@@ -115,7 +115,7 @@ def _relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> None:
     _threshold_backward(p, a, 0, grad_input=out)
 
 
-# Of functions with names, so that a problem can be pickled and sent to another process.
+# Made of named functions, so that a problem can be pickled and sent to another process.
 TANH = Activation(torch.tanh, _tanh_slope, _tanh_curvature, nn.Tanh, _tanh_apply, _tanh_transpose)
 RELU = Activation(torch.relu, _relu_slope, torch.zeros_like, nn.ReLU, _relu_apply, _relu_transpose)
 #: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
@@ -170,6 +170,10 @@ class Antisymmetric:
 
     def transpose(self, dA: Tensor) -> Tensor:
         return (dA - dA.mT).mul_(0.5)
+
+
+#: The size of a processor's longest vector registers.
+VECTOR_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -232,17 +236,17 @@ class Dense:
         return dz @ A + z @ dA, torch.cat((hK.reshape(-1), dz.sum(0)))
 
     def supports_stages(self, x: BatchState, u: StepControl) -> bool:
-        """The layers of all states do."""
+        """True for all states."""
         return True
 
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The layers of consecutive steps, which keep their activations: they are the values of f."""
-        return _DenseLayers(self, path, stages)
+        return DenseEvaluations(self, path, stages)
 
     def arrange(self, x: BatchState) -> BatchState:
-        """A state in the layout in which steps are fastest: with samples as the last dimension in memory, if need be.
+        """The state in the memory layout with the fastest steps, which may have samples as the last dimension.
 
-        A product of matrices whose rows do not fill the vectors of a processor takes up to five times as long.
+        A product of matrices whose rows do not fill the vector registers of a processor takes up to five times as long.
         """
         filled = self.width * x.element_size() % VECTOR_BYTES == 0
         return x if filled or x.device.type != "cpu" else x.mT.contiguous().mT
@@ -258,60 +262,6 @@ class Dense:
         linear = nn.Linear(self.width, self.width, device=u.device, dtype=u.dtype)
         linear.load_state_dict({"weight": self.weight(K), "bias": b})
         return nn.Sequential(linear, self.activation.module())
-
-
-#: The size of a processor's longest vector registers.
-VECTOR_BYTES = 64
-
-#: Weight gradients of at least this many entries are computed step by step, each written to its place; smaller ones
-#: for many steps at once. Tuned on one core: a product with fewer entries costs less than the call.
-SEPARATE_ENTRIES = 64 * 64
-
-
-class _DenseLayers:
-    """Dense layers of consecutive steps. After the costate has passed, the cotangents are those of A x + b."""
-
-    def __init__(self, layer: Dense, path: Tensor, stages: Stages):
-        n = layer.width
-        self.layer, self.stages, self._number, self._h = layer, stages, stages.number, stages.h
-        self._apply, self._slope, self._value = layer.activation.apply, layer.activation.transpose, stages.value
-        A = layer.weight(path[:, : n * n].unflatten(1, (n, n)))
-        self.A, self.b = A, path[:, n * n :]
-
-    @cached_property
-    def _operands(self) -> list[tuple[Tensor, Tensor]]:
-        """b and the transposed A of each step."""
-        return list(zip(self.b.unbind(0), self.A.mT.unbind(0), strict=True))
-
-    @cached_property
-    def _matrices(self) -> tuple[Tensor, ...]:
-        return self.A.unbind(0)
-
-    def value(self, j: int, t: float, x: Tensor) -> Tensor:
-        (b, At), out = self._operands[j // self._number], self._value[j]
-        self._apply(torch.addmm(b, x, At, out=out), out)
-        return out
-
-    def linearize(self) -> None:
-        """Nothing is to be done: the slopes follow from the values."""
-
-    def transpose(self, j: int, p: Tensor, out: Tensor) -> Tensor:
-        z = self._value[j]
-        self._slope(p, z, z)
-        return out.addmm_(z, self._matrices[j // self._number], alpha=self._h)
-
-    def by_control(self, out: Tensor) -> None:
-        n, weight, alpha = self.layer.width, self.layer.weight, self._h
-        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
-        by_matrix = out[:, : n * n].unflatten(1, (n, n))
-        if n * n < SEPARATE_ENTRIES:
-            torch.mul(weight.transpose(torch.bmm(z.mT, x)), alpha, out=by_matrix)
-        else:
-            for dA, zk, xk in zip(by_matrix.unbind(0), z.unbind(0), x.unbind(0), strict=True):
-                dK = weight.transpose(dA.addmm_(zk.t(), xk, beta=0, alpha=alpha))
-                if dK is not dA:
-                    dA.copy_(dK)
-        torch.sum(z, dim=1, out=out[:, n * n :]).mul_(alpha)
 
 
 @dataclass(frozen=True)
@@ -385,12 +335,12 @@ class Convolution:
         return hx, torch.cat((hK.reshape(-1), dz.sum((0, 2, 3))))
 
     def supports_stages(self, x: BatchState, u: StepControl) -> bool:
-        """The layers of all states do."""
+        """True for all states."""
         return True
 
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The layers of consecutive steps, which keep their activations: they are the values of f."""
-        return _ConvolutionLayers(self, path, stages)
+        return ConvolutionEvaluations(self, path, stages)
 
     def arrange(self, x: BatchState) -> BatchState:
         """The state as it is."""
@@ -410,43 +360,3 @@ class Convolution:
         )
         convolution.load_state_dict({"weight": K, "bias": b})
         return nn.Sequential(convolution, self.activation.module())
-
-
-class _ConvolutionLayers:
-    """Convolutions of consecutive steps. After the costate has passed, the cotangents are those of K * x + b."""
-
-    def __init__(self, layer: Convolution, path: Tensor, stages: Stages):
-        c, k = layer.channels, layer.kernel_size
-        self.layer, self.stages, self._number = layer, stages, stages.number
-        self._K, self._b = path[:, :-c].unflatten(1, (c, c, k, k)), path[:, -c:]
-
-    @cached_property
-    def _operands(self) -> list[tuple[Tensor, Tensor]]:
-        """Kernel and bias of each step."""
-        return list(zip(self._K.unbind(0), self._b.unbind(0), strict=True))
-
-    def value(self, j: int, t: float, x: Tensor) -> Tensor:
-        (K, b), out = self._operands[j // self._number], self.stages.value[j]
-        self.layer.activation.apply(torch.conv2d(x, K, b, padding=self.layer._padding), out)
-        return out
-
-    def linearize(self) -> None:
-        """The transpose of a convolution is one with the mirrored kernel, faster than torch's own."""
-        self._mirrored = self._K.transpose(1, 2).flip(3, 4).unbind(0)
-
-    def transpose(self, j: int, p: Tensor, out: Tensor) -> Tensor:
-        z = self.stages.value[j]
-        self.layer.activation.transpose(p, z, z)
-        by_state = torch.conv2d(z, self._mirrored[j // self._number], padding=self.layer._padding)
-        return out.add_(by_state, alpha=self.stages.h)
-
-    def by_control(self, out: Tensor) -> None:
-        c, padding, alpha = self.layer.channels, [self.layer._padding] * 2, self.stages.h
-        z, x = self.stages.values.flatten(1, 2), self.stages.x.flatten(1, 2)
-        for zk, xk, K, pK in zip(z.unbind(0), x.unbind(0), self._K.unbind(0), out[:, :-c].unbind(0), strict=True):
-            # By the kernel alone: what torch does for several derivatives in one call takes longer.
-            by_kernel = _convolution_backward(
-                zk, xk, K, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [False, True, False]
-            )[1]
-            torch.mul(by_kernel.flatten(), alpha, out=pK)
-        torch.mul(z.sum(1).sum((2, 3)), alpha, out=out[:, -c:])

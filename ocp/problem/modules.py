@@ -13,14 +13,14 @@ __all__ = ["FlatModule", "Mapped", "hvp", "jvp", "leaving", "pullback", "uncompi
 
 
 class FlatModule:
-    """A module whose parameters, in the order of ``named_parameters``, are one flat vector.
+    """A module as a function of one flat vector of its parameters, in the order of ``named_parameters``.
 
-    Those that require no gradient are none of them: they are frozen, and stay what they are in the module.
+    Parameters that require no gradient are frozen: they are not part of the vector, and keep their values.
 
     Parameters
     ----------
     module : nn.Module
-        Must be deterministic: dropout and batch statistics make value and derivative two different functions.
+        Must be deterministic: with dropout or batch statistics, value and derivative belong to different functions.
 
     Raises
     ------
@@ -137,18 +137,18 @@ class FlatModule:
 
 
 def leaving(name: str, function: Callable[..., Tensor], **arguments: Any) -> Tensor:
-    """What a function of the user gives for its arguments.
+    """The value of a user's function, which must leave its arguments unchanged.
 
     Raises
     ------
     ValueError
-        If it writes to one of them; the error begins with ``name``.
+        If it writes to one of them; the message begins with ``name``.
     """
     versions = {n: a._version for n, a in arguments.items() if isinstance(a, Tensor)}
     try:
         value = function(*arguments.values())
     except RuntimeError as error:
-        if "in-place" in str(error) or "inplace" in str(error):  # torch's, where autograd follows
+        if "in-place" in str(error) or "inplace" in str(error):  # from torch, if autograd was recording
             raise ValueError(f"{name}: expected it to leave its arguments as they are, got: {error}") from error
         raise
     changed = [n for n, version in versions.items() if arguments[n]._version != version]
@@ -161,9 +161,10 @@ def leaving(name: str, function: Callable[..., Tensor], **arguments: Any) -> Ten
 
 
 def uncompiled(function: Any) -> Any:
-    """What ``torch.compile`` was given to make a function or module; what it did not make, as it is.
+    """The function or module that was given to ``torch.compile``; one that is not compiled, unchanged.
 
-    It does not follow ``vmap`` and forward mode, after which it stays uncompiled, and refuses second derivatives.
+    Compiled functions cannot be used with ``vmap`` and forward mode, which leave them uncompiled, nor differentiated
+    twice.
     """
     return getattr(function, "_orig_mod", getattr(function, "_torchdynamo_orig_callable", function))
 
@@ -180,7 +181,7 @@ class Mapped:
     function : callable
         f(t, x, u) with a number t; returns one tensor.
     name : str
-        What an error calls it.
+        What error messages call it.
     """
 
     def __init__(self, function: Callable[..., Tensor], name: str = "function"):
@@ -188,18 +189,18 @@ class Mapped:
         self._agreed: bool | None = None
 
     def agrees(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
-        """Whether the mapped function has the values of the function at these points; remembered for later calls."""
+        """Whether the mapped function agrees with the function at these points; remembered for later calls."""
         with torch.no_grad():
             try:
                 self._agreed = _same(torch.func.vmap(self._plain)(t, x, u), self._one_by_one(t, x, u))
-            except Exception:  # whatever the function raises for arguments it is not made for
+            except Exception:  # anything: the function was not written for such arguments
                 self._agreed = False
         return self._agreed
 
     def __call__(self, t: Tensor, x: Tensor, u: Tensor, values: Tensor | None = None) -> Tensor:
         """The values at n points, stacked; autograd can follow.
 
-        Where they are known from the function itself they are compared with, else the first call is the test.
+        If ``values`` from the function itself are given, they are compared; otherwise the first call is the test.
         """
         if self._agreed is None:
             self.agrees(t, x, u)
@@ -218,7 +219,7 @@ class Mapped:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree but for rounding: products of many points add up in another order than those of one."""
+    """Whether two tensors agree up to rounding: sums over many points are taken in another order than for one."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     rtol = torch.finfo(a.dtype).eps ** 0.75
@@ -227,7 +228,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _varies(part: nn.Module) -> bool:
-    """Whether two evaluations in training mode can differ, or leave a trace in the module."""
+    """Whether two evaluations in training mode can differ, or change the module."""
     if isinstance(part, nn.modules.dropout._DropoutNd):
         return part.p > 0
     if isinstance(part, nn.MultiheadAttention | nn.RNNBase):
@@ -240,14 +241,14 @@ def _varies(part: nn.Module) -> bool:
 def pullback(function: Any, arguments: tuple[Tensor, ...], cotangent: Tensor | None = None) -> tuple[Tensor, ...]:
     """Derivative of one evaluation of ``function``, transposed and applied to ``cotangent``.
 
-    The tape lives for this one evaluation. An argument that the function does not use has the derivative zero.
+    The tape lives for this one evaluation. The derivative by an unused argument is zero.
 
     Parameters
     ----------
     function : callable
         Takes ``arguments`` and returns one tensor.
     cotangent : Tensor, optional
-        Of the shape of the output; may be left out where the output is a scalar.
+        Of the shape of the output; optional if the output is a scalar.
 
     Returns
     -------
@@ -291,7 +292,7 @@ def hvp(
     directions : tuple of Tensor
         One for each argument, of its shape.
     cotangent : Tensor, optional
-        Of the shape of the output; may be left out where the output is a scalar.
+        Of the shape of the output; optional if the output is a scalar.
 
     Returns
     -------
@@ -310,7 +311,7 @@ def hvp(
         if not output.requires_grad:
             return tuple(torch.zeros_like(a) for a in arguments)
         grads = torch.autograd.grad(output, leaves, cotangent, create_graph=True, allow_unused=True)
-        # Where the function is linear in an argument, its derivative is a constant without a tape.
+        # If the function is linear in an argument, its derivative is a constant without a tape.
         slopes = [(g * d).sum() for g, d in zip(grads, directions, strict=True) if g is not None and g.requires_grad]
         if not slopes:
             return tuple(torch.zeros_like(a) for a in arguments)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ocp.problem.shapes import BatchState, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
@@ -26,7 +27,9 @@ __all__ = [
     "Divisible",
     "Dynamics",
     "Evaluations",
+    "Exportable",
     "InitialState",
+    "Initializable",
     "RunningCost",
     "SecondOrderControlCost",
     "SecondOrderDynamics",
@@ -180,6 +183,22 @@ class Divisible(Protocol):
 
     def take(self, indices: Tensor) -> Self:
         """The same piece on the samples with these indices, in this order."""
+
+
+@runtime_checkable
+class Initializable(Dynamics, Protocol):
+    """A layer with random initial weights."""
+
+    def initial(self, generator: torch.Generator, **like: Any) -> StepControl:
+        """Random weights for one layer; ``like`` may hold a dtype and a device."""
+
+
+@runtime_checkable
+class Exportable(Dynamics, Protocol):
+    """Dynamics that are a torch module once the control is fixed."""
+
+    def to_module(self, u: StepControl) -> nn.Module:
+        """The module x -> f(x, u)."""
 
 
 class StateEquation(Protocol):

@@ -17,7 +17,7 @@ from ocp.problem.costs import Readout
 from ocp.problem.dynamics import ModuleDynamics
 from ocp.problem.initial_state import Opening
 from ocp.problem.modules import FlatModule
-from ocp.problem.protocols import Dynamics, TerminalCost
+from ocp.problem.protocols import Dynamics, Exportable, Initializable, TerminalCost
 from ocp.space.control import Control, ControlSpace
 from ocp.space.grid import TimeGrid
 
@@ -76,10 +76,11 @@ def residual_network(
     (20, 26)
     """
     like = _like(inputs)
+    dynamics: Dynamics
     if isinstance(block, nn.Module):
-        dynamics: Any = ModuleDynamics(block)
+        dynamics = ModuleDynamics(block)
         weights = dynamics.flat.start().to(**like)
-    elif hasattr(block, "initial"):
+    elif isinstance(block, Initializable):
         dynamics = block
         # Drawn in double precision on the CPU, so that a seed means the same weights in any type and place.
         weights = block.initial(generator or torch.Generator().manual_seed(0), dtype=torch.float64).to(**like)
@@ -260,7 +261,7 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
     start, integrator = problem.initial_state, as_integrator(integrator)
     if not isinstance(start, Opening):
         raise TypeError(f"problem: expected a network, whose initial state is an Opening, got {type(start).__name__}")
-    if not hasattr(problem.dynamics, "to_module"):
+    if not isinstance(problem.dynamics, Exportable):
         raise TypeError(
             "problem: expected a network, whose dynamics have a method to_module(u), "
             f"got {type(problem.dynamics).__name__}"

@@ -86,7 +86,7 @@ def test_a_start_may_be_written_in_short(given, expected):
     ("given", "message"),
     [
         (lambda t: torch.zeros(3), r"start: expected it to be a number, a tensor of shape \(2,\), .* got shape \(3,\)"),
-        (lambda t: float("nan"), "start: expected finite numbers, got a function of the time that gives NaN"),
+        (lambda t: float("nan"), "start: expected finite numbers, got a function of time that returns NaN"),
         (torch.zeros(3, 2), "start: expected a control on a divisor of 4 steps, got 3 steps"),
     ],
     ids=["shape", "NaN", "steps"],

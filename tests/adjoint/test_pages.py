@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ocp.adjoint.pages import LARGE, Pages
+from ocp.adjoint.pages import RECYCLED_BYTES, Pages
 
 SMALL = torch.empty(8)
 
 
 @pytest.fixture
 def like():
-    return torch.empty(LARGE // 8, 2)
+    return torch.empty(RECYCLED_BYTES // 8, 2)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Steps that are remembered: every kind of record against steps that are computed again, and what each is for."""
+"""Tapes: every kind against steps that are computed again, and which problems get which."""
 
 import gc
 import math
@@ -52,7 +52,7 @@ class Own(FunctionDynamics):
         return super().vjp(t, x, u, p)
 
 
-#: Dynamics, the shape of the state, a running cost, and the kind of record that fits explicit Runge-Kutta steps.
+#: Dynamics, the shape of the state, a running cost, and the kind of tape for explicit Runge-Kutta steps.
 CASES = {
     "dense": (Dense(3), (5, 3), None, Staged),
     "dense with cost": (Dense(3, RELU), (5, 3), QuadraticRunning(0.3, 0.2, 0.1), Staged),
@@ -79,7 +79,7 @@ def scheme(request):
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def recorded(request, rand, scheme):
-    """A discretization, its control, a record of all its steps, and the kind of record to expect."""
+    """A discretization, its control, a tape of all its steps, and the kind of tape to expect."""
     dynamics, shape, running, kind = request.param
     problem = ControlProblem(dynamics, rand(*shape), lambda x: x.pow(3).sum(), running, horizon=0.7)
     discretization = Discretization(problem, TimeGrid(0.7, STEPS), INTEGRATORS[scheme])
@@ -109,7 +109,7 @@ def test_whatever_the_layout_of_the_stages_the_ends_are_laid_out_as_usual(record
     assert steps.backward(torch.ones_like(steps.end), derivative.view_as(path)).is_contiguous()
 
 
-def test_a_record_is_of_the_kind_that_the_problem_allows(recorded):
+def test_a_tape_is_of_the_kind_that_the_problem_supports(recorded):
     discretization, _, steps, kind = recorded
     implicit = any(discretization.integrator.tableau.diagonal)
     assert type(steps) is (Stepwise if implicit else kind)
@@ -126,7 +126,7 @@ def test_states_are_there_after_the_way_back(recorded):
 
 
 @pytest.mark.cover(1)
-def test_a_record_can_be_used_again_and_leaves_controls_as_they_were(recorded, rand, unchanged):
+def test_a_tape_can_be_used_again_and_leaves_controls_unchanged(recorded, rand, unchanged):
     discretization, control, steps, _ = recorded
     with unchanged(control, discretization.problem.initial_state.x):
         forward(discretization, control, steps)

@@ -34,7 +34,7 @@ SAMPLES = 16
 #: Entries of the state in a tile, at most. A program has the tiles of its states in registers, and those of A pass
 #: through shared memory one by one; 128 x 128 take 72 KB, and each card since Ampere has 99.
 TILE = 128
-#: Widths up to which, by the compiler's account, a program keeps its states in registers, in float32 and in less.
+#: The largest widths for which the compiler keeps the states of a program in registers: in float32, and in less.
 WIDEST, WIDEST_ROUNDED = 128, 256
 
 _KINDS = {TANH: 0, RELU: 1, SMOOTH_RELU: 2}
@@ -43,7 +43,7 @@ _KINDS = {TANH: 0, RELU: 1, SMOOTH_RELU: 2}
 @_jit
 @no_type_check
 def _activate(z, KIND: tl.constexpr):
-    """sigma(z); what is not a number stays so."""
+    """sigma(z); NaN stays NaN."""
     if KIND == 0:
         # Moshier, Cephes, tanhf.c: near zero a polynomial, since there the quotient cancels.
         s, far = z * z, 1 - 2 / (tl.exp(2 * tl.abs(z)) + 1)
@@ -70,7 +70,7 @@ def _transpose(p, a, KIND: tl.constexpr):
 @_jit
 @no_type_check
 def _samples(j, batch, N: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr):
-    """Where tile j of the states of this program is, and which entries of it exist."""
+    """The places of tile j of the states of this program, and which of its entries exist."""
     row = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)[:, None]
     column = j * TILE + tl.arange(0, TILE)[None, :]
     return row * N + column, (row < batch) & (column < N)
@@ -105,7 +105,7 @@ def _forward(
     FACTORS: tl.constexpr,
     ROUNDING: tl.constexpr,
 ):
-    """States and values of f from the state at the start on."""
+    """States and values of f, starting from the first state."""
     x = ()
     for j in tl.static_range(TILES):
         place, there = _samples(j, batch, N, SAMPLES, TILE)
@@ -198,7 +198,7 @@ def supports(tableau: Tableau | None, problem: StateEquation, x: Tensor) -> bool
 
 
 class Fused:
-    """Explicit Euler steps of dense layers, taken by one kernel, and gone back through by another.
+    """Explicit Euler steps of dense layers, forward in one kernel and backward in another.
 
     Remembered are all states and all values of f. Whatever the type of the states, sums, activations and the steps
     themselves are in float32; the factors of the products are what torch makes of them for products of its own:
@@ -234,7 +234,7 @@ class Fused:
         self._first, self._path = first, path
 
     def returned(self) -> None:
-        """Nothing but its storage is set by `backward`."""
+        """Nothing to do: `backward` sets only its storage."""
 
     def forward(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> None:
         self.took(problem, first, path)
@@ -265,7 +265,7 @@ class Fused:
 
 
 def _constants(layer: Dense, dtype: torch.dtype) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+    """The constants for which a kernel is compiled."""
     tile = min(max(triton.next_power_of_2(layer.width), 16), TILE)
     factors, rounding = _factors(dtype)
     return {

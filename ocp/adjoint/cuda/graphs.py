@@ -74,10 +74,10 @@ class Graphed:
 
 
 class Replayed:
-    """A function without arguments, whose tensors stay where they are, as a graph from its third call on.
+    """A function without arguments, whose tensors stay in place, as a graph from its third call on.
 
-    At the first call libraries set themselves up, at the second it is watched. Where it waits for its own numbers, or
-    where the capture fails, it stays what it is.
+    During the first call libraries initialize themselves; the second is watched. If the function waits for numbers of
+    its own, or if the capture fails, it is called as it is.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class Replayed:
 
 
 def capture(function: Callable[[], Tensor | None]) -> tuple[Callable[[], None], Tensor | None]:
-    """What a function launches on the current device, as something to call, and its result, which that overwrites."""
+    """A call that repeats what a function launches on the current device, and its result, which the call overwrites."""
     graph = torch.cuda.CUDAGraph()
     # The outer context: a capture that fails does not leave its stream by itself.
     with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -124,7 +124,7 @@ def capture(function: Callable[[], Tensor | None]) -> tuple[Callable[[], None], 
 
 
 def waits(function: Callable[[], Tensor | None]) -> tuple[Tensor | None, bool]:
-    """The result of a function, and whether a number of a tensor decided what it did, or left its device."""
+    """The result of a function, and whether it read a number of a tensor or moved one to another device."""
     with _Watch() as watch:  # type: ignore[no-untyped-call]
         result = function()
     return result, watch.waited
@@ -133,7 +133,7 @@ def waits(function: Callable[[], Tensor | None]) -> tuple[Tensor | None, bool]:
 class _Watch(TorchDispatchMode):
     """Sees the operations below autograd."""
 
-    #: What torch calls operations whose result, or its shape, the host has to know.
+    #: Torch's tags for operations whose result, or its shape, the host has to know.
     ASKING = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
     waited = False
 
