@@ -207,7 +207,7 @@ def test_a_start_on_another_horizon_is_refused():
 @pytest.mark.parametrize(
     ("start", "error", "message"),
     [
-        ("zero", TypeError, "start: expected a Control, a number, a tensor or a function of the time, got str"),
+        ("zero", TypeError, "start: expected a Control, a number, a tensor or a function of time, got str"),
         (float("nan"), ValueError, "start: expected finite numbers, got 1 of 1 that are NaN"),
         (torch.zeros(3), ValueError, r"start: expected a number or shape \(2,\) or \(n, 2\), got shape \(3,\)"),
         (torch.zeros(1, 2, 2), ValueError, r"start: expected a number .* got shape \(1, 2, 2\)"),
