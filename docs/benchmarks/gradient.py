@@ -174,9 +174,9 @@ class Network:
 
 def ours(network: Network) -> Callable[[], Tensor]:
     case = network.case
-    memory = StoreAll() if case.slots is None else Binomial(case.slots, case.block)
+    schedule = StoreAll() if case.slots is None else Binomial(case.slots, case.block)
     problem = ControlProblem(network.layer, network.x, LeastSquares(network.target))
-    objective, u = discretize(problem, case.steps, case.integrator, memory), network.u
+    objective, u = discretize(problem, case.steps, case.integrator, schedule), network.u
 
     def call() -> Tensor:
         return objective.value_and_derivative(u)[1]

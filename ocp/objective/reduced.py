@@ -62,7 +62,7 @@ class ReducedObjective:
     discretization : Discretization
     work : Work, optional
         Where to count; by default a count of its own, in gradients of this objective.
-    memory : Schedule
+    schedule : Schedule
         Which steps to remember for the derivative; by default all.
     processes : Processes
         Each of them sweeps its part of the samples. Costs are averages over the samples, so the mean of the parts,
@@ -82,14 +82,14 @@ class ReducedObjective:
         self,
         discretization: Discretization,
         work: Work | None = None,
-        memory: Schedule = StoreAll(),
+        schedule: Schedule = StoreAll(),
         processes: Processes = ALONE,
         *,
         _own: Discretization | None = None,
         _storage: _Storage | None = None,
         _grids: dict[int, ReducedObjective] | None = None,
     ):
-        self.discretization, self.memory, self.processes = discretization, memory, processes
+        self.discretization, self.schedule, self.processes = discretization, schedule, processes
         self._storage = _storage or _Storage()
         self._steps, self._shape = discretization.grid.steps, tuple(discretization.example()[0].shape)
         samples = self._shape[0]
@@ -118,7 +118,7 @@ class ReducedObjective:
             self._grids[steps] = ReducedObjective(
                 self.discretization.on(steps),
                 self.work,
-                self.memory,
+                self.schedule,
                 self.processes,
                 _own=self._own.on(steps),
                 _storage=self._storage,
@@ -129,11 +129,11 @@ class ReducedObjective:
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
         part = self.discretization.take(indices)
-        return ReducedObjective(part, self.work, self.memory, self.processes, _storage=self._storage)
+        return ReducedObjective(part, self.work, self.schedule, self.processes, _storage=self._storage)
 
     def uncounted(self) -> ReducedObjective:
         """The same objective with storage and a work count of its own, for looking without being charged."""
-        return ReducedObjective(self.discretization, memory=self.memory, processes=self.processes)
+        return ReducedObjective(self.discretization, schedule=self.schedule, processes=self.processes)
 
     def at(self, control: AnyControl) -> ReducedEvaluation:
         """The evaluation at a control; nothing is computed yet.
@@ -236,7 +236,7 @@ class ReducedObjective:
         key = (control.dtype, control.device, *shape)
         if key not in self._storage.slots:
             x, u = (part.to(control) for part in self._own.example())
-            self._storage.slots[key] = _Slot(sweeps.record(self._own, self.memory, x, u))
+            self._storage.slots[key] = _Slot(sweeps.record(self._own, self.schedule, x, u))
         return self._storage.slots[key]
 
     def _tangents(self, states: Tensor) -> Tensor:
@@ -389,7 +389,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def discretize(
-    problem: ControlProblem, steps: int, integrator: Integrator | str = "euler", memory: Schedule = StoreAll()
+    problem: ControlProblem, steps: int, integrator: Integrator | str = "euler", schedule: Schedule = StoreAll()
 ) -> ReducedObjective:
     """The reduced objective of a problem on a uniform grid.
 
@@ -399,7 +399,7 @@ def discretize(
     steps : int
     integrator : str or Integrator
         ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `INTEGRATORS`, or one of your own.
-    memory : Schedule
+    schedule : Schedule
         ``StoreAll()``, or for less memory and more steps ``Binomial(slots)``, or ``Reversible()`` with an integrator
         whose steps can be undone; the derivative is the same.
 
@@ -412,4 +412,4 @@ def discretize(
         raise TypeError(f"problem: expected a ControlProblem, got {type(problem).__name__}")
     discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
     discretization.check()
-    return ReducedObjective(discretization, memory=as_schedule(memory, discretization.integrator))
+    return ReducedObjective(discretization, schedule=as_schedule(schedule, discretization.integrator))

@@ -38,7 +38,7 @@ def minimize(
     method: Method | None = None,
     *,
     integrator: Integrator | str = "euler",
-    memory: Schedule = StoreAll(),
+    schedule: Schedule = StoreAll(),
     start: Control | Path | None = None,
     batches: Batches | None = None,
     validation: ControlProblem | None = None,
@@ -69,7 +69,7 @@ def minimize(
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. By default MG/OPT with
         L-BFGS on all grids that there are by halving the steps; beside mini-batches it has to be given.
     integrator : str or Integrator
-    memory : Schedule
+    schedule : Schedule
         ``Binomial(slots)`` keeps so many states and takes the steps between them again, ``Reversible()`` undoes the
         steps of ``"verlet"``; by default all are kept.
     start : Control, Path or Tensor, optional
@@ -144,7 +144,7 @@ def minimize(
         raise ValueError(f"steps: expected an integer >= 1, or Adaptive(error) to have it chosen, got {steps!r}")
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
-    objective = discretize(problem, steps, as_integrator(integrator), memory)
+    objective = discretize(problem, steps, as_integrator(integrator), schedule)
     if processes.size > 1:
         objective = _shared(objective, processes)
     if method is None and batches is not None:
@@ -285,7 +285,7 @@ def _shared(objective: ReducedObjective, processes: Processes) -> ReducedObjecti
     samples = objective.work.samples
     if samples < processes.size:
         raise ValueError(f"processes: expected at most one for each of the {samples} samples, got {processes.size}")
-    shared = ReducedObjective(objective.discretization, memory=objective.memory, processes=processes)
+    shared = ReducedObjective(objective.discretization, schedule=objective.schedule, processes=processes)
     start, one = objective.discretization.start(), objective.discretization.on(1)
     u = one.space.join(start.path.mean(0), start.parameters)
     whole, mean = ReducedObjective(one).value(u), ReducedObjective(one, processes=processes).value(u)

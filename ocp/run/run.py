@@ -94,7 +94,7 @@ class Run:
         self.look = self.objective.uncounted()
         if self.validation is not None:
             steps, integrator = self.objective.space.grid.steps, self.objective.discretization.integrator
-            self.look_validation = discretize(self.validation, steps, integrator, self.objective.memory)
+            self.look_validation = discretize(self.validation, steps, integrator, self.objective.schedule)
 
     @property
     def viewed(self) -> ReducedObjective:

@@ -24,13 +24,13 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     Parameters
     ----------
     objective : ReducedObjective
-        From `discretize`, with the plan in question.
+        From `discretize`, with the schedule in question.
     control : Tensor or Control
 
     Raises
     ------
     ValueError
-        If the objective has another plan.
+        If the objective has another schedule.
 
     Returns
     -------
@@ -46,11 +46,11 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     >>> 0 < drift(objective, torch.zeros(1000, dtype=torch.float64)) < 1e-13
     True
     """
-    if not isinstance(objective, ReducedObjective) or not isinstance(objective.memory, Reversible):
-        got = objective.memory if isinstance(objective, ReducedObjective) else type(objective).__name__
-        raise ValueError(f"objective: expected one from discretize with the plan Reversible, got {got}")
+    if not isinstance(objective, ReducedObjective) or not isinstance(objective.schedule, Reversible):
+        got = objective.schedule if isinstance(objective, ReducedObjective) else type(objective).__name__
+        raise ValueError(f"objective: expected one from discretize with the schedule Reversible, got {got}")
     discretization, u = objective.discretization, objective._flat(control)
-    steps = record(discretization, objective.memory, *(part.to(u) for part in discretization.example()))
+    steps = record(discretization, objective.schedule, *(part.to(u) for part in discretization.example()))
     forward(discretization, u, steps)
     if not isinstance(steps, Recomputed):
         return 0.0

@@ -1,4 +1,4 @@
-"""Plans for the memory of a sweep, run on a machine that counts, and the gradient under every plan."""
+"""Checkpointing schedules, run on a machine that counts, and the gradient under every schedule."""
 
 import gc
 from functools import cache
@@ -26,19 +26,19 @@ BLOCKS = [*product((1, 5, 50, 101), (1, 2, 10), (2, 7, 50, 64)), (1000, 10, 64)]
 REVERSIBLE = [*product((1, 2, 7, 50, 101), (None, 1, 4, 50, 200), (1, 3, 50, 64))]
 
 
-def run(plan, steps):
-    """Run a plan on nodes instead of states. Returns the steps taken in all; every violation of the rules raises."""
+def run(schedule, steps):
+    """Run a schedule on nodes instead of states and return the number of steps; violations of the rules raise."""
     at, slots, remembered, left, taken = 0, {}, None, steps, 0
-    for action in plan.actions(steps):
+    for action in schedule.actions(steps):
         match action:
             case Advance(first, last) | Take(first, last):
                 assert at == first < last <= steps
                 taken += last - first
                 at, remembered = last, (first, last) if isinstance(action, Take) else None
-                assert last - first <= plan.span(steps) or isinstance(action, Advance)
+                assert last - first <= schedule.span(steps) or isinstance(action, Advance)
             case Keep(node, slot):
                 assert at == node
-                assert slot < plan.slots_for(steps)
+                assert slot < schedule.slots_for(steps)
                 slots[slot] = node
             case Restore(node, slot):
                 assert slots[slot] == node
@@ -65,20 +65,20 @@ def fewest(steps, slots):
 
 
 @pytest.mark.parametrize(("steps", "slots"), CASES)
-def test_a_plan_takes_as_many_steps_again_as_it_says(steps, slots):
-    plan = Binomial(slots)
-    assert run(plan, steps) - steps == plan.extra_steps(steps)
+def test_a_schedule_takes_as_many_steps_again_as_it_says(steps, slots):
+    schedule = Binomial(slots)
+    assert run(schedule, steps) - steps == schedule.extra_steps(steps)
 
 
 @pytest.mark.parametrize(("steps", "slots"), [case for case in CASES if case[0] <= 101])
-def test_no_plan_takes_fewer_steps_again(steps, slots):
+def test_no_schedule_takes_fewer_steps_again(steps, slots):
     assert Binomial(slots).extra_steps(steps) == fewest(steps, slots)
 
 
 @pytest.mark.parametrize(("steps", "slots", "block"), BLOCKS)
-def test_a_plan_in_blocks_takes_the_fewest_blocks_again(steps, slots, block):
-    plan = Binomial(slots, block)
-    assert run(plan, steps) - steps == plan.extra_steps(steps) == block * fewest(ceil(steps / block), slots)
+def test_a_schedule_in_blocks_takes_the_fewest_blocks_again(steps, slots, block):
+    schedule = Binomial(slots, block)
+    assert run(schedule, steps) - steps == schedule.extra_steps(steps) == block * fewest(ceil(steps / block), slots)
 
 
 @pytest.mark.parametrize(("steps", "every", "block"), REVERSIBLE)
@@ -101,7 +101,7 @@ def test_the_number_of_extra_steps_is_that_of_the_formula(steps, slots, extra):
     assert Binomial(slots).extra_steps(steps) == extra
 
 
-def test_a_plan_for_many_steps_takes_a_stream_of_actions():
+def test_a_schedule_for_many_steps_takes_a_stream_of_actions():
     assert run(Binomial(50), 100_000) == 100_000 + Binomial(50).extra_steps(100_000)
 
 
@@ -110,13 +110,13 @@ def test_where_all_is_stored_no_step_is_taken_again():
 
 
 @pytest.mark.parametrize("slots", [0, -1, 2.5])
-def test_a_plan_without_slots_is_refused(slots):
+def test_a_schedule_without_slots_is_refused(slots):
     with pytest.raises(ValueError, match=f"slots: expected an integer >= 1, got {slots}"):
         Binomial(slots)
 
 
 @pytest.mark.parametrize(
-    ("plan", "arguments", "message"),
+    ("schedule", "arguments", "message"),
     [
         (Binomial, {"slots": 2, "block": 0}, "block: expected an integer >= 1, got 0"),
         (Reversible, {"block": 1.5}, "block: expected an integer >= 1, got 1.5"),
@@ -125,9 +125,9 @@ def test_a_plan_without_slots_is_refused(slots):
         (Binomial, {"slots": 2, "host": 0.5}, "host: expected an integer between 0 and the 2 slots, got 0.5"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(plan, arguments, message):
+def test_a_schedule_that_cannot_be_is_refused(schedule, arguments, message):
     with pytest.raises(ValueError, match=message):
-        plan(**arguments)
+        schedule(**arguments)
 
 
 def test_plans_are_known_by_what_they_offer():
@@ -165,21 +165,21 @@ PROBLEMS = {
 
 
 @pytest.fixture(params=PROBLEMS.values(), ids=PROBLEMS.keys())
-def by_plan(request, rand):
-    """The objective of a problem under a plan; the problem is the same at every call."""
+def by_schedule(request, rand):
+    """The objective of a problem under a schedule; the problem is the same at every call."""
     build, integrator = request.param
     problem = build(rand)
-    return lambda memory, steps=23: discretize(problem, steps, integrator, memory)
+    return lambda schedule, steps=23: discretize(problem, steps, integrator, schedule)
 
 
 FEW = [Binomial(1), Binomial(2), Binomial(4), Binomial(40), Binomial(2, block=5), Binomial(1, block=40)]
 FEW += [Binomial(4, host=3), Binomial(40, block=2, host=40)]
 
 
-@pytest.mark.parametrize("memory", FEW, ids=str)
+@pytest.mark.parametrize("schedule", FEW, ids=str)
 @pytest.mark.cover(1)
-def test_the_derivative_is_the_same_under_every_plan(by_plan, memory, rand):
-    all_kept, few_kept = by_plan(StoreAll()), by_plan(memory)
+def test_the_derivative_is_the_same_under_every_schedule(by_schedule, schedule, rand):
+    all_kept, few_kept = by_schedule(StoreAll()), by_schedule(schedule)
     u = 0.3 * rand(all_kept.space.dimension)
     assert few_kept.value(u) == pytest.approx(all_kept.value(u), rel=1e-14)
     torch.testing.assert_close(few_kept.derivative(u), all_kept.derivative(u), rtol=1e-12, atol=1e-14)
@@ -190,15 +190,15 @@ def test_the_derivative_is_the_same_under_every_plan(by_plan, memory, rand):
 def test_slots_in_host_memory_are_pinned_and_give_the_same_derivative_on_a_device(host, rand):
     x = rand(5, 4).cuda()
     problem = ControlProblem(Dense(4), x, lambda x: x.pow(3).sum())
-    few, kept = (discretize(problem, 23, "rk4", memory) for memory in (Binomial(5, host=host), StoreAll()))
+    few, kept = (discretize(problem, 23, "rk4", schedule) for schedule in (Binomial(5, host=host), StoreAll()))
     u = 0.3 * rand(kept.space.dimension).cuda()
     torch.testing.assert_close(few.derivative(u), kept.derivative(u), rtol=1e-12, atol=1e-14)
-    steps = record(few.discretization, few.memory, x, u[:20])
+    steps = record(few.discretization, few.schedule, x, u[:20])
     assert [slot.is_pinned() for slot in steps._slots] == [True] * host + [False] * (5 - host)
 
 
-def test_states_can_be_asked_for_between_a_value_and_its_derivative(by_plan, rand):
-    all_kept, few_kept = by_plan(StoreAll()), by_plan(Binomial(3))
+def test_states_can_be_asked_for_between_a_value_and_its_derivative(by_schedule, rand):
+    all_kept, few_kept = by_schedule(StoreAll()), by_schedule(Binomial(3))
     u, d = 0.3 * rand(all_kept.space.dimension), rand(all_kept.space.dimension)
     few_kept.value(u)
     assert few_kept.directional(u, d) == pytest.approx(all_kept.directional(u, d), rel=1e-12)
@@ -206,18 +206,18 @@ def test_states_can_be_asked_for_between_a_value_and_its_derivative(by_plan, ran
     torch.testing.assert_close(few_kept.trajectory(u).x, all_kept.trajectory(u).x, rtol=1e-14, atol=1e-14)
 
 
-def test_a_plan_holds_on_every_grid_and_batch(rand):
+def test_a_schedule_holds_on_every_grid_and_batch(rand):
     problem = ControlProblem(Dense(4), rand(6, 4), lambda x: x.square().sum())
-    objective = discretize(problem, 16, memory=Binomial(3))
+    objective = discretize(problem, 16, schedule=Binomial(3))
     others = (objective.on(8), objective.take(torch.arange(2)), objective.uncounted())
-    assert {other.memory for other in others} == {Binomial(3)}
+    assert {other.schedule for other in others} == {Binomial(3)}
 
 
-@pytest.mark.parametrize("memory", [10, Binomial, "all"])
-def test_what_is_no_plan_is_refused(memory, rand):
+@pytest.mark.parametrize("schedule", [10, Binomial, "all"])
+def test_what_is_no_schedule_is_refused(schedule, rand):
     problem = ControlProblem(Dense(4), rand(6, 4), lambda x: x.square().sum())
     with pytest.raises(TypeError, match=r"schedule: expected StoreAll\(\), Binomial\(slots\) or Reversible\(\), got"):
-        discretize(problem, 16, memory=memory)
+        discretize(problem, 16, schedule=schedule)
 
 
 def swing(t, x, u):
@@ -235,22 +235,22 @@ class Own(FunctionDynamics):
 
 @pytest.fixture
 def undoable(rand):
-    """The objective of a problem under a plan, with steps that can be undone."""
+    """The objective of a problem under a schedule, with steps that can be undone."""
 
     x = 0.1 * rand(1, 2)
 
-    def build(memory, steps=50, kind=FunctionDynamics, horizon=3.0, dtype=torch.float64):
+    def build(schedule, steps=50, kind=FunctionDynamics, horizon=3.0, dtype=torch.float64):
         running = QuadraticRunning()
         problem = ControlProblem(kind(swing, 1), x.to(dtype), lambda x: x.pow(3).sum(), running, horizon=horizon)
-        return discretize(problem, steps, "verlet", memory)
+        return discretize(problem, steps, "verlet", schedule)
 
     return build
 
 
 @pytest.mark.parametrize("kind", [FunctionDynamics, Own])
-@pytest.mark.parametrize("memory", [Reversible(), Reversible(block=1), Reversible(7, 3), Reversible(30, 8)], ids=str)
-def test_the_derivative_is_the_same_where_steps_are_undone(undoable, kind, memory, rand):
-    all_kept, undone = undoable(StoreAll(), kind=kind), undoable(memory, kind=kind)
+@pytest.mark.parametrize("schedule", [Reversible(), Reversible(block=1), Reversible(7, 3), Reversible(30, 8)], ids=str)
+def test_the_derivative_is_the_same_where_steps_are_undone(undoable, kind, schedule, rand):
+    all_kept, undone = undoable(StoreAll(), kind=kind), undoable(schedule, kind=kind)
     u = 0.3 * rand(50)
     assert undone.value(u) == pytest.approx(all_kept.value(u), rel=1e-14)
     torch.testing.assert_close(undone.derivative(u), all_kept.derivative(u), rtol=1e-12, atol=1e-14)
@@ -268,8 +268,8 @@ def test_a_step_undone_is_the_state_before_it(undoable, rand):
 def test_states_undone_drift_exponentially_where_trajectories_part_and_anchors_bound_it(undoable):
     u = torch.zeros(200)
     far, near = (
-        drift(undoable(memory, 200, horizon=20.0, dtype=torch.float32), u)
-        for memory in (Reversible(block=5), Reversible(every=10, block=5))
+        drift(undoable(schedule, 200, horizon=20.0, dtype=torch.float32), u)
+        for schedule in (Reversible(block=5), Reversible(every=10, block=5))
     )
     assert far > 1e-3
     assert near < 1e-5
@@ -279,10 +279,10 @@ def test_where_no_step_is_undone_there_is_no_drift(undoable, rand):
     assert drift(undoable(Reversible(every=64), 200), rand(200)) < 1e-15
 
 
-@pytest.mark.parametrize("memory", [StoreAll(), Binomial(3)], ids=str)
-def test_the_drift_of_a_plan_that_undoes_nothing_is_not_asked_for(undoable, memory, rand):
-    with pytest.raises(ValueError, match=r"objective: expected one from discretize with the plan Reversible, got"):
-        drift(undoable(memory, 200), rand(200))
+@pytest.mark.parametrize("schedule", [StoreAll(), Binomial(3)], ids=str)
+def test_the_drift_of_a_schedule_that_undoes_nothing_is_not_asked_for(undoable, schedule, rand):
+    with pytest.raises(ValueError, match=r"objective: expected one from discretize with the schedule Reversible, got"):
+        drift(undoable(schedule, 200), rand(200))
 
 
 def test_a_drift_that_spoils_the_derivative_does_not_pass_verification(undoable):
@@ -299,14 +299,14 @@ def peak(call):
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
-@pytest.mark.parametrize(("memory", "grows"), [(StoreAll(), True), (Reversible(block=8), False)], ids=str)
+@pytest.mark.parametrize(("schedule", "grows"), [(StoreAll(), True), (Reversible(block=8), False)], ids=str)
 @pytest.mark.slow
-def test_what_is_kept_does_not_grow_with_the_number_of_steps_where_they_are_undone(memory, grows, rand):
+def test_what_is_kept_does_not_grow_with_the_number_of_steps_where_they_are_undone(schedule, grows, rand):
     x = rand(1, 2000)
     problem = ControlProblem(swing, x, lambda x: x.square().sum(), control_size=1)
 
     def needs(steps):
-        return peak(lambda: discretize(problem, steps, "verlet", memory).derivative(torch.ones(steps).double()))
+        return peak(lambda: discretize(problem, steps, "verlet", schedule).derivative(torch.ones(steps).double()))
 
     states = (needs(200) - needs(100)) / (x.numel() * x.element_size())
     assert (states > 100) is grows
@@ -325,7 +325,7 @@ def test_steps_that_cannot_be_undone_are_refused(integrator, rand):
 def test_a_run_where_steps_are_undone_ends_at_the_same_value(method, rand):
     problem = ControlProblem(swing, rand(1, 2), lambda x: x.square().sum(), QuadraticRunning(), control_size=1)
     kept, undone = (
-        minimize(problem, 32, method, integrator="verlet", memory=memory, max_iterations=3, progress=False)
-        for memory in (StoreAll(), Reversible(block=8))
+        minimize(problem, 32, method, integrator="verlet", schedule=schedule, max_iterations=3, progress=False)
+        for schedule in (StoreAll(), Reversible(block=8))
     )
     assert undone.value == pytest.approx(kept.value, rel=1e-10)

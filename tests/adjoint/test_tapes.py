@@ -183,13 +183,13 @@ def alive():
     return sum(issubclass(type(thing), torch.Tensor) for thing in objects), len(objects)
 
 
-@pytest.mark.parametrize("memory", [StoreAll(), Binomial(3)], ids=str)
+@pytest.mark.parametrize("schedule", [StoreAll(), Binomial(3)], ids=str)
 @pytest.mark.parametrize("dynamics", [Dense(2), swing], ids=["layer", "function"])
 @pytest.mark.slow
-def test_memory_does_not_grow(dynamics, memory, rand):
+def test_memory_does_not_grow(dynamics, schedule, rand):
     size = 1 if dynamics is swing else None
     problem = ControlProblem(dynamics, rand(1, 2), lambda x: x.square().sum(), control_size=size)
-    objective = discretize(problem, 4, "heun", memory)
+    objective = discretize(problem, 4, "heun", schedule)
     u = rand(objective.space.dimension)
 
     def iterate(times):
@@ -206,12 +206,12 @@ def test_memory_does_not_grow(dynamics, memory, rand):
     assert after[1] <= before[1] + 20
 
 
-@pytest.mark.parametrize(("memory", "steps"), [(StoreAll(), 100_000), (Binomial(300), 5_000)], ids=str)
+@pytest.mark.parametrize(("schedule", "steps"), [(StoreAll(), 100_000), (Binomial(300), 5_000)], ids=str)
 @pytest.mark.slow
-def test_many_steps_can_be_taken(memory, steps):
+def test_many_steps_can_be_taken(schedule, steps):
     x = torch.ones(1, 1, dtype=torch.float64)
     problem = ControlProblem(Dense(1), x, LeastSquares(x))
-    objective = discretize(problem, steps, memory=memory)
+    objective = discretize(problem, steps, schedule=schedule)
     u = torch.full((objective.space.dimension,), 0.5, dtype=torch.float64)
     assert bool(objective.derivative(u).isfinite().all())
 

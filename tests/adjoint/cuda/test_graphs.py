@@ -237,11 +237,11 @@ def test_a_capture_that_fails_is_not_tried_again(as_on_a_device, monkeypatch, ra
 
 
 @pytest.mark.parametrize(
-    ("block", "memory"), [(nn.Linear(3, 3), StoreAll()), (Dense(3), Binomial(2))], ids=["tapes", "a plan"]
+    ("block", "schedule"), [(nn.Linear(3, 3), StoreAll()), (Dense(3), Binomial(2))], ids=["tapes", "a schedule"]
 )
-def test_what_remembers_otherwise_takes_its_steps_as_ever(block, memory, as_on_a_device, rand):
+def test_what_remembers_otherwise_takes_its_steps_as_ever(block, schedule, as_on_a_device, rand):
     objective = discretize(
-        regression(block.double() if isinstance(block, nn.Module) else block, (3,)), STEPS, "euler", memory
+        regression(block.double() if isinstance(block, nn.Module) else block, (3,)), STEPS, "euler", schedule
     )
     u = rand(objective.space.dimension)
     assert all(bool(objective.derivative(u + k).isfinite().all()) for k in range(4))
