@@ -8,7 +8,6 @@ from torch import nn
 
 from ocp.adjoint.paths import capability_applies
 from ocp.adjoint.schedules import Binomial, StoreAll
-from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.reduced import discretize
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning
@@ -73,14 +72,15 @@ def swing(t, x, u):
     return torch.cat((x[:, 2:], u[0] * torch.sin(x[:, :2]) + t * u[1]), dim=1)
 
 
+#: One stage, a stage without weight, four of them, an implicit one.
+EVERY = ["euler", "midpoint", "rk4", "crank_nicolson"]
 #: Dynamics for a state of 4 numbers, how many samples to take, and the integrators that accept them.
-EVERY = [name for name in INTEGRATORS if name != "verlet"]
 DYNAMICS = {
     "layer": (lambda: Dense(4), 5, EVERY),
-    "small function": (lambda: FunctionDynamics(swing, 2), 2, list(INTEGRATORS)),
-    "large function": (lambda: FunctionDynamics(swing, 2), 5, list(INTEGRATORS)),
+    "small function": (lambda: FunctionDynamics(swing, 2), 2, [*EVERY, "verlet"]),
+    "large function": (lambda: FunctionDynamics(swing, 2), 5, [*EVERY, "verlet"]),
     "module": (lambda: ModuleDynamics(nn.Linear(4, 4).double()), 5, EVERY),
-    "own transpose": (lambda: Own(swing, 2), 5, list(INTEGRATORS)),
+    "own transpose": (lambda: Own(swing, 2), 5, [*EVERY, "verlet"]),
 }
 
 
