@@ -148,6 +148,17 @@ def test_blocks_of_steps_change_nothing(scheme, block, rand, monkeypatch):
     torch.testing.assert_close(objective.derivative(u), expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("case", ["large function", "module", "small function of numbers"])
+def test_segments_of_steps_change_nothing(case, rand, monkeypatch):
+    dynamics, shape, running, _ = CASES[case]
+    problem = ControlProblem(dynamics, rand(*shape), lambda x: x.pow(3).sum(), running)
+    objective = discretize(problem, STEPS, "heun")
+    u = 0.5 * rand(objective.space.dimension)
+    expected = objective.derivative(u)
+    monkeypatch.setattr("ocp.adjoint.taped.SEGMENT_STEPS", 3)
+    torch.testing.assert_close(discretize(problem, STEPS, "heun").derivative(u), expected, rtol=1e-13, atol=1e-13)
+
+
 def test_an_activation_of_ones_own_needs_no_methods_in_place(rand):
     sine = Activation(torch.sin, lambda a: (1 - a * a).sqrt(), lambda a: -a, nn.Identity)
     problem = ControlProblem(Dense(3, sine), 0.1 * rand(4, 3), lambda x: x.square().sum())
