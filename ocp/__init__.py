@@ -33,6 +33,8 @@ from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
 from ocp.run.minimize import accuracy, minimize
 from ocp.run.results import Record, Result, Target
+from ocp.run.stopping import Stop
+from ocp.run.watching import Watch
 from ocp.space.bounds import Bounds
 from ocp.space.control import Control, ControlSpace
 from ocp.space.grid import TimeGrid
@@ -97,6 +99,7 @@ __all__ = [
     "SolveError",
     "State",
     "Status",
+    "Stop",
     "StoreAll",
     "StrongWolfe",
     "Study",
@@ -111,6 +114,7 @@ __all__ = [
     "TrustRegion",
     "Verlet",
     "Visit",
+    "Watch",
     "accuracy",
     "discretize",
     "drift",

@@ -27,9 +27,11 @@ from ocp import (
     QuadraticRunning,
     SciPy,
     Status,
+    Stop,
     StoreAll,
     TimeGrid,
     TorchOptimizer,
+    Watch,
     discretize,
     minimize,
     quick_check,
@@ -111,7 +113,7 @@ def fresh(result, problem=PROBLEM):
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_an_objective_that_is_not_finite_at_the_start_ends_the_run_before_any_step(method, number):
     problem = cubic(terminal_cost=lambda x: number * x.square().sum(), start=torch_start(0.3))
-    result = minimize(problem, N, method, max_iterations=10)
+    result = minimize(problem, N, method, stop=Stop(max_iterations=10))
     assert result.status is Status.NOT_FINITE
     assert not result.success
     assert "the terminal cost" in result.message
@@ -162,7 +164,7 @@ def test_a_value_that_is_not_finite_once_at_a_trial_costs_a_step_back_and_is_cou
 @every_searching
 def test_values_that_are_not_finite_at_every_trial_end_the_run_at_its_best_point_without_success(method):
     problem = cubic(lambda t, x, u: torch.where(u == 0.3, 0.0, math.nan) + u - x**3, start=torch_start(0.3))
-    result = minimize(problem, N, method, max_iterations=30)
+    result = minimize(problem, N, method, stop=Stop(max_iterations=30))
     assert result.status in (Status.NO_DECREASE, Status.NOT_FINITE)
     assert not result.success
     assert result.value == fresh(result, problem)
@@ -210,7 +212,7 @@ def test_a_derivative_that_is_not_finite_is_found_before_the_update_and_its_step
     method, k, number, record_every
 ):
     problem = cubic(Dynamics(k / N, number))
-    result = minimize(problem, N, method, record_every=record_every)
+    result = minimize(problem, N, method, watch=Watch(every=record_every))
     assert result.status is Status.NOT_FINITE
     assert result.control.flat.isfinite().all()
     assert f"the adjoint of step {k}, on the grid of {N} steps" in result.message
@@ -219,7 +221,7 @@ def test_a_derivative_that_is_not_finite_is_found_before_the_update_and_its_step
 @pytest.mark.parametrize("call", [4, 7])
 def test_a_derivative_that_is_not_finite_later_on_leaves_the_best_control(call):
     problem = cubic(Dynamics(0.5, math.nan, range(call, 10**9)))
-    result = minimize(problem, N, ADAM, max_iterations=20)
+    result = minimize(problem, N, ADAM, stop=Stop(max_iterations=20))
     finite = [record.value for record in result.history if math.isfinite(record.derivative_norm)]
     assert result.status is Status.NOT_FINITE
     assert result.value == min(finite) == fresh(result)
@@ -229,7 +231,7 @@ def test_a_derivative_that_is_not_finite_later_on_leaves_the_best_control(call):
 @pytest.mark.parametrize("k", [0, 3, N - 1])
 def test_a_state_that_overflows_is_traced_to_its_step_and_the_earlier_control_stays(k):
     problem = cubic(lambda t, x, u: u - x + (torch.exp(400 * u.square()) - 1 if t == k / N else 0.0))
-    result = minimize(problem, N, TorchOptimizer(torch.optim.Adam, {"lr": 5.0}), max_iterations=20)
+    result = minimize(problem, N, TorchOptimizer(torch.optim.Adam, {"lr": 5.0}), stop=Stop(max_iterations=20))
     finite = [record for record in result.history if math.isfinite(record.value)]
     assert result.status is Status.NOT_FINITE
     assert f"the state after step {k}, on the grid of {N} steps" in result.message
@@ -278,10 +280,10 @@ every_study = pytest.mark.parametrize("problem", STUDIES.values(), ids=STUDIES.k
 @pytest.mark.cover(1)
 def test_a_wrong_derivative_is_caught_by_verify_and_by_the_check_before_a_run(wrong, problem, monkeypatch):
     assert verify(discretize(problem, 16)).passed
-    assert minimize(problem, 16, LBFGS(), check_derivative=True).status is Status.CONVERGED
+    assert minimize(problem, 16, LBFGS(), watch=Watch(check_derivative=True)).status is Status.CONVERGED
     monkeypatch.setattr(sweeps, "adjoint", wrong())
     assert not verify(discretize(problem, 16)).passed
-    result = minimize(problem, 16, LBFGS(), check_derivative=True)
+    result = minimize(problem, 16, LBFGS(), watch=Watch(check_derivative=True))
     assert result.status is Status.WRONG_DERIVATIVE
     assert result.iterations == 0
     assert "the values have the slope" in result.message
@@ -302,7 +304,7 @@ def test_the_check_before_a_run_costs_a_few_gradients_and_is_not_counted():
     objective = discretize(PROBLEM, N)
     quick_check(objective, objective.discretization.start().flat)
     assert objective.work.units < 9
-    quiet, checked = (minimize(PROBLEM, N, LBFGS(), check_derivative=check) for check in (False, True))
+    quiet, checked = (minimize(PROBLEM, N, LBFGS(), watch=Watch(check_derivative=check)) for check in (False, True))
     assert checked.work_units == quiet.work_units
     assert torch.equal(checked.control.flat, quiet.control.flat)
 
@@ -344,7 +346,7 @@ def test_a_start_that_is_the_optimum_is_a_success(cost, power, bounds, dtype):
 @pytest.mark.cover(1)
 def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_every, monkeypatch):
     monkeypatch.setattr(sweeps, "adjoint", WRONG["flipped"]())
-    result = minimize(PROBLEM, N, method, record_every=record_every, max_iterations=200)
+    result = minimize(PROBLEM, N, method, watch=Watch(every=record_every), stop=Stop(max_iterations=200))
     assert result.status is Status.WRONG_DERIVATIVE
     assert result.iterations <= 6
     assert result.value == fresh(result)
@@ -358,7 +360,7 @@ def test_a_derivative_with_a_flipped_sign_is_recognized_at_once(method, record_e
 @pytest.mark.cover(1)
 def test_single_precision_ends_at_its_limit_and_says_so(method, problem):
     single = replace(problem, initial_state=problem.initial_state(torch.zeros(0)).float(), start=None)
-    result = minimize(single, 16, method, tolerance=1e-12)
+    result = minimize(single, 16, method, stop=Stop(tolerance=1e-12))
     assert result.status is Status.PRECISION
     assert not result.success
     assert result.iterations < 300
@@ -380,7 +382,7 @@ class Noise:
 def test_a_noisy_objective_is_no_false_success(method, tolerance):
     right = discretize(PROBLEM, N)
     start = right.space.dual_norm(right.derivative(right.discretization.start()))
-    result = minimize(cubic(terminal_cost=Noise()), N, method, tolerance=tolerance, max_iterations=100)
+    result = minimize(cubic(terminal_cost=Noise()), N, method, stop=Stop(tolerance=tolerance, max_iterations=100))
     true = right.space.dual_norm(right.derivative(result.control))
     assert not result.success or true <= 2 * tolerance * start
     assert result.status is not Status.WRONG_DERIVATIVE
@@ -423,8 +425,8 @@ CALLS = [30, 60, 100, 130, 151, 180]
 @every_method
 @pytest.mark.cover(1)
 def test_one_interrupt_ends_the_run_after_its_step_with_a_control_that_fits_its_value(method, call):
-    result = minimize(cubic(at(call, press)), N, method, tolerance=0.0)
-    undisturbed = minimize(PROBLEM, N, method, tolerance=0.0, max_iterations=result.iterations)
+    result = minimize(cubic(at(call, press)), N, method, stop=Stop(tolerance=0.0))
+    undisturbed = minimize(PROBLEM, N, method, stop=Stop(tolerance=0.0, max_iterations=result.iterations))
     assert result.status is Status.INTERRUPTED
     assert not result.success
     assert result.control.space.grid.steps == N
@@ -437,7 +439,7 @@ def test_one_interrupt_ends_the_run_after_its_step_with_a_control_that_fits_its_
 @pytest.mark.cover(1)
 def test_two_interrupts_raise_with_what_was_reached(method, call):
     with pytest.raises(KeyboardInterrupt) as caught:
-        minimize(cubic(at(call, lambda: press(2))), N, method, tolerance=0.0)
+        minimize(cubic(at(call, lambda: press(2))), N, method, stop=Stop(tolerance=0.0))
     result = caught.value.result
     assert result.status is Status.INTERRUPTED
     assert result.value == pytest.approx(fresh(result), rel=1e-15)
@@ -472,7 +474,9 @@ def test_a_run_in_another_thread_leaves_signals_alone():
 @every_method
 @pytest.mark.parametrize("iteration", [0, 1, 5])
 def test_a_callback_that_stops_gets_a_result_on_the_finest_grid(method, iteration):
-    result = minimize(PROBLEM, N, method, tolerance=0.0, callback=lambda r, control: r.iteration == iteration)
+    result = minimize(
+        PROBLEM, N, method, stop=Stop(tolerance=0.0), watch=Watch(callback=lambda r, control: r.iteration == iteration)
+    )
     assert result.status is Status.STOPPED
     assert result.control.space.grid.steps == N
     assert result.value == fresh(result)
@@ -482,16 +486,16 @@ def test_a_callback_that_stops_gets_a_result_on_the_finest_grid(method, iteratio
 
 
 LIMITS = {
-    Status.MAX_ITERATIONS: {"max_iterations": 4},
-    Status.MAX_WORK: {"max_work": 4.0},
-    Status.MAX_SECONDS: {"max_seconds": 1e-9},
+    Status.MAX_ITERATIONS: Stop(0.0, max_iterations=4),
+    Status.MAX_WORK: Stop(0.0, max_work=4.0),
+    Status.MAX_SECONDS: Stop(0.0, max_seconds=1e-9),
 }
 
 
 @pytest.mark.parametrize(("status", "limit"), LIMITS.items(), ids=[status.name for status in LIMITS])
 @every_method
 def test_a_limit_is_no_success_and_the_best_control_comes_with_its_value(method, status, limit):
-    result = minimize(PROBLEM, N, method, tolerance=0.0, **limit)
+    result = minimize(PROBLEM, N, method, stop=limit)
     assert result.status is status
     assert not result.success
     assert result.value == fresh(result)
@@ -511,7 +515,7 @@ def test_an_exception_in_the_dynamics_keeps_its_traceback_and_what_was_reached(m
         return u - x**3
 
     with pytest.raises(ZeroDivisionError, match="mine") as caught:
-        minimize(cubic(fail), N, method, tolerance=0.0)
+        minimize(cubic(fail), N, method, stop=Stop(tolerance=0.0))
     assert caught.traceback[-1].name == "fail"
     result = caught.value.result
     assert (result.status, result.success) == (Status.EXCEPTION, False)
@@ -599,13 +603,13 @@ def test_a_run_keeps_what_it_had_before_a_function_changed_its_arguments():
         return dx
 
     with pytest.raises(ValueError, match="dynamics: expected it to leave its arguments as they are") as caught:
-        minimize(cubic(f), N, GradientDescent(), tolerance=0.0)
+        minimize(cubic(f), N, GradientDescent(), stop=Stop(tolerance=0.0))
     assert caught.value.result.status is Status.EXCEPTION
     assert caught.value.result.value < discretize(PROBLEM, N).value(torch.zeros(N, dtype=torch.float64))
 
 
 def test_a_callback_that_changes_the_control_leaves_the_solver_its_own():
-    result = minimize(PROBLEM, N, LBFGS(), callback=lambda record, control: control.flat.zero_() is None)
+    result = minimize(PROBLEM, N, LBFGS(), watch=Watch(callback=lambda record, control: control.flat.zero_() is None))
     assert torch.equal(result.control.flat, minimize(PROBLEM, N, LBFGS()).control.flat)
 
 
@@ -673,7 +677,13 @@ def test_steps_that_cannot_be_divided_are_refused_with_what_would_do(make, steps
 def test_a_start_outside_its_bounds_is_projected(method):
     problem = cubic(bounds=(-0.2, 0.2), start=torch_start(5.0))
     seen = []
-    result = minimize(problem, N, method, callback=lambda r, control: seen.append(control.flat), max_iterations=50)
+    result = minimize(
+        problem,
+        N,
+        method,
+        watch=Watch(callback=lambda r, control: seen.append(control.flat)),
+        stop=Stop(max_iterations=50),
+    )
     assert torch.equal(seen[0], torch.full((N,), 0.2, dtype=torch.float64))
     assert all(float(flat.abs().max()) <= 0.2 for flat in seen)
     assert float(result.control.flat.abs().max()) <= 0.2
@@ -686,7 +696,7 @@ def test_a_lower_bound_above_the_upper_one_is_refused():
 
 @every_method
 def test_equal_bounds_hold_the_control_fixed(method):
-    result = minimize(cubic(bounds=(0.1, 0.1)), N, method, max_iterations=20)
+    result = minimize(cubic(bounds=(0.1, 0.1)), N, method, stop=Stop(max_iterations=20))
     assert torch.equal(result.control.flat, torch.full((N,), 0.1, dtype=torch.float64))
     assert result.value == fresh(result)
 

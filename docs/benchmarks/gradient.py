@@ -44,7 +44,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from ocp import Binomial, ControlProblem, LeastSquares, StoreAll, discretize, minimize
+from ocp import Binomial, ControlProblem, LeastSquares, Stop, StoreAll, Watch, discretize, minimize
 from ocp.adjoint import sweeps as sweep
 from ocp.integrators.tableaus import EULER, HEUN, RK4
 from ocp.optimize.lbfgs import LBFGS
@@ -362,7 +362,9 @@ def overhead() -> dict[str, float]:
         for name, call in sweeps.items():
             setattr(sweep, name, timed(call))
         begin = time.process_time()
-        result = minimize(problem, 128, LBFGS(), tolerance=0.0, max_iterations=100, progress=False)
+        result = minimize(
+            problem, 128, LBFGS(), stop=Stop(tolerance=0.0, max_iterations=100), watch=Watch(progress=False)
+        )
         total = time.process_time() - begin
     finally:
         for name, call in sweeps.items():

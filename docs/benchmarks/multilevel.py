@@ -46,7 +46,7 @@ BUDGET = {"single": 60.0, "nested": 30.0, "mgopt": 30.0}
 
 def main_run(problem: str, steps: int, smoother: str, method: str, seed: int, rate: float, budget: float) -> dict:
     """One run, as a curve of its improvements."""
-    settings = {"watch_finest": True, "max_work": budget, "max_iterations": 10**6, "tolerance": 1e-6}
+    settings = {"finest": True, "max_work": budget, "max_iterations": 10**6, "tolerance": 1e-6}
     run = Run(
         method, smoother, rate, steps=steps, batch_size=SMOOTHERS[smoother], seed=seed, settings=settings, label=method
     )
@@ -195,10 +195,8 @@ def ablation(problem: str, folder: Path, seeds: Sequence[int], budget: float) ->
                 128,
                 method,
                 integrator=study.integrator,
-                validation=study.validation,
-                watch_finest=True,
-                max_work=budget,
-                tolerance=1e-6,
+                watch=ocp.Watch(validation=study.validation, finest=True),
+                stop=ocp.Stop(max_work=budget, tolerance=1e-6),
             )
             runs.append({"variant": name, "seed": seed, **curve(result)})
             strictjson.write(path, {"problem": problem, "runs": runs})

@@ -252,12 +252,14 @@ def solve_(
     run = _run(options, method, seed)
     if grid_error is not None:
         run = replace(run, steps=Adaptive(grid_error, options["steps"] or study.steps))
-    own: dict[str, Any] = {"check_derivative": check, "resume": resume_from or resume}
+    own: dict[str, Any] = {"check_derivative": check}
     own |= {} if goal is None else {"target": goal}
     if checkpoint is not None:
         title = ", ".join((name, f"seed {seed}", *options["sets"]))
         often: dict[str, Any] = {} if every is None else {"every": every, "seconds": 0.0}
-        own["checkpoint"] = Checkpoint(checkpoint, name=title, **often)
+        own["checkpoint"] = Checkpoint(checkpoint, name=title, resume=resume_from or resume, **often)
+    elif resume or resume_from is not None:
+        raise ValueError("resume: --resume and --resume-from require --checkpoint FOLDER")
     run = replace(run, settings={**(run.settings or {}), **own})
     with launched() as processes:
         folder = _folder(out, name, method) if processes.rank == 0 else None

@@ -1,4 +1,4 @@
-"""Who shares the work: this process alone, or several that each sweep their part of the samples."""
+"""The processes that share the work: one, or several that each sweep their part of the samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["ALONE", "Alone", "Group", "Processes", "launched"]
+__all__ = ["SERIAL", "Group", "Processes", "Serial", "launched"]
 
 
 class Processes(Protocol):
@@ -29,35 +29,35 @@ class Processes(Protocol):
     def size(self) -> int:
         """How many there are."""
 
-    def total(self, share: float, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of all processes, each times its share, added up; one exchange for all of them."""
+    def weighted_sum(self, share: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Sums over the processes of each tensor times the process's share, in one exchange."""
 
-    def largest(self, *numbers: float) -> tuple[float, ...]:
-        """Of each number the largest among the processes."""
+    def maximum(self, *numbers: float) -> tuple[float, ...]:
+        """The maximum of each number over the processes."""
 
-    def told(self, data: bytes) -> bytes:
-        """What the first process has to say."""
+    def broadcast(self, data: bytes) -> bytes:
+        """The data of the first process, on every process."""
 
 
 @dataclass(frozen=True)
-class Alone:
+class Serial:
     """One process."""
 
     rank: int = 0
     size: int = 1
 
-    def total(self, share: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def weighted_sum(self, share: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
 
-    def largest(self, *numbers: float) -> tuple[float, ...]:
+    def maximum(self, *numbers: float) -> tuple[float, ...]:
         return numbers
 
-    def told(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         return data
 
 
-#: The only process.
-ALONE = Alone()
+#: One process, without exchanges.
+SERIAL = Serial()
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,20 @@ class Group:
     def size(self) -> int:
         return dist.get_world_size()
 
-    def total(self, share: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def weighted_sum(self, share: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         flat = torch.cat([t.reshape(-1) for t in tensors]).mul_(share)
         with _exchange():
             dist.all_reduce(flat)
         parts = flat.split_with_sizes([t.numel() for t in tensors])
         return tuple(part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True))
 
-    def largest(self, *numbers: float) -> tuple[float, ...]:
+    def maximum(self, *numbers: float) -> tuple[float, ...]:
         values = torch.tensor(numbers, dtype=torch.float64)
         with _exchange():
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return tuple(values.tolist())
 
-    def told(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         length = torch.tensor([len(data)])
         with _exchange():
             dist.broadcast(length, 0)
@@ -122,7 +122,7 @@ def launched() -> Iterator[Processes]:
     Tensors on the CPU are exchanged by gloo, those on a GPU by NCCL; each process takes the GPU of its local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        yield ALONE
+        yield SERIAL
         return
     cuda = torch.cuda.is_available()
     if cuda:

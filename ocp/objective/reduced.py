@@ -19,7 +19,7 @@ from ocp.adjoint.schedules import Schedule, StoreAll, as_schedule
 from ocp.adjoint.tapes import Tape
 from ocp.adjoint.trajectory import Trajectory
 from ocp.integrators.integrator import Integrator, as_integrator
-from ocp.objective.processes import ALONE, Processes
+from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.work import FORWARD_SHARE, Work
 from ocp.problem.control_problem import ControlProblem
 from ocp.space.bounds import Box
@@ -83,7 +83,7 @@ class ReducedObjective:
         discretization: Discretization,
         work: Work | None = None,
         schedule: Schedule = StoreAll(),
-        processes: Processes = ALONE,
+        processes: Processes = SERIAL,
         *,
         _own: Discretization | None = None,
         _storage: _Storage | None = None,
@@ -183,7 +183,9 @@ class ReducedObjective:
         """Directional derivative of J by a tangent sweep."""
         point = self.at(control)
         states = point.states
-        (slope,) = self.processes.total(self._share, sweeps.tangent(self._own, point.control, direction, states)[1])
+        (slope,) = self.processes.weighted_sum(
+            self._share, sweeps.tangent(self._own, point.control, direction, states)[1]
+        )
         self._charge(2 * FORWARD_SHARE)
         return float(slope)
 
@@ -281,7 +283,7 @@ class ReducedEvaluation:
             if self._own_value is None:
                 self._forward()
             assert self._own_value is not None
-            (value,) = self.objective.processes.total(self.objective._share, self._own_value)
+            (value,) = self.objective.processes.weighted_sum(self.objective._share, self._own_value)
             self._keep(value)
         assert self._value is not None
         return self._value
@@ -293,10 +295,10 @@ class ReducedEvaluation:
             objective, own = self.objective, self._adjoint()
             if self._value is None:  # one exchange for both
                 assert self._own_value is not None
-                self._derivative, value = objective.processes.total(objective._share, own, self._own_value)
+                self._derivative, value = objective.processes.weighted_sum(objective._share, own, self._own_value)
                 self._keep(value)
             else:
-                (self._derivative,) = objective.processes.total(objective._share, own)
+                (self._derivative,) = objective.processes.weighted_sum(objective._share, own)
             objective._charge(1 - FORWARD_SHARE)
         return self._derivative
 
@@ -320,7 +322,7 @@ class ReducedEvaluation:
                 self._linearized = (sweeps.linearize(objective._own, u, states),)
             tangents = objective._tangents(states)
             own = sweeps.second_adjoint(objective._own, u, direction, states, tangents, *self._linearized)
-        (product,) = objective.processes.total(objective._share, own)
+        (product,) = objective.processes.weighted_sum(objective._share, own)
         objective._charge(2.0)
         return product
 

@@ -95,7 +95,7 @@ def resolved(point: ReducedEvaluation) -> bool:
     fine = objective.on(2 * objective.space.grid.steps)
 
     def sizes(point: ReducedEvaluation) -> tuple[float, float]:
-        (states,) = objective.processes.largest(float(point.final_state.abs().max()))
+        (states,) = objective.processes.maximum(float(point.final_state.abs().max()))
         return states, point.objective.space.dual_norm(point.derivative)
 
     here = sizes(point)

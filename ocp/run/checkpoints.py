@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from ocp.objective.processes import ALONE, Processes
+from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective
 from ocp.optimize.method import Method
 from ocp.optimize.status import Status
@@ -53,7 +53,11 @@ class Checkpoint:
     required : bool
         Whether a run ends when a checkpoint cannot be written; else it warns, and goes on.
     name : str
-        Of the run, such as its problem and seed; a run that takes it up must have the same.
+        Of the run, such as its problem and seed; a run that resumes it must have the same.
+    resume : bool or path
+        True resumes from the last checkpoint in the folder, or begins where there is none; a path resumes from that
+        checkpoint. The result is that of a run that was never interrupted, to the last bit; limits and target may
+        differ.
     """
 
     folder: str | PathLike[str]
@@ -62,12 +66,15 @@ class Checkpoint:
     keep: int = 3
     required: bool = False
     name: str = ""
+    resume: bool | str | PathLike[str] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.folder, str | PathLike):
             raise TypeError(f"folder: expected a path, got {type(self.folder).__name__}")
         if not str(self.folder):
-            raise ValueError("checkpoint: expected a path, got ''")
+            raise ValueError("folder: expected a path, got ''")
+        if not isinstance(self.resume, bool | str | PathLike):
+            raise TypeError(f"resume: expected True, False or the path of a checkpoint, got {self.resume!r}")
         whole = isinstance(self.every, int) and isinstance(self.keep, int) and isinstance(self.seconds, int | float)
         if not (whole and self.every >= 1 and self.seconds >= 0 and self.keep >= 1):
             raise ValueError(
@@ -78,7 +85,7 @@ class Checkpoint:
 
 @contextmanager
 def saving(
-    checkpoint: Checkpoint | str | PathLike[str] | None, identity: Mapping[str, Any], processes: Processes = ALONE
+    checkpoint: Checkpoint | str | PathLike[str] | None, identity: Mapping[str, Any], processes: Processes = SERIAL
 ) -> Iterator[Saves | Nowhere | Follower]:
     """The checkpoints of a run, open; where none are wanted, a place that keeps nothing.
 
@@ -117,7 +124,7 @@ class Follower:
     processes: Processes
 
     def load(self, resume: bool | str | PathLike[str], device: Any) -> dict[str, Any] | None:
-        data = self.processes.told(b"")
+        data = self.processes.broadcast(b"")
         return decode(data, device) if data else None
 
     def save(self, run: Run) -> Status:
@@ -200,7 +207,7 @@ class Saves:
         If the folder cannot be made or written to.
     """
 
-    def __init__(self, plan: Checkpoint, identity: Mapping[str, Any], processes: Processes = ALONE):
+    def __init__(self, plan: Checkpoint, identity: Mapping[str, Any], processes: Processes = SERIAL):
         self.processes = processes
         self.plan, self.folder, self.identity = plan, Path(plan.folder), dict(identity)
         self._lock: IO[str] | None = None
@@ -256,7 +263,7 @@ class Saves:
                 own = ", ".join(path.name for path in self.files()) or "none"
                 raise ValueError(f"resume: expected a checkpoint, of which {self.folder} has {own}, got {resume}")
         if not files:
-            self.processes.told(b"")
+            self.processes.broadcast(b"")
             return None
         try:
             data = files[0].read_bytes()
@@ -274,7 +281,7 @@ class Saves:
                 of_method = name.split(".")[0] == "method"
                 what = f"the method as in {files[0]}, where {name} is" if of_method else f"{name} as in {files[0]},"
                 raise ValueError(f"resume: expected {what} {other}, got {own}")
-        self.processes.told(data)
+        self.processes.broadcast(data)
         return saved
 
     def save(self, run: Run) -> Status:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,8 @@ from ocp.run.adaptive import Adaptive
 from ocp.run.json_files import read, write
 from ocp.run.minimize import accuracy, minimize
 from ocp.run.results import Record, Result, Target
+from ocp.run.stopping import Stop
+from ocp.run.watching import Watch
 from ocp.space.transfer import INTERPOLATIONS, depth
 from ocp.training.batches import Batches
 
@@ -140,8 +142,7 @@ def solve(name: str, study: Study, run: Run) -> Result:
         make(levels, SMOOTHERS[smoother](run.learning_rate), interpolation=interpolation, refine=refine),
         integrator=run.integrator or study.integrator,
         batches=batches,
-        validation=study.validation,
-        **{**study.settings, **(run.settings or {})},
+        **_grouped({"validation": study.validation, **study.settings, **(run.settings or {})}),
     )
     if study.test is not None:
         assert result.control is not None
@@ -150,6 +151,16 @@ def solve(name: str, study: Study, run: Run) -> Result:
     about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method, "smoother": smoother}
     about |= {"levels": 1 if run.method == "single" else levels, "seed": run.seed}
     return result.describe(**about)
+
+
+def _grouped(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name as keyword arguments of `minimize`."""
+    groups: dict[str, Any] = {}
+    rest = dict(settings)
+    for name, kind in (("stop", Stop), ("watch", Watch)):
+        own = {field.name for field in fields(kind)} & set(rest)
+        groups[name] = kind(**{key: rest.pop(key) for key in own})
+    return {**groups, **rest}
 
 
 @dataclass(frozen=True)
@@ -288,7 +299,7 @@ def compare(
         if seed == 0:
             _warm_up(study, runs[0])
         for run in runs:
-            settings = {"watch_finest": True, **(run.settings or {})}
+            settings = {"finest": True, **(run.settings or {})}
             result = solve(name, study, replace(run, seed=seed, settings=settings))
             results = {**comparison.runs, run.label: (*comparison.runs[run.label], result)}
             comparison = Comparison(results, target)

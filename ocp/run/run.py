@@ -194,7 +194,7 @@ class Run:
 
     def agree(self, wish: bool | None = False) -> bool:
         """Let all processes know of an interrupt, of the time and of a wish that one has, so that they decide alike."""
-        noted, self.seconds, wished = self.objective.processes.largest(
+        noted, self.seconds, wished = self.objective.processes.maximum(
             float(self.interrupts.count > 0), self.clock.seconds, float(wish or False)
         )
         self.interrupted = self.interrupted or noted > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from numbers import Real
 
 import torch
@@ -19,7 +19,7 @@ from ocp.run.results import Record, Target
 from ocp.run.run import Run
 from ocp.verification.slopes import Slope, measure_slope, quick_check
 
-__all__ = ["Stopping", "blind", "checked", "contradiction", "explain"]
+__all__ = ["Stop", "blind", "checked", "contradiction", "explain"]
 
 
 #: After so many records on the finest grid in which the value changed by its rounding errors alone, and the smallest
@@ -28,16 +28,38 @@ STALL = 60
 
 
 @dataclass(frozen=True)
-class Stopping:
-    """When a run ends."""
+class Stop:
+    """When `minimize` ends a run.
 
-    tolerance: float
-    target: Target | None
-    max_iterations: int
-    max_work: float
-    max_seconds: float
+    Parameters
+    ----------
+    tolerance : float
+        Stop when the dual norm of the derivative on the finest grid, or with bounds that of the projected gradient step
+        (`ocp.objective.optimality`), is at most this fraction of its value at the start. If the start is not finite on
+        that grid, but is on a coarser one, the first control that is finite on it takes the place of the start.
+    target : Target, optional
+        Stop when it is reached.
+    max_iterations : int
+    max_work : float
+        In gradients on the finest grid and all samples. With `Adaptive`, each finest grid in turn has this limit.
+    max_seconds : float
+        The iteration that exceeds a limit is completed. Looking (`Watch`) counts toward none of them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+    """
+
+    tolerance: float = 1e-6
+    target: Target | None = None
+    max_iterations: int = 1000
+    max_work: float = inf
+    max_seconds: float = inf
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, Target | None):
+            raise TypeError(f"target: expected a Target, got {type(self.target).__name__}")
         for name in ("tolerance", "max_iterations", "max_work", "max_seconds"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and float(value) >= 0):

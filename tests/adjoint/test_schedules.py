@@ -18,6 +18,8 @@ from ocp.problem.costs import QuadraticRunning
 from ocp.problem.dynamics import FunctionDynamics
 from ocp.problem.layers import Dense
 from ocp.run.minimize import minimize
+from ocp.run.stopping import Stop
+from ocp.run.watching import Watch
 from ocp.verification.drift import drift
 from ocp.verification.verify import verify
 
@@ -325,7 +327,15 @@ def test_steps_that_cannot_be_undone_are_refused(integrator, rand):
 def test_a_run_where_steps_are_undone_ends_at_the_same_value(method, rand):
     problem = ControlProblem(swing, rand(1, 2), lambda x: x.square().sum(), QuadraticRunning(), control_size=1)
     kept, undone = (
-        minimize(problem, 32, method, integrator="verlet", schedule=schedule, max_iterations=3, progress=False)
+        minimize(
+            problem,
+            32,
+            method,
+            integrator="verlet",
+            schedule=schedule,
+            stop=Stop(max_iterations=3),
+            watch=Watch(progress=False),
+        )
         for schedule in (StoreAll(), Reversible(block=8))
     )
     assert undone.value == pytest.approx(kept.value, rel=1e-10)

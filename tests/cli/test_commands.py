@@ -315,9 +315,9 @@ def test_a_grid_error_that_makes_no_sense_is_refused(call, write, error):
     assert "error: expected a finite number > 0" in complaint(result)
 
 
-def test_a_grid_error_beside_mini_batches_is_refused(call, write):
+def test_a_grid_error_with_mini_batches_is_refused(call, write):
     options = ["--grid-error", 0.1, "--smoother", "adam", "--batch-size", 4]
-    assert "steps: expected a number beside mini-batches" in complaint(call("solve", write(LEARNING), *options))
+    assert "steps: mini-batches require a number of steps" in complaint(call("solve", write(LEARNING), *options))
 
 
 def test_solve_stops_at_its_target(call, write, tmp_path):
@@ -421,7 +421,7 @@ MISTAKES = {
     "arguments": ("solve", "def problem(width): return width", [], "mine.py: expected a value for width, got none"),
     "target": ("solve", CONTROL, ["--target", "fast"], "target: expected accuracy=NUMBER or value=NUMBER"),
     "target of a comparison": ("compare", CONTROL, ["--target", "value=low"], "target: expected"),
-    "accuracy without data": ("solve", CONTROL, ["--target", "accuracy=0.9"], "target: expected"),
+    "accuracy without data": ("solve", CONTROL, ["--target", "accuracy=0.9"], "target: an accuracy requires"),
     "method": ("solve", CONTROL, ["--method", "newton"], "'newton' is not one of"),
     "methods": ("compare", CONTROL, ["--methods", "single,newton"], "method: expected one of single, nested, mgopt"),
     "methods twice": ("compare", CONTROL, ["--methods", "single,single"], "runs: expected"),
@@ -518,7 +518,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
 
 
 def test_an_empty_folder_for_checkpoints_gives_one_clear_line(call, write):
-    assert "checkpoint: expected a path, got ''" in complaint(call("solve", write(CONTROL), "--checkpoint", ""))
+    assert "folder: expected a path, got ''" in complaint(call("solve", write(CONTROL), "--checkpoint", ""))
 
 
 def test_the_default_output_in_the_way_gives_one_clear_line(call, write, tmp_path):

@@ -38,10 +38,12 @@ from ocp import (
     Settled,
     ShiftedObjective,
     Status,
+    Stop,
     Tikhonov,
     TimeGrid,
     TorchOptimizer,
     Transfer,
+    Watch,
     discretize,
     minimize,
     residual_network,
@@ -219,8 +221,8 @@ def test_every_combination_is_a_method(method):
 @every_method
 @pytest.mark.cover(1)
 def test_every_combination_ends_at_the_optimum_of_one_grid_alone(method, problem):
-    alone = minimize(problem, 8, LBFGS(), tolerance=1e-4)
-    many = minimize(problem, 8, method, tolerance=1e-4)
+    alone = minimize(problem, 8, LBFGS(), stop=Stop(tolerance=1e-4))
+    many = minimize(problem, 8, method, stop=Stop(tolerance=1e-4))
     assert many.status is Status.CONVERGED
     assert many.value == pytest.approx(alone.value, rel=1e-6)
 
@@ -265,7 +267,7 @@ ONE_LEVEL = {
 @pytest.mark.parametrize("smoother", SMOOTHERS.values(), ids=SMOOTHERS.keys())
 @pytest.mark.parametrize("make", ONE_LEVEL.values(), ids=ONE_LEVEL.keys())
 def test_on_one_level_every_method_is_its_smoother_bit_for_bit(make, smoother):
-    a, b = (minimize(CLASSIFICATION, 8, m, max_iterations=12) for m in (smoother, make(smoother)))
+    a, b = (minimize(CLASSIFICATION, 8, m, stop=Stop(max_iterations=12)) for m in (smoother, make(smoother)))
     assert torch.equal(a.control.flat, b.control.flat)
     assert [r.value for r in a.history] == [r.value for r in b.history]
     assert [r.work_units for r in a.history] == [r.work_units for r in b.history]
@@ -274,7 +276,7 @@ def test_on_one_level_every_method_is_its_smoother_bit_for_bit(make, smoother):
 @pytest.mark.parametrize("make", ONE_LEVEL.values(), ids=ONE_LEVEL.keys())
 def test_on_one_level_every_method_is_its_smoother_on_mini_batches_too(make):
     a, b = (
-        minimize(CLASSIFICATION, 8, m, max_iterations=9, batches=Batches(5))
+        minimize(CLASSIFICATION, 8, m, stop=Stop(max_iterations=9), batches=Batches(5))
         for m in (SMOOTHERS["Adam"], make(SMOOTHERS["Adam"]))
     )
     assert torch.equal(a.control.flat, b.control.flat)
@@ -523,7 +525,7 @@ def test_a_step_does_not_change_the_state_it_is_given(method):
 @every_problem
 @pytest.mark.parametrize("method", [Nested(4), MGOPT(4), Nested(4, refine=Scheduled(3))])
 def test_nested_iteration_begins_on_the_coarsest_grid_and_ends_on_the_finest(method, problem):
-    levels = [record.level for record in minimize(problem, 16, method, max_iterations=200).history]
+    levels = [record.level for record in minimize(problem, 16, method, stop=Stop(max_iterations=200)).history]
     assert (levels[0], levels[-1]) == (3, 0)
     assert set(levels) == {0, 1, 2, 3}
     assert levels == sorted(levels, reverse=True)
@@ -531,7 +533,7 @@ def test_nested_iteration_begins_on_the_coarsest_grid_and_ends_on_the_finest(met
 
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_a_schedule_refines_after_its_number_of_steps(steps):
-    result = minimize(CLASSIFICATION, 16, Nested(3, refine=Scheduled(steps)), max_iterations=12)
+    result = minimize(CLASSIFICATION, 16, Nested(3, refine=Scheduled(steps)), stop=Stop(max_iterations=12))
     levels = [record.level for record in result.history]
     assert [levels.count(2), levels.count(1)] == [steps, steps]
 
@@ -621,7 +623,7 @@ WRAPS = {
 @pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS.keys())
 def test_optimizers_of_torch_work_on_many_grids(wrap, optimizer, options):
-    result = minimize(CLASSIFICATION, 16, wrap(TorchOptimizer(optimizer, options)), max_iterations=16)
+    result = minimize(CLASSIFICATION, 16, wrap(TorchOptimizer(optimizer, options)), stop=Stop(max_iterations=16))
     first, *_, last = (record for record in result.history if record.level == 0)
     assert last.value < first.value
 
@@ -639,14 +641,14 @@ def overflowing(steepness=50.0):
 
 @pytest.mark.parametrize(("steps", "levels", "refused"), [(128, 2, 0), (128, 4, 1), (64, 4, 2), (64, 5, 3)])
 def test_grids_on_which_the_objective_is_not_finite_are_passed_over(steps, levels, refused):
-    result = minimize(overflowing(), steps, MGOPT(levels), tolerance=1e-4)
+    result = minimize(overflowing(), steps, MGOPT(levels), stop=Stop(tolerance=1e-4))
     assert result.counts.get("refused_grids", 0) == refused
     assert result.history[0].level == levels - 1 - refused
     assert result.success
 
 
 def test_a_cycle_refuses_coarse_grids_on_which_the_objective_is_not_finite():
-    result = minimize(overflowing(), 64, Cycle(4, visits=Always(), visit_ratio=0.0), tolerance=1e-4)
+    result = minimize(overflowing(), 64, Cycle(4, visits=Always(), visit_ratio=0.0), stop=Stop(tolerance=1e-4))
     assert result.success
     assert result.counts["refused"] > 0
 
@@ -731,14 +733,14 @@ def test_the_mismatch_of_a_visit_is_what_the_coarse_derivative_misses():
 
 
 def test_visits_of_a_run_are_in_its_result_in_the_order_of_work():
-    result = minimize(CLASSIFICATION, 16, MGOPT(3, visits=Always(), refine=Scheduled(3)), max_iterations=9)
+    result = minimize(CLASSIFICATION, 16, MGOPT(3, visits=Always(), refine=Scheduled(3)), stop=Stop(max_iterations=9))
     ends = [visit.end for visit in result.visits]
     assert len(ends) == result.counts["corrections"] + result.counts.get("refused", 0)
     assert ends == sorted(ends)
 
 
 def test_the_counts_of_a_cycle_survive_refinement():
-    result = minimize(CLASSIFICATION, 16, MGOPT(3, visits=Always(), refine=Scheduled(3)), max_iterations=9)
+    result = minimize(CLASSIFICATION, 16, MGOPT(3, visits=Always(), refine=Scheduled(3)), stop=Stop(max_iterations=9))
     assert result.counts["corrections"] + result.counts.get("refused", 0) + result.counts.get("skipped", 0) >= 6
 
 
@@ -822,7 +824,7 @@ def alone():
 
     def optimum(bounds):
         if bounds not in known:
-            known[bounds] = minimize(bounded(bounds), 8, LBFGS(), tolerance=1e-9)
+            known[bounds] = minimize(bounded(bounds), 8, LBFGS(), stop=Stop(tolerance=1e-9))
         return known[bounds]
 
     return optimum
@@ -832,7 +834,7 @@ def alone():
 @every_bounded
 @pytest.mark.cover(1)
 def test_a_bounded_optimum_is_that_of_one_grid_alone(method, bounds, alone):
-    found = minimize(bounded(bounds), 8, method, tolerance=1e-6)
+    found = minimize(bounded(bounds), 8, method, stop=Stop(tolerance=1e-6))
     assert found.status is Status.CONVERGED
     assert found.value == pytest.approx(alone(bounds).value, rel=1e-8)
     torch.testing.assert_close(found.control.flat, alone(bounds).control.flat, rtol=0, atol=1e-4)
@@ -858,7 +860,12 @@ def test_every_iterate_lies_within_the_bounds_of_its_grid(name, bounds):
 @every_limit
 def test_the_callback_sees_controls_within_the_bounds_of_the_finest_grid(bounds):
     seen = []
-    minimize(bounded(bounds), 16, MGOPT(4), callback=lambda record, control: seen.append((record.steps, control.flat)))
+    minimize(
+        bounded(bounds),
+        16,
+        MGOPT(4),
+        watch=Watch(callback=lambda record, control: seen.append((record.steps, control.flat))),
+    )
     box = discretize(bounded(bounds), 16).box
     assert {steps for steps, _ in seen} == {2, 4, 8, 16}
     assert all(torch.equal(box.project(u), u) for _, u in seen)
@@ -917,7 +924,7 @@ def test_the_model_of_a_bounded_problem_agrees_with_it_to_first_order_in_what_is
 def test_adam_smooths_a_bounded_problem_within_its_bounds():
     bounds = LIMITS["active"]
     method = MGOPT(3, SMOOTHING["Adam"], visits=Always(), refine=Scheduled(10))
-    result = minimize(bounded(bounds), 16, method, tolerance=1e-3, max_iterations=150)
+    result = minimize(bounded(bounds), 16, method, stop=Stop(tolerance=1e-3, max_iterations=150))
     assert result.value == pytest.approx(minimize(bounded(bounds), 16, LBFGS()).value, rel=1e-4)
     assert result.counts["corrections"] >= 5
 
@@ -957,7 +964,7 @@ STIFF = {"stiffness 20": (20.0, 1.0), "from 2": (10.0, 2.0)}
 @pytest.mark.cover(1)
 def test_the_fine_optimum_is_found_where_coarse_grids_have_none(method, settings):
     problem = sinking(*settings)
-    alone, many = (minimize(problem, 64, m, tolerance=1e-7, max_iterations=200) for m in (LBFGS(), method))
+    alone, many = (minimize(problem, 64, m, stop=Stop(tolerance=1e-7, max_iterations=200)) for m in (LBFGS(), method))
     assert many.status is Status.CONVERGED
     assert many.value == pytest.approx(alone.value, rel=1e-6)
     assert many.counts["refused_grids"] >= 1
@@ -1001,7 +1008,7 @@ def test_a_refused_grid_leaves_no_memory_behind(smoother):
 
 def test_a_run_goes_on_from_where_a_refused_grid_began():
     problem = sinking(x0=0.0)
-    alone, many = (minimize(problem, 64, m, tolerance=1e-7) for m in (LBFGS(), Nested([64, 2], Thrown())))
+    alone, many = (minimize(problem, 64, m, stop=Stop(tolerance=1e-7)) for m in (LBFGS(), Nested([64, 2], Thrown())))
     assert many.value == pytest.approx(alone.value, rel=1e-8)
     assert "1 coarse grid refused" in str(many)
 
@@ -1037,8 +1044,8 @@ class Lost:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("refine", [Measured(), Scheduled(30), Settled()], ids=["measured", "scheduled", "settled"])
 def test_coarse_grids_whose_values_stop_being_finite_midway_are_refused(value, refine):
-    alone = minimize(LQR, 16, LBFGS(), tolerance=1e-7)
-    many = minimize(LQR, 16, Nested(3, Lost(LBFGS(), value, 16), refine=refine), tolerance=1e-7)
+    alone = minimize(LQR, 16, LBFGS(), stop=Stop(tolerance=1e-7))
+    many = minimize(LQR, 16, Nested(3, Lost(LBFGS(), value, 16), refine=refine), stop=Stop(tolerance=1e-7))
     lost = [record.level for record in many.history if not math.isfinite(record.value)]
     assert many.status is Status.CONVERGED
     assert many.value == pytest.approx(alone.value, rel=1e-8)
@@ -1048,13 +1055,13 @@ def test_coarse_grids_whose_values_stop_being_finite_midway_are_refused(value, r
 
 def test_a_finest_grid_whose_values_stop_being_finite_ends_the_run_with_the_best_control():
     wild = TorchOptimizer(torch.optim.SGD, {"lr": 1e200})
-    result = minimize(LQR, 16, Nested(2, wild, refine=Scheduled(1)), max_iterations=50)
+    result = minimize(LQR, 16, Nested(2, wild, refine=Scheduled(1)), stop=Stop(max_iterations=50))
     assert result.status is Status.NOT_FINITE
     assert math.isfinite(result.value)
 
 
 def test_a_grid_between_others_without_a_finite_value_is_passed_over():
-    result = minimize(sinking(), 64, Nested(5), tolerance=1e-7)
+    result = minimize(sinking(), 64, Nested(5), stop=Stop(tolerance=1e-7))
     assert [math.isfinite(discretize(sinking(), n).value(torch.zeros(n).double())) for n in (4, 8, 16)] == [
         True,
         False,

@@ -32,14 +32,16 @@ from ocp import (
     Result,
     Scheduled,
     Status,
+    Stop,
     Tikhonov,
     TorchOptimizer,
+    Watch,
     discretize,
     minimize,
     residual_network,
 )
 from ocp.cli.commands import main
-from ocp.objective.processes import ALONE
+from ocp.objective.processes import SERIAL
 from ocp.objective.reduced import ReducedObjective
 from ocp.problem.layers import Dense
 
@@ -80,15 +82,15 @@ class Thread:
     def size(self):
         return self.room.size
 
-    def total(self, share, *tensors):
+    def weighted_sum(self, share, *tensors):
         self.sizes.append(sum(t.numel() for t in tensors))
         parts = self.room.exchange(self.rank, [share * t for t in tensors])
         return tuple(sum(pieces) for pieces in zip(*parts, strict=True))
 
-    def largest(self, *numbers):
+    def maximum(self, *numbers):
         return tuple(max(values) for values in zip(*self.room.exchange(self.rank, numbers), strict=True))
 
-    def told(self, data):
+    def broadcast(self, data):
         return self.room.exchange(self.rank, data)[0]
 
 
@@ -140,11 +142,14 @@ every_run = pytest.mark.parametrize(("method", "settings"), RUNS.values(), ids=R
 @pytest.mark.parametrize("size", [2, 3])
 @every_run
 def test_processes_agree_to_the_last_bit_and_with_one_process_up_to_rounding(method, settings, size):
-    settings = {"tolerance": 1e-9, "max_iterations": 12, "validation": PROBLEM, **settings}
-    alone = minimize(PROBLEM, N, method, **settings)
-    results = together(
-        size, lambda p: minimize(COPIES[p.rank], N, method, processes=p, **{**settings, "validation": COPIES[p.rank]})
-    )
+    settings = {"stop": Stop(tolerance=1e-9, max_iterations=12), **settings}
+
+    def job(p):
+        problem = COPIES[p.rank]
+        return minimize(problem, N, method, processes=p, watch=Watch(validation=problem), **settings)
+
+    alone = minimize(PROBLEM, N, method, watch=Watch(validation=PROBLEM), **settings)
+    results = together(size, job)
     for result in results:
         assert torch.equal(result.control.flat, results[0].control.flat)
         assert result.iterations == alone.iterations
@@ -161,7 +166,7 @@ class Part:
     rank: int
     size: int
 
-    def total(self, share, *tensors):
+    def weighted_sum(self, share, *tensors):
         return tuple(share * t for t in tensors)
 
 
@@ -222,7 +227,7 @@ def test_one_process_that_wants_to_stop_stops_all():
         def callback(record, control):
             return record.iteration == 3 and process.rank == 1
 
-        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, callback=callback)
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, watch=Watch(callback=callback))
 
     assert [(r.status, r.iterations) for r in together(3, job)] == [(Status.STOPPED, 3)] * 3
 
@@ -233,7 +238,12 @@ def test_the_slowest_clock_decides_for_all():
             threading.Event().wait(0.02 * process.rank)
 
         return minimize(
-            COPIES[process.rank], N, LBFGS(), processes=process, max_seconds=0.2, tolerance=0.0, callback=slow
+            COPIES[process.rank],
+            N,
+            LBFGS(),
+            processes=process,
+            stop=Stop(max_seconds=0.2, tolerance=0.0),
+            watch=Watch(callback=slow),
         )
 
     results = together(2, job)
@@ -246,7 +256,7 @@ def test_an_error_in_one_process_ends_the_others():
             if record.iteration == 2 and process.rank == 1:
                 raise LookupError("mine")
 
-        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, callback=fail)
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, watch=Watch(callback=fail))
 
     other, own = together(2, job)
     assert isinstance(own, LookupError)
@@ -268,16 +278,20 @@ def test_more_processes_than_samples_are_refused():
 
 @pytest.mark.parametrize("again", [1, 2, 3])
 def test_a_run_goes_on_with_another_number_of_processes(again, tmp_path):
-    settings = {"tolerance": 1e-9, "checkpoint": Checkpoint(tmp_path, seconds=0.0)}
-    whole = minimize(PROBLEM, N, LBFGS(), tolerance=1e-9, max_iterations=16)
-    together(2, lambda p: minimize(COPIES[p.rank], N, LBFGS(), processes=p, max_iterations=6, **settings))
+    def part(process, iterations, resume):
+        checkpoint = Checkpoint(tmp_path, seconds=0.0, resume=resume)
+        stop = Stop(tolerance=1e-9, max_iterations=iterations)
+        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, stop=stop, checkpoint=checkpoint)
+
+    whole = minimize(PROBLEM, N, LBFGS(), stop=Stop(tolerance=1e-9, max_iterations=16))
+    together(2, lambda p: part(p, 6, False))
     saved = {path.name: path.read_bytes() for path in tmp_path.glob("*.ocp")}
     assert sorted(saved) == [f"{k:09d}.ocp" for k in (4, 5, 6)]
 
     def job(process):
-        return minimize(COPIES[process.rank], N, LBFGS(), processes=process, max_iterations=16, resume=True, **settings)
+        return part(process, 16, True)
 
-    for result in together(again, job) if again > 1 else [job(ALONE)]:
+    for result in together(again, job) if again > 1 else [job(SERIAL)]:
         assert result.value == pytest.approx(whole.value, rel=1e-9)
         assert result.iterations == whole.iterations
 

@@ -31,10 +31,12 @@ from ocp import (
     QuadraticRunning,
     SciPy,
     Status,
+    Stop,
     StrongWolfe,
     TimeGrid,
     TorchOptimizer,
     Transfer,
+    Watch,
     discretize,
     minimize,
 )
@@ -143,7 +145,7 @@ def test_every_method_is_a_method(method):
 @every(METHODS)
 def test_every_method_finds_the_optimum_that_the_riccati_recursion_gives(method):
     value, path = riccati(16)
-    result = minimize(LQR, 16, method, tolerance=1e-6)
+    result = minimize(LQR, 16, method, stop=Stop(tolerance=1e-6))
     assert result.status is Status.CONVERGED
     assert result.value == pytest.approx(value, rel=1e-10)
     torch.testing.assert_close(result.control.path[:, 0], path, rtol=0, atol=1e-5)
@@ -154,7 +156,7 @@ def test_every_method_works_in_single_precision(method):
     problem = ControlProblem(
         lambda t, x, u: u - x, X0.float(), lambda x: x.square().sum(), QuadraticRunning(), control_size=1
     )
-    result = minimize(problem, 4, method, tolerance=1e-3, max_iterations=300)
+    result = minimize(problem, 4, method, stop=Stop(tolerance=1e-3, max_iterations=300))
     assert result.status is Status.CONVERGED
     assert result.control.flat.dtype == torch.float32
 
@@ -386,14 +388,14 @@ def test_an_optimizer_of_torch_begins_anew_on_a_finer_grid():
 
 @pytest.mark.parametrize("name", ["L-BFGS-B", "CG", "BFGS"])
 def test_scipy_goes_on_until_the_solver_is_satisfied(name):
-    assert minimize(LQR, 16, SciPy(name), tolerance=1e-8).status is Status.CONVERGED
+    assert minimize(LQR, 16, SciPy(name), stop=Stop(tolerance=1e-8)).status is Status.CONVERGED
 
 
 def test_the_barrier_of_trust_constr_gets_to_its_end_within_one_long_call():
     problem = replace(LQR, bounds=as_bounds((-0.3, 0.3)))
-    result = minimize(problem, 8, SciPy("trust-constr", iterations=200), tolerance=1e-5)
+    result = minimize(problem, 8, SciPy("trust-constr", iterations=200), stop=Stop(tolerance=1e-5))
     assert result.status is Status.CONVERGED
-    assert result.value == pytest.approx(minimize(problem, 8, LBFGS(), tolerance=1e-8).value, rel=1e-8)
+    assert result.value == pytest.approx(minimize(problem, 8, LBFGS(), stop=Stop(tolerance=1e-8)).value, rel=1e-8)
 
 
 BOUNDED = {
@@ -500,7 +502,13 @@ LIMITS = {
 @pytest.mark.cover(1)
 def test_a_bounded_control_problem_is_solved_by_every_method(method, bounds):
     problem, seen = replace(LQR, bounds=as_bounds(bounds)), []
-    result = minimize(problem, 16, method, tolerance=1e-7, callback=lambda record, control: seen.append(control.flat))
+    result = minimize(
+        problem,
+        16,
+        method,
+        stop=Stop(tolerance=1e-7),
+        watch=Watch(callback=lambda record, control: seen.append(control.flat)),
+    )
     objective = discretize(problem, 16)
     b = -objective.derivative(torch.zeros(16).double())
     A = torch.stack([objective.derivative(e) + b for e in torch.eye(16).double()])

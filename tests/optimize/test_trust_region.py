@@ -25,6 +25,7 @@ from ocp import (
     NewtonCG,
     QuadraticRunning,
     Status,
+    Stop,
     TimeGrid,
     Transfer,
     TrustRegion,
@@ -391,7 +392,7 @@ def test_newton_walks_down_the_valley_of_rosenbrock():
 @pytest.mark.parametrize("steps", [16, 64, 128])
 def test_the_number_of_steps_and_products_does_not_depend_on_the_grid(steps):
     """But for one: on 16 steps the problem is a slightly different one."""
-    result = minimize(VAN_DER_POL, steps, NewtonCG(), integrator="rk4", tolerance=1e-8)
+    result = minimize(VAN_DER_POL, steps, NewtonCG(), integrator="rk4", stop=Stop(tolerance=1e-8))
     assert result.status is Status.CONVERGED
     assert abs(result.iterations - 6) <= 1
     assert abs(result.work_units - 31) <= 6
@@ -409,9 +410,9 @@ SOLVERS = {
 @pytest.mark.parametrize("method", SOLVERS.values(), ids=SOLVERS.keys())
 @pytest.mark.cover(1)
 def test_newton_is_a_smoother(method, problem):
-    result = minimize(problem, 16, method, integrator="rk4", tolerance=1e-8)
+    result = minimize(problem, 16, method, integrator="rk4", stop=Stop(tolerance=1e-8))
     assert result.status is Status.CONVERGED
-    alone = minimize(problem, 16, NewtonCG(), integrator="rk4", tolerance=1e-8)
+    alone = minimize(problem, 16, NewtonCG(), integrator="rk4", stop=Stop(tolerance=1e-8))
     assert result.value == pytest.approx(alone.value, rel=1e-12)
 
 
@@ -442,7 +443,7 @@ def test_a_step_changes_neither_control_nor_memory(method, unchanged):
 @pytest.mark.parametrize("bounds", [None, (-0.3, 0.3)])
 def test_newton_works_in_single_precision(bounds):
     problem = replace(van_der_pol.problem(dtype=torch.float32).problem, bounds=bounds)
-    result = minimize(problem, 32, NewtonCG(), integrator="rk4", tolerance=1e-4)
+    result = minimize(problem, 32, NewtonCG(), integrator="rk4", stop=Stop(tolerance=1e-4))
     assert result.status is Status.CONVERGED
     assert result.control.flat.dtype == torch.float32
 
@@ -452,7 +453,7 @@ def test_newton_works_in_single_precision(bounds):
 @pytest.mark.cover(1)
 def test_a_run_ends_where_precision_does(problem, dtype):
     problem = replace(problem, initial_state=problem.initial_state.x.to(dtype), start=None)
-    result = minimize(problem, 16, NewtonCG(), integrator="rk4", tolerance=0.0, max_iterations=40)
+    result = minimize(problem, 16, NewtonCG(), integrator="rk4", stop=Stop(tolerance=0.0, max_iterations=40))
     assert result.status in (Status.PRECISION, Status.CONVERGED)
     assert result.derivative_norm < torch.finfo(dtype).eps ** 0.75 * 10
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ocp.problems import burgers, cart_pole, double_integrator, heat, hypersensitive, linear_quadratic, pendulum
 
-from ocp import LBFGS, TimeGrid, discretize, minimize
+from ocp import LBFGS, Stop, TimeGrid, discretize, minimize
 from ocp.integrators.tableaus import CRANK_NICOLSON, EULER, RK4
 
 #: Definitions and optima that are not ours: the file says how they were found.
@@ -27,8 +27,8 @@ def study(name, **options):
 
 
 def solve(problem, steps, integrator, **limits):
-    limits = {"tolerance": 1e-8, "progress": False} | limits
-    return minimize(problem, steps, LBFGS(), integrator=integrator, **limits)
+    stop = Stop(**{"tolerance": 1e-8, **limits})
+    return minimize(problem, steps, LBFGS(), integrator=integrator, stop=stop)
 
 
 def formula(text, x, u):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ocp.problems import digits, lqr, mnist, peaks, spiral, swiss_roll, van_der_pol
 
-from ocp import discretize, minimize
+from ocp import Stop, Watch, discretize, minimize
 from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Antisymmetric, Free
 
@@ -166,7 +166,13 @@ def test_each_file_begins_with_a_summary_in_one_line(module):
 
 def test_a_few_steps_of_training_beat_guessing(learning):
     study = learning.problem()
-    result = minimize(study.problem, 16, LBFGS(), validation=study.validation, max_iterations=8, progress=False)
+    result = minimize(
+        study.problem,
+        16,
+        LBFGS(),
+        watch=Watch(validation=study.validation, progress=False),
+        stop=Stop(max_iterations=8),
+    )
     first, last = result.history[0], result.history[-1]
     assert last.value < 0.95 * first.value
     assert last.validation_accuracy > 1.1 / len(labels(study.problem).unique())
@@ -174,7 +180,13 @@ def test_a_few_steps_of_training_beat_guessing(learning):
 
 def test_the_digits_reach_their_target_on_few_steps():
     study = digits.problem()
-    result = minimize(study.problem, 8, LBFGS(), validation=study.validation, max_iterations=25, progress=False)
+    result = minimize(
+        study.problem,
+        8,
+        LBFGS(),
+        watch=Watch(validation=study.validation, progress=False),
+        stop=Stop(max_iterations=25),
+    )
     assert result.validation_accuracy >= study.target[1]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ocp.problems import lqr
 
-from ocp import discretize, minimize
+from ocp import Stop, Watch, discretize, minimize
 from ocp.optimize.lbfgs import LBFGS
 
 # Computed by multiple shooting with an interior-point solver, checked against Riccati.
@@ -22,7 +22,9 @@ OPTIMA = {
 
 @pytest.mark.parametrize(("scheme", "steps"), OPTIMA)
 def test_the_discrete_optimum_is_that_of_a_direct_method(scheme, steps):
-    result = minimize(lqr.problem().problem, steps, LBFGS(), integrator=scheme, tolerance=1e-8, progress=False)
+    result = minimize(
+        lqr.problem().problem, steps, LBFGS(), integrator=scheme, stop=Stop(tolerance=1e-8), watch=Watch(progress=False)
+    )
     assert result.success
     assert result.value == pytest.approx(OPTIMA[scheme, steps], rel=1e-8)
 
@@ -46,7 +48,7 @@ def test_the_riccati_feedback_costs_the_stated_optimum():
 
 def test_the_target_lies_above_the_discrete_optimum_of_the_suggested_grid():
     study = lqr.problem()
-    result = minimize(study.problem, study.steps, LBFGS(), integrator=study.integrator, progress=False)
+    result = minimize(study.problem, study.steps, LBFGS(), integrator=study.integrator, watch=Watch(progress=False))
     assert study.optimum < result.value < study.target[1]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ocp.problems import van_der_pol
 
-from ocp import minimize
+from ocp import Stop, Watch, minimize
 from ocp.optimize.lbfgs import LBFGS
 
 
@@ -14,7 +14,9 @@ def optimum():
 
     def solve(scheme, steps):
         problem = van_der_pol.problem().problem
-        result = minimize(problem, steps, LBFGS(), integrator=scheme, tolerance=1e-8, progress=False)
+        result = minimize(
+            problem, steps, LBFGS(), integrator=scheme, stop=Stop(tolerance=1e-8), watch=Watch(progress=False)
+        )
         return result.require_success().value
 
     return solve

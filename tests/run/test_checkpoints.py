@@ -35,10 +35,12 @@ from ocp import (
     SciPy,
     State,
     Status,
+    Stop,
     StrongWolfe,
     Target,
     Tikhonov,
     TorchOptimizer,
+    Watch,
     minimize,
     residual_network,
 )
@@ -94,9 +96,9 @@ RUNS = {
     "gradient descent": (control, N, GradientDescent(), {}),
     "conjugate gradients": (control, N, NonlinearCG(), {}),
     "L-BFGS": (control, N, LBFGS(), {}),
-    "L-BFGS, sparse records": (control, N, LBFGS(), {"record_every": 4}),
+    "L-BFGS, sparse records": (control, N, LBFGS(), {"watch": Watch(every=4)}),
     "Newton": (control, N, NewtonCG(), {}),
-    "Newton, sparse records": (control, N, NewtonCG(), {"record_every": 4}),
+    "Newton, sparse records": (control, N, NewtonCG(), {"watch": Watch(every=4)}),
     "SciPy": (control, N, SciPy(iterations=1), {}),
     "V-cycles": (control, N, Cycle(3, GradientDescent(), visits=Always()), {}),
     "W-cycles": (learning, N, Cycle(3, shape="W"), {}),
@@ -104,7 +106,7 @@ RUNS = {
     "forgetful nested": (learning, N, Nested(3, Forgetful(LBFGS())), {}),
     "MG/OPT": (learning, N, MGOPT(3), {}),
     "MG/OPT, default": (learning, 32, None, {}),
-    "MG/OPT, conjugate gradients": (learning, N, MGOPT(3, NonlinearCG(), post=1), {"record_every": 3}),
+    "MG/OPT, conjugate gradients": (learning, N, MGOPT(3, NonlinearCG(), post=1), {"watch": Watch(every=3)}),
     "Adam": (learning, N, ADAM, {"batches": Batches(5, seed=3)}),
     "momentum": (learning, N, TorchOptimizer(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}), {"batches": Batches(7)}),
     "torch's L-BFGS": (learning, N, TorchOptimizer(torch.optim.LBFGS, {"max_iter": 2}), {}),
@@ -128,9 +130,18 @@ def kill(iteration):
     return callback
 
 
-def run(folder, make, steps, method, **settings):
+WATCH, SEVEN = Watch(), Stop(tolerance=1e-7, max_iterations=7)
+
+
+def watching(callback, watch=WATCH, **settings):
+    """What is watched under some settings, together with a callback."""
+    return replace(watch, callback=callback)
+
+
+def run(folder, make, steps, method, resume=False, **settings):
     torch.manual_seed(0)
-    settings = {"tolerance": 1e-7, "max_iterations": 24, "checkpoint": Checkpoint(folder, seconds=0.0), **settings}
+    checkpoint = Checkpoint(folder, seconds=0.0, resume=resume)
+    settings = {"stop": Stop(tolerance=1e-7, max_iterations=24), "checkpoint": checkpoint, **settings}
     return minimize(make(), steps, method, **settings)
 
 
@@ -147,10 +158,9 @@ def same(one, two):
 @pytest.mark.cover(1)
 def test_a_run_that_was_killed_goes_on_to_the_same_end(make, steps, method, settings, iteration, tmp_path):
     undisturbed = run(tmp_path / "one", make, steps, method, **settings)
+    deadly = kill(min(iteration, undisturbed.iterations - 1))
     with pytest.raises(Killed):
-        run(
-            tmp_path / "two", make, steps, method, **settings, callback=kill(min(iteration, undisturbed.iterations - 1))
-        )
+        run(tmp_path / "two", make, steps, method, **{**settings, "watch": watching(deadly, **settings)})
     torch.manual_seed(17)
     same(run(tmp_path / "two", make, steps, method, **settings, resume=True), undisturbed)
 
@@ -165,15 +175,15 @@ def test_saving_changes_nothing(make, steps, method, settings, tmp_path):
 @every_run
 def test_a_run_that_has_ended_goes_on_where_its_limit_is_raised(make, steps, method, settings, tmp_path):
     undisturbed = run(tmp_path / "one", make, steps, method, **settings)
-    ended = run(tmp_path / "two", make, steps, method, **settings, max_iterations=7)
-    again = run(tmp_path / "two", make, steps, method, **settings, max_iterations=7, resume=True)
+    ended = run(tmp_path / "two", make, steps, method, **settings, stop=SEVEN)
+    again = run(tmp_path / "two", make, steps, method, **settings, stop=SEVEN, resume=True)
     same(ended, again)
     same(run(tmp_path / "two", make, steps, method, **settings, resume=True), undisturbed)
 
 
 def killed(folder, iteration=6, **settings):
     with pytest.raises(Killed):
-        run(folder, control, N, LBFGS(), callback=kill(iteration), **settings)
+        run(folder, control, N, LBFGS(), watch=Watch(callback=kill(iteration)), **settings)
 
 
 def test_the_last_few_checkpoints_are_kept(tmp_path):
@@ -182,12 +192,12 @@ def test_the_last_few_checkpoints_are_kept(tmp_path):
 
 
 def test_checkpoints_are_made_every_so_many_iterations_and_at_the_end(tmp_path):
-    run(tmp_path, control, N, LBFGS(), max_iterations=7, checkpoint=Checkpoint(tmp_path, 3, seconds=0.0, keep=9))
+    run(tmp_path, control, N, LBFGS(), stop=SEVEN, checkpoint=Checkpoint(tmp_path, 3, seconds=0.0, keep=9))
     assert sorted(int(path.stem) for path in tmp_path.glob("*.ocp")) == [0, 3, 6, 7]
 
 
 def test_checkpoints_are_made_every_so_many_seconds_and_at_the_end(tmp_path):
-    run(tmp_path, control, N, LBFGS(), max_iterations=7, checkpoint=tmp_path)
+    run(tmp_path, control, N, LBFGS(), stop=SEVEN, checkpoint=tmp_path)
     assert sorted(int(path.stem) for path in tmp_path.glob("*.ocp")) == [0, 7]
 
 
@@ -212,7 +222,11 @@ def test_a_result_tells_where_its_run_was_taken_up(tmp_path):
 def test_a_target_can_be_set_for_what_is_left(tmp_path):
     killed(tmp_path)
     target = Target("value", 10.0)
-    assert run(tmp_path, control, N, LBFGS(), resume=True, target=target).status is Status.TARGET
+    assert run(tmp_path, control, N, LBFGS(), resume=True, stop=Stop(target=target)).status is Status.TARGET
+
+
+def resumed(folder):
+    return Checkpoint(folder, resume=True)
 
 
 REFUSED = {
@@ -236,33 +250,34 @@ REFUSED = {
         "resume: expected the bounds as in",
     ),
     "another name": (
-        {"checkpoint": lambda folder: Checkpoint(folder, name="seed 1")},
+        {"checkpoint": lambda folder: Checkpoint(folder, name="seed 1", resume=True)},
         r"resume: expected the name as in .*6\.ocp, '', got 'seed 1'$",
     ),
     "another problem": (
         {"problem": replace(control(), running_cost=QuadraticRunning(2.0, 0.5))},
         "resume: expected the problem that was saved",
     ),
-    "a new run": ({"resume": False}, "checkpoint: expected a folder without checkpoints for a new run"),
+    "a new run": ({"checkpoint": Checkpoint}, "checkpoint: expected a folder without checkpoints for a new run"),
     "no such file": (
-        {"resume": "nowhere.ocp"},
+        {"checkpoint": lambda folder: Checkpoint(folder, resume="nowhere.ocp")},
         r"resume: expected a checkpoint, of which .* has 0.*6\.ocp, .*, got nowhere\.ocp$",
     ),
-    "no folder": ({"checkpoint": None}, "resume: expected a checkpoint folder beside it"),
     "no path": ({"checkpoint": 3}, "checkpoint: expected a Checkpoint or a path, got int"),
-    "an empty path": ({"checkpoint": ""}, "checkpoint: expected a path, got ''"),
+    "an empty path": ({"checkpoint": ""}, "folder: expected a path, got ''"),
+    "neither true nor a path": (
+        {"checkpoint": lambda folder: Checkpoint(folder, resume=1)},
+        "resume: expected True, False or the path of a checkpoint, got 1",
+    ),
 }
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_does_not_fit_a_checkpoint_is_refused(changes, message, tmp_path):
     killed(tmp_path)
-    arguments = {"problem": control(), "steps": N, "method": LBFGS(), "checkpoint": tmp_path, "resume": True}
-    changes = {
-        key: value(tmp_path) if key == "checkpoint" and callable(value) else value for key, value in changes.items()
-    }
+    arguments = {"problem": control(), "steps": N, "method": LBFGS(), "checkpoint": resumed, **changes}
+    make = arguments.pop("checkpoint")
     with pytest.raises((ValueError, TypeError), match=message):
-        minimize(**{**arguments, **changes})
+        minimize(**arguments, checkpoint=make(tmp_path) if callable(make) else make)
 
 
 @pytest.mark.parametrize("numbers", [{"every": 0}, {"every": 1.5}, {"every": "x"}, {"seconds": -1.0}, {"keep": 0}])
@@ -339,7 +354,7 @@ def child(target, *arguments, **keywords):
 
 #: Seconds that only a hang takes, even on a machine with much else to do.
 HANG = 120
-AGAIN = {"resume": True, "tolerance": 0.0, "max_iterations": 60}
+AGAIN = {"resume": True, "stop": Stop(tolerance=0.0, max_iterations=60)}
 
 
 @pytest.mark.slow
@@ -390,8 +405,9 @@ def test_a_last_checkpoint_that_is_required_and_cannot_be_written_is_no_success(
         if record.iteration == 2:
             monkeypatch.setattr(os, "replace", full)
 
+    checkpoint = Checkpoint(tmp_path, required=True)
     with pytest.warns(RuntimeWarning, match="No space left"):
-        result = run(tmp_path, control, N, LBFGS(), checkpoint=Checkpoint(tmp_path, required=True), callback=leave)
+        result = run(tmp_path, control, N, LBFGS(), checkpoint=checkpoint, watch=Watch(callback=leave))
     assert result.status is Status.NOT_SAVED
 
 
@@ -402,7 +418,7 @@ def test_what_came_before_an_exception_is_saved(tmp_path):
 
     undisturbed = run(tmp_path / "whole", control, N, LBFGS())
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path / "broken", control, N, LBFGS(), callback=fail)
+        run(tmp_path / "broken", control, N, LBFGS(), watch=Watch(callback=fail))
     result = run(tmp_path / "broken", control, N, LBFGS(), resume=True)
     assert result.about["resumed"] == 5
     same(undisturbed, replace(result, about=undisturbed.about))
@@ -414,7 +430,7 @@ def test_a_folder_that_vanishes_is_told_and_the_run_goes_on(tmp_path):
             (tmp_path / "a").rename(tmp_path / "b")
 
     with pytest.warns(RuntimeWarning, match="checkpoint: not written"):
-        result = run(tmp_path / "a", control, N, LBFGS(), callback=vanish)
+        result = run(tmp_path / "a", control, N, LBFGS(), watch=Watch(callback=vanish))
     assert result.status is Status.CONVERGED
 
 
@@ -422,13 +438,13 @@ def test_a_folder_that_vanishes_is_told_and_the_run_goes_on(tmp_path):
 def test_a_folder_that_cannot_be_made_is_an_error_before_the_run(name, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=rf"^checkpoint: expected a folder that can be written to, got .*{name} \(.+\)$"):
-        run(tmp_path / name, control, N, LBFGS(), callback=kill(0))
+        run(tmp_path / name, control, N, LBFGS(), watch=Watch(callback=kill(0)))
 
 
 def test_a_folder_in_which_nothing_can_be_written_is_an_error_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(OSError, match=rf"checkpoint: expected a folder .* got {tmp_path} \(No space left on device\)"):
-        run(tmp_path, control, N, LBFGS(), callback=kill(0))
+        run(tmp_path, control, N, LBFGS(), watch=Watch(callback=kill(0)))
 
 
 # Two runs
@@ -439,7 +455,7 @@ def test_a_second_run_on_the_folder_of_a_first_is_refused(tmp_path):
         with pytest.raises(ValueError, match=rf"no other run uses, got {tmp_path}, used by process {os.getpid()}"):
             run(tmp_path, control, N, LBFGS(), resume=True)
 
-    assert run(tmp_path, control, N, LBFGS(), callback=second).status is Status.CONVERGED
+    assert run(tmp_path, control, N, LBFGS(), watch=Watch(callback=second)).status is Status.CONVERGED
 
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):

@@ -32,12 +32,14 @@ from ocp import (
     Scheduled,
     State,
     Status,
+    Stop,
     StrongWolfe,
     Target,
     Tikhonov,
     TimeGrid,
     TorchOptimizer,
     Transfer,
+    Watch,
     accuracy,
     discretize,
     minimize,
@@ -127,20 +129,20 @@ def wrong_adjoint(monkeypatch):
 
 
 ENDINGS = {
-    Status.CONVERGED: {"tolerance": 1e-4},
-    Status.TARGET: {"target": Target("value", 0.9)},
-    Status.STOPPED: {"callback": lambda record, control: record.iteration == 2},
-    Status.MAX_ITERATIONS: {"max_iterations": 2},
-    Status.MAX_WORK: {"max_work": 3.0},
-    Status.MAX_SECONDS: {"max_seconds": 0.0},
+    Status.CONVERGED: {"stop": Stop(tolerance=1e-4)},
+    Status.TARGET: {"stop": Stop(target=Target("value", 0.9))},
+    Status.STOPPED: {"watch": Watch(callback=lambda record, control: record.iteration == 2)},
+    Status.MAX_ITERATIONS: {"stop": Stop(max_iterations=2)},
+    Status.MAX_WORK: {"stop": Stop(max_work=3.0)},
+    Status.MAX_SECONDS: {"stop": Stop(max_seconds=0.0)},
     Status.NOT_FINITE: {"method": WILD},
-    Status.INTERRUPTED: {"callback": interrupt},
+    Status.INTERRUPTED: {"watch": Watch(callback=interrupt)},
 }
 
 
 @pytest.mark.parametrize(("status", "settings"), ENDINGS.items(), ids=[status.name for status in ENDINGS])
 def test_a_run_ends_as_it_says(status, settings):
-    result = minimize(PROBLEM, 8, **{"method": LBFGS(), "tolerance": 0.0, **settings})
+    result = minimize(PROBLEM, 8, **{"method": LBFGS(), "stop": Stop(tolerance=0.0), **settings})
     assert result.status is status
     assert result.success is (status in (Status.CONVERGED, Status.TARGET))
     assert status.value in result.message
@@ -155,28 +157,31 @@ def test_a_wrong_derivative_is_called_so(method, monkeypatch):
     assert not result.success
 
 
-@pytest.mark.parametrize(("settings", "iterations"), [({"max_iterations": 0}, 0), ({"max_iterations": 3}, 3)])
-def test_the_iteration_limit_is_kept(settings, iterations):
-    assert minimize(PROBLEM, 8, LBFGS(), **settings).history[-1].iteration == iterations
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_the_iteration_limit_is_kept(iterations):
+    result = minimize(PROBLEM, 8, LBFGS(), stop=Stop(max_iterations=iterations))
+    assert result.history[-1].iteration == iterations
 
 
-@pytest.mark.parametrize("settings", [{"record_every": 10}, {"batches": Batches(3)}], ids=["sparse records", "batches"])
+@pytest.mark.parametrize(
+    "settings", [{"watch": Watch(every=10)}, {"batches": Batches(3)}], ids=["sparse records", "batches"]
+)
 def test_the_iteration_limit_holds_between_two_records_too(settings):
     adam = TorchOptimizer(torch.optim.Adam, {"lr": 0.01})
-    result = minimize(TRAINING, 4, adam, max_iterations=5, **settings)
+    result = minimize(TRAINING, 4, adam, stop=Stop(max_iterations=5), **settings)
     assert result.history[-1].iteration == 5
     assert result.status is Status.MAX_ITERATIONS
 
 
 @pytest.mark.parametrize("limit", [2.5, 6.0])
 def test_the_work_limit_is_exceeded_by_no_more_than_one_iteration(limit):
-    result = minimize(PROBLEM, 8, LBFGS(), tolerance=0.0, max_work=limit)
+    result = minimize(PROBLEM, 8, LBFGS(), stop=Stop(tolerance=0.0, max_work=limit))
     assert result.history[-2].work_units < limit <= result.history[-1].work_units
     assert result.work_units == result.history[-1].work_units
 
 
 def test_the_iterations_recorded_are_every_one_or_every_so_many():
-    each, third = (minimize(PROBLEM, 8, LBFGS(), max_iterations=6, record_every=k) for k in (1, 3))
+    each, third = (minimize(PROBLEM, 8, LBFGS(), stop=Stop(max_iterations=6), watch=Watch(every=k)) for k in (1, 3))
     assert [record.iteration for record in each.history] == [0, 1, 2, 3, 4, 5, 6]
     assert [record.iteration for record in third.history] == [0, 3, 6]
     assert torch.equal(each.control.flat, third.control.flat)
@@ -196,7 +201,7 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.k
 @every_method
 @pytest.mark.parametrize("problem", [PROBLEM, TRAINING], ids=["control", "learning"])
 def test_the_returned_numbers_are_those_of_a_fresh_evaluation(method, problem):
-    result = minimize(problem, 8, method, max_iterations=20)
+    result = minimize(problem, 8, method, stop=Stop(max_iterations=20))
     fresh = discretize(problem, 8)
     assert result.value == fresh.value(result.control)
     assert result.derivative_norm == fresh.space.dual_norm(fresh.derivative(result.control))
@@ -208,7 +213,7 @@ def test_the_returned_numbers_are_those_of_a_fresh_evaluation(method, problem):
 def test_a_run_that_converged_meets_the_tolerance_at_the_control_it_returns(method, tolerance):
     objective = discretize(PROBLEM, 8)
     first = objective.space.dual_norm(objective.derivative(objective.discretization.start()))
-    result = minimize(PROBLEM, 8, method, tolerance=tolerance)
+    result = minimize(PROBLEM, 8, method, stop=Stop(tolerance=tolerance))
     assert result.status is Status.CONVERGED
     assert result.derivative_norm <= tolerance * max(first, result.history[0].derivative_norm)
 
@@ -256,11 +261,11 @@ def test_a_state_that_is_not_finite_is_no_success_where_no_cost_sees_it():
     ("threshold", "said"), [(0.9, "value <= 0.9\n"), (0.0, "value <= 0, not reached, but the tolerance was met\n")]
 )
 def test_what_is_printed_tells_whether_the_target_was_reached(threshold, said):
-    assert said in str(minimize(PROBLEM, 8, LBFGS(), target=Target("value", threshold)))
+    assert said in str(minimize(PROBLEM, 8, LBFGS(), stop=Stop(target=Target("value", threshold))))
 
 
 def test_what_is_printed_tells_of_a_limit_before_the_target():
-    result = minimize(PROBLEM, 8, LBFGS(), target=Target("value", 0.0), max_iterations=2)
+    result = minimize(PROBLEM, 8, LBFGS(), stop=Stop(target=Target("value", 0.0), max_iterations=2))
     assert "value <= 0, not reached\n" in str(result)
 
 
@@ -272,11 +277,11 @@ def test_the_control_returned_has_reached_the_target_of_accuracy():
     """A classifier that is mostly right and very sure of itself has a large value where it is wrong."""
     objective = discretize(TRAINING, 4)
     start = objective.discretization.start().flat
-    sure = minimize(TRAINING, 4, LBFGS(), max_iterations=30).control.flat.clone()
+    sure = minimize(TRAINING, 4, LBFGS(), stop=Stop(max_iterations=30)).control.flat.clone()
     objective.space.parameters(sure).mul_(30)
     target = Target("accuracy", accuracy(VALIDATION, Control(objective.space, sure)))
     assert objective.value(sure) > objective.value(start)
-    result = minimize(TRAINING, 4, Script((sure,)), validation=VALIDATION, target=target)
+    result = minimize(TRAINING, 4, Script((sure,)), watch=Watch(validation=VALIDATION), stop=Stop(target=target))
     assert result.status is Status.TARGET
     assert result.validation_accuracy >= target.threshold
 
@@ -293,14 +298,14 @@ def test_a_tolerance_means_the_same_for_methods_that_begin_on_coarse_grids(metho
     )
     objective = discretize(problem, 8)
     first = objective.space.dual_norm(objective.derivative(objective.discretization.start()))
-    result = minimize(problem, 8, method, tolerance=1e-3, max_iterations=100)
+    result = minimize(problem, 8, method, stop=Stop(tolerance=1e-3, max_iterations=100))
     assert result.status is Status.CONVERGED
     assert result.derivative_norm <= 1e-3 * first
 
 
 @pytest.mark.parametrize("method", [DIVERGING, WILD], ids=["Adam", "SGD"])
 def test_a_diverging_run_returns_its_best_control(method):
-    result = minimize(PROBLEM, 8, method, max_iterations=20)
+    result = minimize(PROBLEM, 8, method, stop=Stop(max_iterations=20))
     finite = [record.value for record in result.history if math.isfinite(record.value)]
     assert result.value == min(finite)
     assert result.value < result.history[-1].value or math.isnan(result.history[-1].value)
@@ -308,7 +313,7 @@ def test_a_diverging_run_returns_its_best_control(method):
 
 @pytest.mark.parametrize("method", [Nested(3, WILD), MGOPT(3, WILD), Nested(3, DIVERGING)])
 def test_a_run_that_diverges_on_a_coarse_grid_returns_a_finite_control(method):
-    result = minimize(PROBLEM, 8, method, max_iterations=4)
+    result = minimize(PROBLEM, 8, method, stop=Stop(max_iterations=4))
     assert result.control.flat.isfinite().all()
     assert math.isfinite(result.value)
 
@@ -333,16 +338,16 @@ def test_a_tolerance_is_not_measured_by_a_start_without_a_finite_value(method):
     """The dynamics are infinite at 7, which is in the start, but not in its means on the coarse grid."""
     start = Control(ControlSpace(TimeGrid(1.0, 8), 1), torch.tensor([7.0, 5.0] * 4, dtype=torch.float64))
     problem = cubic(dynamics=lambda t, x, u: u - x / (u != 7).double(), start=start)
-    result = minimize(problem, 8, method, tolerance=1e-3, max_iterations=1)
+    result = minimize(problem, 8, method, stop=Stop(tolerance=1e-3, max_iterations=1))
     assert not result.success
 
 
-@pytest.mark.parametrize("watch", [False, True])
+@pytest.mark.parametrize("finest", [False, True])
 @pytest.mark.parametrize("method", [LBFGS(), Nested(3), Cycle(3)])
-def test_looking_is_not_charged(method, watch):
+def test_looking_is_not_charged(method, finest):
     quiet, watched = (
-        minimize(TRAINING, 8, method, max_iterations=9, **settings)
-        for settings in ({}, {"validation": VALIDATION, "watch_finest": watch})
+        minimize(TRAINING, 8, method, stop=Stop(max_iterations=9), watch=watch)
+        for watch in (Watch(), Watch(validation=VALIDATION, finest=finest))
     )
     assert [r.work_units for r in watched.history] == [r.work_units for r in quiet.history]
     assert torch.equal(watched.control.flat, quiet.control.flat)
@@ -351,27 +356,35 @@ def test_looking_is_not_charged(method, watch):
 def test_the_finest_value_is_that_of_the_prolonged_control():
     seen = []
     problem = cubic()
-    minimize(problem, 8, Nested(3), max_iterations=9, watch_finest=True, callback=lambda *args: seen.append(args))
+    minimize(
+        problem,
+        8,
+        Nested(3),
+        stop=Stop(max_iterations=9),
+        watch=Watch(finest=True, callback=lambda *args: seen.append(args)),
+    )
     objective = discretize(problem, 8)
     assert [r.finest_value for r, _ in seen] == [objective.value(control) for _, control in seen]
     assert {r.level for r, _ in seen} == {0, 1, 2}
 
 
 def test_the_finest_value_is_unknown_where_nobody_looks():
-    result = minimize(PROBLEM, 8, Nested(3), max_iterations=9)
+    result = minimize(PROBLEM, 8, Nested(3), stop=Stop(max_iterations=9))
     assert {record.finest_value is None for record in result.history if record.level > 0} == {True}
     assert {record.finest_value == record.value for record in result.history if record.level == 0} == {True}
 
 
 def test_the_callback_sees_every_record_with_its_control_on_the_finest_grid():
     seen = []
-    result = minimize(PROBLEM, 8, Nested(2), max_iterations=8, callback=lambda *args: seen.append(args))
+    result = minimize(
+        PROBLEM, 8, Nested(2), stop=Stop(max_iterations=8), watch=Watch(callback=lambda *args: seen.append(args))
+    )
     assert tuple(record for record, _ in seen) == result.history
     assert {control.space.grid.steps for _, control in seen} == {8}
 
 
 def test_the_accuracies_are_those_of_the_validation_problem():
-    result = minimize(TRAINING, 4, LBFGS(), validation=VALIDATION, max_iterations=15)
+    result = minimize(TRAINING, 4, LBFGS(), watch=Watch(validation=VALIDATION), stop=Stop(max_iterations=15))
     assert result.validation_accuracy == accuracy(VALIDATION, result.control)
     assert result.history[0].validation_accuracy < result.validation_accuracy
     assert result.validation_accuracy > 0.8
@@ -379,7 +392,7 @@ def test_the_accuracies_are_those_of_the_validation_problem():
 
 def test_a_target_of_accuracy_ends_the_run_when_it_is_reached():
     target = Target("accuracy", 0.8)
-    result = minimize(TRAINING, 4, LBFGS(), validation=VALIDATION, target=target)
+    result = minimize(TRAINING, 4, LBFGS(), watch=Watch(validation=VALIDATION), stop=Stop(target=target))
     assert result.status is Status.TARGET
     assert [target.reached(record) for record in result.history].index(True) == len(result.history) - 1
 
@@ -390,7 +403,14 @@ ADAM = TorchOptimizer(torch.optim.Adam, {"lr": 0.02})
 @pytest.mark.parametrize("method", [ADAM, Nested(3, ADAM, refine=Scheduled(12)), Cycle(2, ADAM)])
 def test_mini_batches_train_and_a_seed_makes_them_reproducible(method):
     one, same, other = (
-        minimize(TRAINING, 4, method, batches=Batches(5, seed), validation=VALIDATION, max_iterations=60)
+        minimize(
+            TRAINING,
+            4,
+            method,
+            batches=Batches(5, seed),
+            watch=Watch(validation=VALIDATION),
+            stop=Stop(max_iterations=60),
+        )
         for seed in (0, 0, 1)
     )
     assert one.value < 0.7 * discretize(TRAINING, 4).value(discretize(TRAINING, 4).discretization.start())
@@ -405,20 +425,20 @@ def test_mini_batch_runs_are_recorded_once_an_epoch_on_all_samples():
         4,
         ADAM,
         batches=Batches(5),
-        max_iterations=20,
-        callback=lambda record, control: seen.append(control),
+        stop=Stop(max_iterations=20),
+        watch=Watch(callback=lambda record, control: seen.append(control)),
     )
     assert [record.iteration for record in result.history] == [0, 5, 10, 15, 20]
     assert [record.value for record in result.history] == [discretize(TRAINING, 4).value(u) for u in seen]
 
 
-def test_beside_mini_batches_a_method_is_asked_for():
-    with pytest.raises(ValueError, match=r"method: expected one beside mini-batches, such as .*, got none"):
+def test_mini_batches_require_a_method():
+    with pytest.raises(ValueError, match=r"method: mini-batches require a method, such as .*, got None"):
         minimize(TRAINING, 4, batches=Batches(5))
 
 
 def test_mini_batches_are_charged_by_their_size():
-    result = minimize(TRAINING, 4, ADAM, batches=Batches(5), max_iterations=20)
+    result = minimize(TRAINING, 4, ADAM, batches=Batches(5), stop=Stop(max_iterations=20))
     assert [record.work_units for record in result.history] == pytest.approx([0, 1, 2, 3, 4])
 
 
@@ -445,7 +465,7 @@ def test_an_exception_in_the_middle_of_a_run_carries_what_was_reached():
         return failing(t, x, u)
 
     with pytest.raises(RuntimeError, match="out of order") as caught:
-        minimize(cubic(dynamics=once), 8, LBFGS(), tolerance=0.0)
+        minimize(cubic(dynamics=once), 8, LBFGS(), stop=Stop(tolerance=0.0))
     result = caught.value.result
     assert result.value == min(record.value for record in result.history)
     assert not result.success
@@ -453,7 +473,7 @@ def test_an_exception_in_the_middle_of_a_run_carries_what_was_reached():
 
 def test_an_exception_that_comes_again_carries_what_was_reached_all_the_same():
     with pytest.raises(RuntimeError, match="out of order") as caught:
-        minimize(cubic(dynamics=Failing(400)), 8, LBFGS(), tolerance=0.0)
+        minimize(cubic(dynamics=Failing(400)), 8, LBFGS(), stop=Stop(tolerance=0.0))
     result = caught.value.result
     assert result.value == min(record.value for record in result.history)
     assert result.derivative_norm > 0
@@ -465,7 +485,7 @@ def test_an_exception_in_the_callback_carries_what_was_reached():
             raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine") as caught:
-        minimize(PROBLEM, 8, LBFGS(), callback=callback)
+        minimize(PROBLEM, 8, LBFGS(), watch=Watch(callback=callback))
     assert caught.value.result.history[-1].iteration == 3
 
 
@@ -477,7 +497,7 @@ def test_an_interrupt_at_any_time_gives_a_result(calls, capsys):
         failing.calls = 10**9 if failing.made > calls else failing.calls
         return failing(t, x, u)
 
-    result = minimize(cubic(dynamics=once), 8, MGOPT(2), tolerance=0.0)
+    result = minimize(cubic(dynamics=once), 8, MGOPT(2), stop=Stop(tolerance=0.0))
     assert result.status is Status.INTERRUPTED
     assert "INTERRUPTED" in str(result)
 
@@ -486,7 +506,7 @@ def test_an_interrupt_at_any_time_gives_a_result(calls, capsys):
 def test_a_start_on_a_coarser_grid_is_prolonged(steps):
     space = ControlSpace(TimeGrid(1.0, steps), 1)
     start = Control(space, torch.arange(steps, dtype=torch.float64))
-    result = minimize(PROBLEM, 8, LBFGS(), start=start, max_iterations=0)
+    result = minimize(PROBLEM, 8, LBFGS(), start=start, stop=Stop(max_iterations=0))
     expected = Transfer(result.control.space, space).prolong(start.flat)
     assert torch.equal(result.control.flat, expected)
 
@@ -502,30 +522,30 @@ def test_a_run_can_go_on_from_the_control_of_another_on_a_finer_grid():
 def test_a_solve_leaves_its_start_as_it_was(unchanged):
     start = Control(ControlSpace(TimeGrid(1.0, 8), 1), torch.ones(8, dtype=torch.float64))
     with unchanged(start.flat, X0):
-        minimize(PROBLEM, 8, MGOPT(3), start=start, max_iterations=10)
+        minimize(PROBLEM, 8, MGOPT(3), start=start, stop=Stop(max_iterations=10))
 
 
 def test_a_run_is_the_same_every_time():
-    one, two = (minimize(TRAINING, 8, MGOPT(3), max_iterations=15) for _ in range(2))
+    one, two = (minimize(TRAINING, 8, MGOPT(3), stop=Stop(max_iterations=15)) for _ in range(2))
     assert torch.equal(one.control.flat, two.control.flat)
     assert [r.value for r in one.history] == [r.value for r in two.history]
 
 
 def test_nothing_is_printed_where_the_output_is_no_terminal(capsys):
-    minimize(PROBLEM, 8, LBFGS(), max_iterations=3)
+    minimize(PROBLEM, 8, LBFGS(), stop=Stop(max_iterations=3))
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("progress", "printed"), [(True, True), (False, False)])
 def test_the_live_line_can_be_asked_for_or_forbidden(progress, printed, capsys):
-    minimize(PROBLEM, 8, LBFGS(), max_iterations=3, progress=progress)
+    minimize(PROBLEM, 8, LBFGS(), stop=Stop(max_iterations=3), watch=Watch(progress=progress))
     out, err = capsys.readouterr()
     assert out == ""
     assert ("iteration" in err) is printed
 
 
 def test_the_result_says_what_was_run():
-    about = minimize(PROBLEM, 8, LBFGS(pairs=3), integrator="heun", max_iterations=1).about
+    about = minimize(PROBLEM, 8, LBFGS(pairs=3), integrator="heun", stop=Stop(max_iterations=1)).about
     assert {key: about[key] for key in ("steps", "integrator", "dtype", "device")} == {
         "steps": 8,
         "integrator": "heun",
@@ -545,7 +565,7 @@ def test_the_default_method_solves_a_problem_on_as_many_grids_as_there_are(steps
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_type_of_the_initial_state_is_that_of_the_control(dtype):
-    result = minimize(cubic(initial_state=X0.to(dtype)), 8, MGOPT(2), tolerance=1e-3)
+    result = minimize(cubic(initial_state=X0.to(dtype)), 8, MGOPT(2), stop=Stop(tolerance=1e-3))
     assert result.control.flat.dtype == dtype
     assert result.about["dtype"] == str(dtype).removeprefix("torch.")
     assert result.status is Status.CONVERGED
@@ -560,22 +580,18 @@ MISUSES = {
     "integrator": ({"integrator": "leapfrog"}, ValueError, "integrator: expected one of euler"),
     "no integrator": ({"integrator": None}, TypeError, "integrator: expected an integrator such as .*, got NoneType"),
     "the class of an integrator": ({"integrator": RungeKutta}, TypeError, "integrator: .*, got the class RungeKutta"),
-    "callback": ({"callback": 3}, TypeError, "callback: expected a function of a record and a control, got 3"),
-    "tolerance as text": ({"tolerance": "1e-6"}, ValueError, "tolerance: expected a number >= 0, got '1e-6'"),
-    "tolerance": ({"tolerance": -1e-3}, ValueError, "tolerance: expected a number >= 0"),
-    "tolerance NaN": ({"tolerance": math.nan}, ValueError, "tolerance: expected a number >= 0"),
-    "max_work": ({"max_work": -1.0}, ValueError, "max_work: expected a number >= 0"),
-    "max_seconds": ({"max_seconds": math.nan}, ValueError, "max_seconds: expected a number >= 0"),
-    "max_iterations": ({"max_iterations": -1}, ValueError, "max_iterations: expected"),
-    "record_every": ({"record_every": 0}, ValueError, "record_every: expected an integer >= 1, got 0"),
-    "target": ({"target": "value=0.1"}, TypeError, "target: expected"),
+    "stop": ({"stop": 1e-6}, TypeError, r"stop: expected Stop\(...\), got float"),
+    "watch": ({"watch": print}, TypeError, r"watch: expected Watch\(...\), got builtin"),
     "batches": ({"batches": 32}, TypeError, "batches: expected"),
-    "target without validation": ({"target": Target("accuracy", 0.9)}, ValueError, "target: expected.*validation"),
-    "validation": ({"validation": PROBLEM}, ValueError, "validation: expected a problem whose terminal cost"),
+    "target without validation": (
+        {"stop": Stop(target=Target("accuracy", 0.9))},
+        ValueError,
+        r"target: an accuracy requires watch=Watch\(validation=problem\)",
+    ),
     "adaptive steps with batches": (
         {"steps": Adaptive(1e-2), "batches": Batches(1)},
         ValueError,
-        "steps: expected a number beside mini-batches",
+        "steps: mini-batches require a number of steps, .*, got Adaptive",
     ),
     "adaptive steps with the grids of a method": (
         {"steps": Adaptive(1e-2, first=8), "method": Cycle([8, 4])},
@@ -639,6 +655,27 @@ MISUSES = {
         "terminal_cost: expected a scalar",
     ),
 }
+
+
+REFUSED = {
+    "tolerance as text": (Stop, {"tolerance": "1e-6"}, ValueError, "tolerance: expected a number >= 0, got '1e-6'"),
+    "tolerance": (Stop, {"tolerance": -1e-3}, ValueError, "tolerance: expected a number >= 0"),
+    "tolerance NaN": (Stop, {"tolerance": math.nan}, ValueError, "tolerance: expected a number >= 0"),
+    "max_work": (Stop, {"max_work": -1.0}, ValueError, "max_work: expected a number >= 0"),
+    "max_seconds": (Stop, {"max_seconds": math.nan}, ValueError, "max_seconds: expected a number >= 0"),
+    "max_iterations": (Stop, {"max_iterations": -1}, ValueError, "max_iterations: expected"),
+    "target": (Stop, {"target": "value=0.1"}, TypeError, "target: expected a Target, got str"),
+    "every": (Watch, {"every": 0}, ValueError, "every: expected an integer >= 1, got 0"),
+    "callback": (Watch, {"callback": 3}, TypeError, "callback: expected a function of a record and a control, got 3"),
+    "validation": (Watch, {"validation": PROBLEM}, ValueError, "validation: expected a problem whose terminal cost"),
+    "validation samples": (Watch, {"validation": X0}, TypeError, "validation: expected a ControlProblem, got Tensor"),
+}
+
+
+@pytest.mark.parametrize(("kind", "arguments", "error", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_stopped_and_watched_by_is_checked_when_it_is_made(kind, arguments, error, message):
+    with pytest.raises(error, match=message):
+        kind(**arguments)
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), MISUSES.values(), ids=MISUSES.keys())
@@ -728,7 +765,7 @@ every_explosion = pytest.mark.parametrize("problem", EXPLOSIONS.values(), ids=EX
 @every_safe
 @pytest.mark.cover(1)
 def test_a_trial_that_blows_up_is_backed_off_and_the_optimum_is_reached(method, problem, blowups):
-    result = minimize(problem, 8, method, tolerance=1e-4, max_iterations=300)
+    result = minimize(problem, 8, method, stop=Stop(tolerance=1e-4, max_iterations=300))
     objective = discretize(problem, 8)
     assert len(blowups) >= 1
     assert result.status is Status.CONVERGED
@@ -739,7 +776,9 @@ def test_a_trial_that_blows_up_is_backed_off_and_the_optimum_is_reached(method, 
 
 @every_explosion
 def test_methods_agree_on_the_optimum_of_a_problem_that_blows_up(problem):
-    values = [minimize(problem, 8, method, tolerance=1e-5).value for method in (LBFGS(), NonlinearCG(), MGOPT(3))]
+    values = [
+        minimize(problem, 8, method, stop=Stop(tolerance=1e-5)).value for method in (LBFGS(), NonlinearCG(), MGOPT(3))
+    ]
     assert values == pytest.approx([values[0]] * 3, rel=1e-6)
 
 
@@ -759,7 +798,7 @@ def lonely(number):
 @pytest.mark.cover(1)
 def test_where_no_step_has_a_value_the_start_comes_back_without_success(method, number, blowups):
     """Shorter and shorter steps from 1 end at 1 itself, where rounding must not pass for a decrease."""
-    result = minimize(lonely(number), 8, method, max_iterations=20)
+    result = minimize(lonely(number), 8, method, stop=Stop(max_iterations=20))
     assert result.status is Status.NO_DECREASE
     assert not result.success
     assert torch.equal(result.control.flat, torch.full((8,), number, dtype=torch.float64))
@@ -865,7 +904,7 @@ def test_the_grid_is_not_refined_beyond_the_limit_and_that_is_no_success(first, 
 def test_the_error_of_a_grid_is_not_told_of_the_next_one():
     whole = refined(error=1e-6, first=8, limit=32)
     met = next(record.iteration for record in whole.history if record.level == 0)
-    result = refined(error=1e-6, first=8, limit=32, max_iterations=met)
+    result = refined(error=1e-6, first=8, limit=32, stop=Stop(max_iterations=met))
     assert (result.status, result.about["steps"]) == (Status.MAX_ITERATIONS, 32)
     assert "discretization_error" not in result.about
     assert "discretization error" not in result.message
@@ -883,7 +922,7 @@ def test_a_start_at_the_bounds_that_is_optimal_is_told_from_one_where_the_deriva
 def test_a_bounded_problem_can_choose_its_grid(method, bounds):
     seen, problem = [], replace(lqr.problem().problem, bounds=as_bounds(bounds))
     adaptive = Adaptive(1e-2, first=8)
-    result = minimize(problem, adaptive, method, callback=lambda record, control: seen.append(control))
+    result = minimize(problem, adaptive, method, watch=Watch(callback=lambda record, control: seen.append(control)))
     finer = minimize(problem, 4 * result.about["steps"], LBFGS())
     boxes = {control.space: discretize(problem, control.space.grid.steps).box for control in seen}
     assert result.status is Status.CONVERGED
@@ -892,7 +931,9 @@ def test_a_bounded_problem_can_choose_its_grid(method, bounds):
 
 
 def test_a_refined_run_is_validated_on_its_grids():
-    result = minimize(TRAINING, Adaptive(0.1, first=2), LBFGS(), validation=VALIDATION, tolerance=1e-2)
+    result = minimize(
+        TRAINING, Adaptive(0.1, first=2), LBFGS(), watch=Watch(validation=VALIDATION), stop=Stop(tolerance=1e-2)
+    )
     assert result.status is Status.CONVERGED
     assert result.about["steps"] > 2
     assert result.validation_accuracy == accuracy(VALIDATION, result.control)
@@ -901,7 +942,9 @@ def test_a_refined_run_is_validated_on_its_grids():
 
 def test_the_callback_sees_every_record_of_a_refined_run_as_it_was_then():
     seen = []
-    result = refined(LBFGS(), callback=lambda record, control: seen.append((record, control.space.grid.steps)))
+    result = refined(
+        LBFGS(), watch=Watch(callback=lambda record, control: seen.append((record, control.space.grid.steps)))
+    )
     assert [record.value for record, _ in seen] == [record.value for record in result.history]
     assert [steps for _, steps in seen] == [record.steps for record in result.history]
     assert {record.level for record, _ in seen} == {0}
@@ -925,10 +968,10 @@ def interrupt_now():
 
 
 ENDINGS_REFINED = {
-    "stop": (Status.STOPPED, {"callback": after_refinement(stop)}),
-    "interrupt": (Status.INTERRUPTED, {"callback": after_refinement(interrupt_now)}),
-    "iterations": (Status.MAX_ITERATIONS, {"max_iterations": 6}),
-    "target": (Status.TARGET, {"target": Target("value", 0.388)}),
+    "stop": (Status.STOPPED, {"watch": Watch(callback=after_refinement(stop))}),
+    "interrupt": (Status.INTERRUPTED, {"watch": Watch(callback=after_refinement(interrupt_now))}),
+    "iterations": (Status.MAX_ITERATIONS, {"stop": Stop(max_iterations=6)}),
+    "target": (Status.TARGET, {"stop": Stop(target=Target("value", 0.388))}),
 }
 
 
@@ -943,14 +986,14 @@ def test_a_refined_run_can_end_early_with_its_result(status, settings):
 
 @pytest.mark.parametrize(("max_work", "status"), [(2.0, Status.MAX_WORK), (8.0, Status.MAX_STEPS)])
 def test_the_limit_of_work_holds_for_each_grid_of_a_refined_run(max_work, status):
-    result = refined(LBFGS(), error=1e-9, limit=64, max_work=max_work)
+    result = refined(LBFGS(), error=1e-9, limit=64, stop=Stop(max_work=max_work))
     in_first_gradients = result.work_units * result.about["steps"] / 8
     assert result.status is status
     assert (in_first_gradients > 8.0) is (status is Status.MAX_STEPS)
 
 
 def test_a_callback_that_stops_where_the_tolerance_is_met_is_heard_although_the_grid_is_too_coarse():
-    result = refined(LBFGS(), error=1e-5, callback=lambda record, control: record.derivative_norm < 1e-6)
+    result = refined(LBFGS(), error=1e-5, watch=Watch(callback=lambda record, control: record.derivative_norm < 1e-6))
     assert result.status is Status.STOPPED
     assert result.about["steps"] == 8
 
@@ -960,7 +1003,7 @@ def test_an_exception_after_a_refinement_carries_what_was_reached():
         raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine") as caught:
-        refined(LBFGS(), callback=after_refinement(fail))
+        refined(LBFGS(), watch=Watch(callback=after_refinement(fail)))
     assert caught.value.result.history[-1].steps == 16
     assert math.isfinite(caught.value.result.value)
 

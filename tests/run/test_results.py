@@ -21,6 +21,7 @@ from ocp import (
     RungeKutta,
     SolveError,
     Status,
+    Stop,
     Study,
     Tableau,
     Target,
@@ -284,7 +285,7 @@ def test_the_target_is_printed_where_there_is_one():
 
 
 def test_a_result_says_by_what_its_derivative_was_measured():
-    result = minimize(CONTROL.problem, 8, LBFGS(), tolerance=1e-3, target=Target("value", -1.0))
+    result = minimize(CONTROL.problem, 8, LBFGS(), stop=Stop(tolerance=1e-3, target=Target("value", -1.0)))
     assert result.about["start_norm"] == result.history[0].derivative_norm
     assert (result.about["tolerance"], result.about["target"]) == (1e-3, "value <= -1")
 
@@ -417,7 +418,7 @@ def test_the_grids_that_were_used_are_printed(steps, levels, said):
 
 
 def test_the_grid_on_which_a_run_ended_is_told_in_words():
-    message = minimize(CONTROL.problem, 8, MGOPT(3), max_iterations=0).message
+    message = minimize(CONTROL.problem, 8, MGOPT(3), stop=Stop(max_iterations=0)).message
     assert "The run ended on a grid of 2 steps; from there its control was prolonged to the finest grid." in message
 
 

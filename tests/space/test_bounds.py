@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ocp import LBFGS, Bounds, Control, ControlProblem, ControlSpace, TimeGrid, discretize, minimize
+from ocp import LBFGS, Bounds, Control, ControlProblem, ControlSpace, Stop, TimeGrid, discretize, minimize
 from ocp.space.bounds import Box, as_bounds
 
 SPACE = ControlSpace(TimeGrid(1.0, 2), control_size=2, parameter_size=1)
@@ -195,7 +195,7 @@ def test_an_infeasible_start_is_projected(flat, expected):
 def test_the_start_of_a_run_is_the_projected_one():
     start = Control(ControlSpace(TimeGrid(1.0, 2), 2), tensor(9, 9, 9, 9))
     problem = control_problem(bounds=(lambda t: -1.0, lambda t: 1 + t))
-    result = minimize(problem, 2, LBFGS(), start=start, max_iterations=0)
+    result = minimize(problem, 2, LBFGS(), start=start, stop=Stop(max_iterations=0))
     assert torch.equal(result.control.flat, tensor(1.25, 1.25, 1.75, 1.75))
 
 

@@ -16,6 +16,7 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, Tikhonov
 from ocp.problem.layers import SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dense
 from ocp.run.minimize import minimize
+from ocp.run.stopping import Stop
 from ocp.space.control import Control
 from ocp.training.networks import from_blocks, from_sequential, residual_network, to_module
 from ocp.verification.verify import verify
@@ -350,7 +351,7 @@ def test_frozen_parameters_are_no_part_of_the_control_and_stay_what_they_are(ran
     problem = residual_network(rand(5, 2), CrossEntropy(LABELS), block, opening, closing)
     assert (problem.control_size, problem.parameter_size) == (3, 5)
     assert verify(discretize(problem, 4)).passed
-    result = minimize(problem, 4, max_iterations=5)
+    result = minimize(problem, 4, stop=Stop(max_iterations=5))
     assert result.value < result.history[0].value
     network = to_module(problem, result.control)
     found = [network.opening.weight, *(network.blocks.get_submodule(f"{k}.0").weight for k in range(4))]

@@ -19,6 +19,7 @@ from ocp import (
     LeastSquares,
     QuadraticRunning,
     Report,
+    Stop,
     Tikhonov,
     TimeGrid,
     TimeSmoothness,
@@ -362,7 +363,7 @@ def test_single_precision_passes_with_wider_bounds(seed, general_scheme):
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-8, 1e-12])
 def test_a_right_derivative_passes_at_the_optimum_that_a_solve_returns(tolerance):
     problem = pendulum()
-    result = minimize(problem, 8, LBFGS(), tolerance=tolerance)
+    result = minimize(problem, 8, LBFGS(), stop=Stop(tolerance=tolerance))
     report = verify(discretize(problem, 8), result.control)
     assert report.passed, str(report)
 
