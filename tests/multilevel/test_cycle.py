@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -52,6 +51,7 @@ from ocp.adjoint import sweeps
 from ocp.multilevel import cycle as cycles
 from ocp.multilevel.refinement import Progress
 from ocp.problem.layers import Dense
+from ocp.run.snapshots import decode, encode
 from ocp.space.bounds import as_bounds
 
 
@@ -115,7 +115,7 @@ def started(problem, steps=16, move=0.0):
 
 def run(method, objective, control, steps):
     """The states from the first on."""
-    states = [method.init(objective, control)]
+    states = [method.init(objective, objective.at(control))]
     for _ in range(steps):
         states.append(method.step(objective, states[-1]))
     return states
@@ -128,8 +128,8 @@ class Recorded:
     method: Any
     log: list = field(default_factory=list)
 
-    def init(self, objective, control):
-        return self.method.init(objective, control)
+    def init(self, objective, point):
+        return self.method.init(objective, point)
 
     def step(self, objective, state):
         after = self.method.step(objective, state)
@@ -146,8 +146,8 @@ class OnShifted:
 
     method: Any = field(default_factory=GradientDescent)
 
-    def init(self, objective, control):
-        return self.method.init(objective, control)
+    def init(self, objective, point):
+        return self.method.init(objective, point)
 
     def step(self, objective, state):
         return self.method.step(objective, state) if isinstance(objective, ShiftedObjective) else state
@@ -163,9 +163,9 @@ class Watched:
     search: Any = field(default_factory=lambda: Armijo(trials=5))
     log: list = field(default_factory=list)
 
-    def __call__(self, objective, control, direction, step):
-        trial = self.search(objective, control, direction, step)
-        self.log.append((objective, control, direction, trial))
+    def __call__(self, start, direction, step):
+        trial = self.search(start, direction, step)
+        self.log.append((start, direction, trial))
         return trial
 
 
@@ -290,19 +290,19 @@ def test_the_restriction_acts_on_the_shifted_derivative_on_every_level(problem, 
     cycle = Cycle(4, method, visits=Always(), visit_ratio=0.0, interpolation=interpolation)
     run(cycle, objective, start, 1)
     assert visited(models, objective) == [2, 4, 8]
-    finer = [(objective, start)] + [(model, after_presmoothing(model, method)) for model in models[:-1]]
-    mismatches = [mismatch(model, *above, interpolation) for model, above in zip(models, finer, strict=True)]
+    finer = [objective.at(start)] + [after_presmoothing(model, method) for model in models[:-1]]
+    mismatches = [mismatch(model, above, interpolation) for model, above in zip(models, finer, strict=True)]
     assert max(mismatches) <= 1e-12
 
 
 def after_presmoothing(model, method):
-    """Where a model's control is after the one smoothing step that comes before its correction."""
-    return model.confine(method.step(model, method.init(model, model.origin)).control)
+    """A model after the one smoothing step that comes before its correction."""
+    return model.confine(method.step(model, method.init(model, model.at(model.origin))).point)
 
 
-def mismatch(model, finer, u, interpolation):
-    """How far a model's derivative at its origin is from the restricted derivative of the finer objective at u."""
-    restricted = Transfer(finer.space, model.space, interpolation).restrict_dual(finer.derivative(u))
+def mismatch(model, finer, interpolation):
+    """How far a model's derivative at its origin is from the restricted derivative of a finer evaluation."""
+    restricted = Transfer(finer.objective.space, model.space, interpolation).restrict_dual(finer.derivative)
     space = model.space
     return space.dual_norm(model.derivative(model.origin) - restricted) / space.dual_norm(restricted)
 
@@ -320,7 +320,7 @@ def test_an_accepted_correction_never_raises_the_fine_objective(problem, smoothe
     search = Watched()
     objective, start = started(problem, move=0.1)
     last = run(Cycle(3, smoother, visits=Always(), search=search), objective, start, 8)[-1]
-    changes = [o.value(trial.control) - o.value(u) for o, u, _, trial in search.log if trial is not None]
+    changes = [trial.point.value - start.value for start, _, trial in search.log if trial is not None]
     assert last.counts["corrections"] == len(changes) > 0
     assert max(changes) <= 1e-15
 
@@ -371,7 +371,7 @@ def test_a_coarse_solve_without_a_minimum_stays_within_its_radius(smoother, mode
     search = Watched()
     objective, start = started(saturating(), move=0.5)
     run(Cycle(2, OnShifted(smoother), visits=Always(), search=search, visit_ratio=0), objective, start, 1)
-    (model,), ((_, _, correction, _),) = models, search.log
+    (model,), ((_, correction, _),) = models, search.log
     far = 1e9 * model.space.gradient(model.shift)
     unlimited = ShiftedObjective(model.base, model.origin, model.shift)
     assert unlimited.value(model.origin + far) < -1e3
@@ -498,13 +498,12 @@ def test_a_smoother_keeps_its_memory_from_cycle_to_cycle():
 
 
 @pytest.mark.parametrize("method", [Cycle(3, visits=Always()), Nested(3), MGOPT(3)], ids=["cycle", "nested", "MG/OPT"])
-@pytest.mark.parametrize(
-    "through", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))], ids=["deepcopy", "pickle"]
-)
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda memory: decode(encode(memory))], ids=["copy", "file"])
 def test_a_saved_state_continues_the_run_bit_for_bit(method, through):
     objective, start = started(CLASSIFICATION)
     state = run(method, objective, start, 7)[-1]
-    saved, (fresh, _) = through(state), started(CLASSIFICATION)
+    saved, (fresh, _) = replace(state, memory=through(state.memory)), started(CLASSIFICATION)
+    saved = saved.of(fresh)
     for _ in range(7):
         state, saved = method.step(objective, state), method.step(fresh, saved)
     assert torch.equal(state.control, saved.control)
@@ -515,10 +514,10 @@ def test_a_saved_state_continues_the_run_bit_for_bit(method, through):
 def test_a_step_does_not_change_the_state_it_is_given(method):
     objective, start = started(CLASSIFICATION, steps=8)
     state = run(method, objective, start, 6)[-1]
-    before = copy.deepcopy(state)
-    once, twice = method.step(objective, state), method.step(started(CLASSIFICATION, steps=8)[0], state)
-    assert torch.equal(state.control, before.control)
-    assert state.counts == before.counts
+    control, counts, fresh = state.control.clone(), dict(state.counts), started(CLASSIFICATION, steps=8)[0]
+    once, twice = method.step(objective, state), method.step(fresh, state.of(fresh))
+    assert torch.equal(state.control, control)
+    assert state.counts == counts
     assert torch.equal(once.control, twice.control)
 
 
@@ -538,23 +537,38 @@ def test_a_schedule_refines_after_its_number_of_steps(steps):
     assert [levels.count(2), levels.count(1)] == [steps, steps]
 
 
+@dataclass(frozen=True)
+class Known:
+    """An evaluation of which nothing but the value is known."""
+
+    value: float
+
+
+class Unseen:
+    """An evaluation at which nobody should look."""
+
+    @property
+    def value(self):
+        pytest.fail("nobody looks")
+
+
 def test_measured_refinement_leaves_a_grid_whose_progress_the_finer_one_does_not_follow():
     rule = Measured(every=2)
-    progress = rule.arrive(Progress(), lambda: 10.0, lambda: 10.0)
+    progress = rule.arrive(Progress(), Known(10.0), Known(10.0))
     values = iter([(9.0, 20.0), (8.0, 20.0), (7.0, 20.0), (6.0, 20.0)])
     decisions = []
     for here, fine in values:
-        progress, refine = rule.observe(progress, lambda here=here: here, lambda fine=fine: fine)
+        progress, refine = rule.observe(progress, Known(here), Known(fine))
         decisions.append(refine)
     assert decisions == [False, False, False, True]
 
 
 def test_measured_refinement_stays_while_the_finer_grid_follows():
     rule = Measured(every=2, little=0.0)
-    progress = rule.arrive(Progress(), lambda: 10.0, lambda: 10.0)
+    progress = rule.arrive(Progress(), Known(10.0), Known(10.0))
     decisions = []
     for k in range(8):
-        progress, refine = rule.observe(progress, lambda k=k: 9.0 - k, lambda k=k: 20.0 - k)
+        progress, refine = rule.observe(progress, Known(9.0 - k), Known(20.0 - k))
         decisions.append(refine)
     assert decisions == [False] * 8
 
@@ -563,10 +577,10 @@ def refines(rule, values, left=None):
     """What a rule decides after each of these values, which no look at the finer grid tells."""
     progress = Progress(values=values[:1])
     if left is not None:
-        progress = rule.arrive(Progress(), lambda: left, lambda: values[0])
+        progress = rule.arrive(Progress(), Known(left), Known(values[0]))
     decisions = []
     for value in values[1:]:
-        progress, refine = rule.observe(progress, lambda value=value: value, lambda: pytest.fail("nobody looks"))
+        progress, refine = rule.observe(progress, Known(value), Unseen())
         decisions.append(refine)
     return decisions
 
@@ -682,9 +696,9 @@ def test_the_work_charged_is_that_of_all_sweeps_made(method, monkeypatch):
 def test_the_work_on_a_mini_batch_is_charged_by_its_size(method, monkeypatch):
     objective, start = started(CLASSIFICATION)
     counter = HandCount(monkeypatch, steps=16, samples=12)
-    state = method.init(objective, start)
-    for batch in torch.arange(12).split(5):
-        state = method.step(objective.take(batch), state)
+    state = method.init(objective, objective.at(start))
+    for part in map(objective.take, torch.arange(12).split(5)):
+        state = method.step(part, state.of(part))
     assert objective.work.units == pytest.approx(counter.units, rel=1e-12)
 
 
@@ -693,7 +707,7 @@ def test_a_batch_is_held_fixed_through_a_cycle():
     objective, start = started(CLASSIFICATION)
     cycle = Cycle(3, method, visits=Always(), visit_ratio=0.0)
     batch = objective.take(torch.tensor([1, 7, 8]))
-    cycle.step(batch, cycle.init(objective, start))
+    cycle.step(batch, cycle.init(objective, objective.at(start)).of(batch))
     samples = {reduced(o).discretization.problem.initial_state.inputs.shape[0] for o, _, _ in method.log}
     assert samples == {3}
 
@@ -779,7 +793,7 @@ def test_a_start_on_a_coarser_grid_is_restricted_to_the_coarsest():
     space = ControlSpace(TimeGrid(2.0, 4), 1)
     start = Control(space, torch.arange(4, dtype=torch.float64))
     objective = discretize(replace(LQR, start=start), 16)
-    state = Nested(4).init(objective, objective.discretization.start().flat)
+    state = Nested(4).init(objective, objective.at(objective.discretization.start().flat))
     assert torch.equal(state.control, torch.tensor([0.5, 2.5], dtype=torch.float64))
 
 
@@ -890,9 +904,10 @@ def test_corrections_within_bounds_happen_and_need_no_projection(smoother, inter
     start = objective.box.project(start)
     cycle = Cycle(3, OnShifted(smoother), interpolation=interpolation, visits=Always(), visit_ratio=0.0, search=search)
     counts = run(cycle, objective, start, 3)[-1].counts
-    fine = [(o.box, u + d) for o, u, d, trial in search.log if o is objective and trial is not None]
+    fine = [at.control + d for at, d, trial in search.log if at.objective is objective and trial is not None]
+    box = objective.box
     assert counts["corrections"] >= 1
-    assert all(((v >= box.lower - 1e-12) & (v <= box.upper + 1e-12)).all() for box, v in fine)
+    assert all(((v >= box.lower - 1e-12) & (v <= box.upper + 1e-12)).all() for v in fine)
     assert len(fine) >= 1
 
 
@@ -977,13 +992,13 @@ class Thrown:
 
     smoother: Any = field(default_factory=LBFGS)
 
-    def init(self, objective, control):
-        return self.smoother.init(objective, control)
+    def init(self, objective, point):
+        return self.smoother.init(objective, point)
 
     def step(self, objective, state):
         if objective.space.grid.steps > 2:
             return self.smoother.step(objective, state)
-        return replace(state, control=state.control + 100.0, memory="of the coarse grid")
+        return replace(state, point=objective.at(state.control + 100.0), memory="of the coarse grid")
 
     def transport(self, memory, transfer):
         return memory
@@ -1003,7 +1018,7 @@ def test_what_a_grid_found_is_refused_where_the_finer_one_finds_it_worse():
 def test_a_refused_grid_leaves_no_memory_behind(smoother):
     objective, start = started(sinking(x0=0.0), steps=64)
     states = run(Nested([64, 2], Thrown(smoother), refine=Scheduled(1)), objective, start, 1)
-    assert states[-1].memory.memory == smoother.init(objective, start).memory
+    assert states[-1].memory.memory == smoother.init(objective, objective.at(start)).memory
 
 
 def test_a_run_goes_on_from_where_a_refused_grid_began():
@@ -1028,14 +1043,14 @@ class Lost:
     value: float
     finest: int
 
-    def init(self, objective, control):
-        return self.method.init(objective, control)
+    def init(self, objective, point):
+        return self.method.init(objective, point)
 
     def step(self, objective, state):
         after = self.method.step(objective, state)
-        if objective.space.grid.steps == self.finest or objective.value(after.control) > 2.2:
+        if objective.space.grid.steps == self.finest or after.point.value > 2.2:
             return after
-        return replace(after, control=after.control * self.value)
+        return replace(after, point=objective.at(after.control * self.value))
 
     def transport(self, memory, transfer):
         return self.method.transport(memory, transfer)
