@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ocp.adjoint.sweeps import without_hvp
 from ocp.objective.evaluation import Evaluation, Objective
-from ocp.objective.reduced import ReducedObjective
-from ocp.objective.shifted import ShiftedObjective
+from ocp.objective.reduced import ReducedEvaluation
+from ocp.objective.shifted import ShiftedEvaluation
 
-__all__ = ["Taylor", "expand", "has_hessian", "taylor_test"]
+__all__ = ["Taylor", "expand", "taylor_test"]
 
 #: Step lengths of a Taylor test, in multiples of a direction of unit norm.
 STEPS = tuple(0.2 * 2.0**-k for k in range(22))
@@ -89,7 +89,7 @@ def expand(start: Evaluation, direction: Tensor) -> Taylor:
     value, slope = start.value, float(torch.dot(start.derivative, direction))
     changes = tuple(objective.at(torch.add(control, direction, alpha=e)).value - value for e in STEPS)
     third = None
-    if has_hessian(objective):
+    if _has_hessian(start):
         bend = float(torch.dot(start.hessian_product(direction), direction))
         third = tuple(abs(c - e * slope - 0.5 * e**2 * bend) for e, c in zip(STEPS, changes, strict=True))
     second = tuple(abs(change - e * slope) for e, change in zip(STEPS, changes, strict=True))
@@ -99,8 +99,10 @@ def expand(start: Evaluation, direction: Tensor) -> Taylor:
     return Taylor(STEPS, tuple(abs(change) for change in changes), second, max(rounding, 4 * left), third)
 
 
-def has_hessian(objective: Objective) -> bool:
-    """Whether an objective has second derivatives, down to the pieces of its problem."""
-    if isinstance(objective, ShiftedObjective):
-        return has_hessian(objective.base)
-    return not (isinstance(objective, ReducedObjective) and without_hvp(objective.discretization))
+def _has_hessian(point: Evaluation) -> bool:
+    """Whether an evaluation has second derivatives, down to the pieces of the problem; a user's own may do without."""
+    if isinstance(point, ShiftedEvaluation):
+        return _has_hessian(point.base)
+    if isinstance(point, ReducedEvaluation):
+        return not without_hvp(point.objective.discretization)
+    return hasattr(point, "hessian_product")
