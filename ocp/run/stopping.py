@@ -172,10 +172,13 @@ def contradiction(run: Run, before: State) -> Slope | None:
     if u.shape != before.control.shape or run.state.status is not Status.RUNNING:
         return None
     here = run.viewed.on(space.steps_of(u))
+    value = run.state.of(here).point.value  # on a full batch the run needs it next, so it is charged
     with run.objective.work.looking():
-        if not run.state.of(here).point.value > before.of(here).point.value:
+        if not value > before.of(here).point.value:
             return None
         slope = quick_check(here, u)
+        if run.point is not None:
+            run.point.store_states()  # so that its derivative is not charged for the states again
     return slope if slope.contradicted else None
 
 
