@@ -353,6 +353,31 @@ def test_looking_is_not_charged(method, finest):
     assert torch.equal(watched.control.flat, quiet.control.flat)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Gradient steps of one length, whose control may be copied before it is evaluated."""
+
+    rate: float
+    copied: bool
+
+    def init(self, objective, point):
+        return State(point)
+
+    def step(self, objective, state):
+        control = state.control - self.rate * objective.space.gradient(state.point.derivative)
+        return replace(state, point=objective.at(control.clone() if self.copied else control))
+
+    def transport(self, memory, transfer):
+        return memory
+
+
+@pytest.mark.parametrize(("rate", "down"), [(0.1, True), (3.0, False)], ids=["downhill", "uphill"])
+def test_a_method_that_copies_its_controls_pays_one_gradient_a_step_as_one_that_does_not(rate, down):
+    plain, copying = (minimize(PROBLEM, 8, Steps(rate, copied), max_iterations=4) for copied in (False, True))
+    assert (plain.history[1].value < plain.history[0].value) is down
+    assert plain.work_units == copying.work_units == pytest.approx(5)
+
+
 def test_the_finest_value_is_that_of_the_prolonged_control():
     seen = []
     problem = cubic()
