@@ -373,7 +373,8 @@ class Steps:
 
 @pytest.mark.parametrize(("rate", "down"), [(0.1, True), (3.0, False)], ids=["downhill", "uphill"])
 def test_a_method_that_copies_its_controls_pays_one_gradient_a_step_as_one_that_does_not(rate, down):
-    plain, copying = (minimize(PROBLEM, 8, Steps(rate, copied), max_iterations=4) for copied in (False, True))
+    four = Stop(max_iterations=4)
+    plain, copying = (minimize(PROBLEM, 8, Steps(rate, copied), stop=four) for copied in (False, True))
     assert (plain.history[1].value < plain.history[0].value) is down
     assert plain.work_units == copying.work_units == pytest.approx(5)
 
