@@ -25,7 +25,7 @@ from ocp.optimize.status import SolveError, Status
 from ocp.optimize.torch_optimizer import TorchOptimizer
 from ocp.optimize.trust_region import TrustRegion
 from ocp.problem import layers
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
 from ocp.problem.protocols import Dynamics
@@ -34,6 +34,7 @@ from ocp.run.checkpoints import Checkpoint
 from ocp.run.minimize import accuracy, minimize
 from ocp.run.results import Record, Result, Target
 from ocp.run.stopping import Stop
+from ocp.run.study import Study
 from ocp.run.watching import Watch
 from ocp.space.bounds import Bounds
 from ocp.space.control import Control, ControlSpace

@@ -15,8 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["problem"]
 
@@ -62,7 +65,7 @@ def problem(
         steps=64,
         levels=4,
         integrator="crank_nicolson",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=0.057543 if (points, alpha) == (POINTS, ALPHA) else None,
-        settings={"max_work": 100, "tolerance": 1e-6},
+        stop=Stop(max_work=100, tolerance=1e-6),
     )

@@ -18,8 +18,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import LeastSquares, QuadraticRunning
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["problem"]
 
@@ -63,8 +67,8 @@ def problem(
         steps=128,
         levels=4,
         integrator="rk4",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=56.530 if penalty == PENALTY else None,
-        settings={"max_work": 300, "tolerance": 1e-6},
-        target=("value", 57.0) if penalty == PENALTY else None,
+        stop=Stop(max_work=300, tolerance=1e-6),
+        target=Target("value", 57.0) if penalty == PENALTY else None,
     )

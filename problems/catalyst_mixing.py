@@ -16,7 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["problem"]
 
@@ -53,8 +57,8 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         steps=128,
         levels=4,
         integrator="rk4",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=-0.0480557,
-        settings={"max_work": 200, "tolerance": 1e-5},
-        target=("value", -0.04805),
+        stop=Stop(max_work=200, tolerance=1e-5),
+        target=Target("value", -0.04805),
     )

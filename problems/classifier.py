@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocp.problem.control_problem import Study
 from ocp.problem.costs import CrossEntropy, Tikhonov
 from ocp.problem.layers import Dense
+from ocp.run.study import Study
 from ocp.training.networks import residual_network
 
 from .data import Dataset
@@ -70,7 +70,7 @@ def classifier(
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer whose initial weights have torch's distribution, but do not come from its global generator."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float64)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float64)
     bound = inputs**-0.5
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -16,8 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import LeastSquares, QuadraticRunning
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["optimum", "problem"]
 
@@ -67,8 +71,8 @@ def problem(
         steps=128,
         levels=4,
         integrator="rk4",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=least,
-        settings={"max_work": 100, "tolerance": 1e-8},
-        target=("value", 1.0005 * least),
+        stop=Stop(max_work=100, tolerance=1e-8),
+        target=Target("value", 1.0005 * least),
     )

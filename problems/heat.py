@@ -24,8 +24,12 @@ from torch import Tensor
 from ocp.integrators.linear_solvers import ConstantJacobian
 from ocp.integrators.runge_kutta import RungeKutta
 from ocp.integrators.tableaus import CRANK_NICOLSON
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["optimum", "problem", "profile"]
 
@@ -112,8 +116,8 @@ def problem(
         steps=64,
         levels=4,
         integrator=RungeKutta(CRANK_NICOLSON, ConstantJacobian(laplacian)),
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=least,
-        settings={"max_work": 100, "tolerance": 1e-6},
-        target=("value", 1.03 * least),
+        stop=Stop(max_work=100, tolerance=1e-6),
+        target=Target("value", 1.03 * least),
     )

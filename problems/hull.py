@@ -11,8 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import LeastSquares, QuadraticRunning
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["problem"]
 
@@ -43,8 +47,8 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         steps=128,
         levels=4,
         integrator="rk4",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=5 * 1.5**2 / (2 * (1 + 5 * 5)),
-        settings={"max_work": 100, "tolerance": 1e-8},
-        target=("value", 0.21635),
+        stop=Stop(max_work=100, tolerance=1e-8),
+        target=Target("value", 0.21635),
     )

@@ -21,8 +21,12 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import LeastSquares, QuadraticRunning
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["end", "optimum", "problem"]
 
@@ -74,8 +78,8 @@ def problem(
         steps=256,
         levels=3,
         integrator="rk4",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=optimum(penalty),
-        settings={"max_work": 200, "tolerance": 1e-6},
-        target=("value", 1.005 * optimum(penalty)),
+        stop=Stop(max_work=200, tolerance=1e-6),
+        target=Target("value", 1.005 * optimum(penalty)),
     )

@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 
 from ocp.integrators.tableaus import EULER, Tableau
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["LinearQuadratic", "continuous_optimum", "control_problem", "optimum", "problem", "random"]
 
@@ -184,8 +188,8 @@ def problem(
         steps=128,
         levels=4,
         integrator="rk4",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=least,
-        settings={"max_work": 100, "tolerance": 1e-8},
-        target=("value", 1.001 * least),
+        stop=Stop(max_work=100, tolerance=1e-8),
+        target=Target("value", 1.001 * least),
     )

@@ -11,8 +11,10 @@ from os import PathLike
 
 import torch
 
-from ocp.problem.control_problem import Study
 from ocp.problem.layers import Dense
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
 
 from . import data
 from .classifier import classifier
@@ -63,6 +65,6 @@ def problem(
         device=device,
         steps=128,
         levels=8,
-        settings={"max_work": 50, "tolerance": 1e-3},
-        target=("accuracy", 0.89),
+        stop=Stop(max_work=50, tolerance=1e-3),
+        target=Target("accuracy", 0.89),
     )

@@ -17,8 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.multilevel.refinement import Settled
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["problem"]
 
@@ -58,9 +63,9 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         steps=128,
         levels=2,
         integrator="rk4",
-        interpolation="linear",
-        refine="settled",
+        interpolation=LINEAR,
+        refine=Settled(),
         optimum=1.46206,
-        settings={"max_work": 1000, "tolerance": 1e-5},
-        target=("value", 1.47),
+        stop=Stop(max_work=1000, tolerance=1e-5),
+        target=Target("value", 1.47),
     )

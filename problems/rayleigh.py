@@ -15,7 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
+from ocp.space.transfer import LINEAR
 
 __all__ = ["problem"]
 
@@ -50,8 +54,8 @@ def problem(*, dtype: torch.dtype = torch.float64, device: torch.device | str = 
         steps=128,
         levels=4,
         integrator="rk4",
-        interpolation="linear",
+        interpolation=LINEAR,
         optimum=29.37608,
-        settings={"max_work": 200, "tolerance": 1e-6},
-        target=("value", 29.38),
+        stop=Stop(max_work=200, tolerance=1e-6),
+        target=Target("value", 29.38),
     )

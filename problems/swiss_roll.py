@@ -14,8 +14,10 @@ from math import pi
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import Study
 from ocp.problem.layers import Antisymmetric, Dense
+from ocp.run.results import Target
+from ocp.run.stopping import Stop
+from ocp.run.study import Study
 
 from .classifier import classifier
 from .data import Dataset, split
@@ -72,6 +74,6 @@ def problem(
         device=device,
         steps=128,
         levels=8,
-        settings={"max_work": 150, "tolerance": 1e-3},
-        target=("accuracy", 0.95),
+        stop=Stop(max_work=150, tolerance=1e-3),
+        target=Target("accuracy", 0.95),
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import click
 import torch
 from tabulate import tabulate
 
-from ocp import Result, Target
+from ocp import Result, Target, Watch
 from ocp.cli import catalog
-from ocp.run.comparison import Run, solve
+from ocp.run.comparison import RunSpec, solve
 
 DOCS = Path(__file__).parents[1]
 FOLDER = DOCS / "results" / "classical"
@@ -36,9 +37,10 @@ KEYS = ("problem", "scheme", "steps", "method")
 
 def run(name: str, method: str, steps: int, scheme: str, **settings: Any) -> Result:
     """One solve as `ocp solve` would do it."""
-    settings = {"progress": False, "max_iterations": 10**6, **settings}
     study = catalog.load(name)
-    return solve(name, study, Run(method, steps=steps, integrator=scheme, settings=settings))
+    stop = replace(study.stop, **{"max_iterations": 10**6, **settings})
+    watch = Watch(finest="target" in settings, progress=False)
+    return solve(name, study, RunSpec(method, steps=steps, integrator=scheme, stop=stop, watch=watch))
 
 
 def row(name: str, scheme: str, steps: int, method: str, result: Result) -> dict[str, Any]:

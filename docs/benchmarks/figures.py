@@ -12,15 +12,17 @@ from pathlib import Path
 import click
 import torch
 
-from ocp import plots
+from ocp import Stop, plots
 from ocp.cli import catalog
-from ocp.run.comparison import Comparison, Run, compare
+from ocp.cli.words import SMOOTHERS
+from ocp.run.comparison import Comparison, RunSpec, compare
 
+ADAM = SMOOTHERS["adam"](1e-2)
 DOCS = Path(__file__).parents[1]
 #: From the name of a comparison to its problem and to what its runs have in common.
 CASES: dict[str, tuple[str, dict]] = {
     "digits": ("digits", {}),
-    "digits_adam": ("digits", {"smoother": "adam", "batch_size": 64, "settings": {"max_work": 15}}),
+    "digits_adam": ("digits", {"smoother": ADAM, "batch_size": 64, "stop": Stop(1e-4, max_work=15)}),
     "spiral": ("spiral", {}),
     "peaks": ("peaks", {}),
     "swiss_roll": ("swiss_roll", {}),
@@ -38,7 +40,7 @@ def main(redraw: bool) -> None:
     for name, (problem, options) in CASES.items():
         folder = DOCS / "results" / name
         if not redraw:
-            runs = [Run(method, **options) for method in ("single", "nested", "mgopt")]
+            runs = [RunSpec(method, **options) for method in ("single", "nested", "mgopt")]
             compare(problem, partial(load, problem), runs, SEEDS).save(folder)
         comparison = Comparison.load(folder)
         plots.convergence(comparison.runs, comparison.target).savefig(DOCS / "figures" / f"{name}.png", dpi=110)

@@ -24,10 +24,10 @@ from tabulate import tabulate
 
 import ocp
 from ocp import plots
-from ocp.cli import catalog
+from ocp.cli import catalog, words
 from ocp.multilevel.cycle import coherent
 from ocp.run import json_files as strictjson
-from ocp.run.comparison import Run, solve
+from ocp.run.comparison import RunSpec, solve
 
 DOCS = Path(__file__).parents[1]
 PROBLEMS = ("spiral", "peaks", "digits", "mnist")
@@ -46,9 +46,14 @@ BUDGET = {"single": 60.0, "nested": 30.0, "mgopt": 30.0}
 
 def main_run(problem: str, steps: int, smoother: str, method: str, seed: int, rate: float, budget: float) -> dict:
     """One run, as a curve of its improvements."""
-    settings = {"finest": True, "max_work": budget, "max_iterations": 10**6, "tolerance": 1e-6}
-    run = Run(
-        method, smoother, rate, steps=steps, batch_size=SMOOTHERS[smoother], seed=seed, settings=settings, label=method
+    run = RunSpec(
+        method,
+        words.SMOOTHERS[smoother](rate),
+        steps=steps,
+        batch_size=SMOOTHERS[smoother],
+        seed=seed,
+        stop=ocp.Stop(max_work=budget, max_iterations=10**6, tolerance=1e-6),
+        watch=ocp.Watch(finest=True),
     )
     result = solve(problem, catalog.load(problem, seed=seed), run)
     return {"smoother": smoother, "method": method, "seed": seed, "rate": rate, **curve(result)}
@@ -67,6 +72,10 @@ def curve(result: ocp.Result) -> dict:
     return {"points": points, **ended, "work": result.work_units, "test": result.test_accuracy}
 
 
+def pair(target: ocp.Target) -> tuple[str, float]:
+    return target.quantity, target.threshold
+
+
 def reached(run: dict, target: tuple[str, float], column: int = 0) -> float:
     """Work (column 0) or seconds (1) to a target; infinite where it was missed."""
     quantity, threshold = target
@@ -83,7 +92,7 @@ def middle(runs: Sequence[dict], target: tuple[str, float], column: int = 0) -> 
 
 def tune(problem: str, smoother: str, budget: dict) -> dict:
     """The rates of a smoother, and the targets that follow from the tuning runs."""
-    goal = catalog.load(problem, seed=TUNING[0]).target
+    goal = pair(catalog.load(problem, seed=TUNING[0]).target)
     assert goal is not None
     tuned: dict = {"tried": []}
     ends = {}
@@ -253,8 +262,7 @@ def same(problem: str, steps: int, smoother: str, target: tuple[str, float], run
 def best(folder: Path) -> str:
     rows = []
     for problem, steps, runs in load(folder):
-        target = catalog.load(problem).target
-        assert target is not None
+        target = pair(catalog.load(problem).target)
         found = {}
         for smoother in SMOOTHERS:
             for method in METHODS:

@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import ocp.problems
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
+from ocp.run.study import Study
 
 __all__ = ["load", "names", "summaries", "takes"]
 
@@ -95,7 +96,8 @@ def _check_number(key: str, annotation: str, value: Any) -> None:
 def _function(name: str) -> Callable[..., Any]:
     known = names()
     if name in known:
-        return importlib.import_module(f"ocp.problems.{name}").problem
+        shipped: Callable[..., Any] = importlib.import_module(f"ocp.problems.{name}").problem
+        return shipped
     path = Path(name)
     if path.suffix != ".py":
         close = get_close_matches(name.lower(), known, n=1)
@@ -106,7 +108,8 @@ def _function(name: str) -> Callable[..., Any]:
     module = _module(path.resolve())
     if not callable(getattr(module, "problem", None)):
         raise ValueError(f"problem: expected {name} to define a function problem(), got none")
-    return module.problem
+    own: Callable[..., Any] = module.problem
+    return own
 
 
 @cache

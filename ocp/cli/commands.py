@@ -6,7 +6,7 @@ import ast
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ import ocp
 import ocp.problems
 from ocp import plots
 from ocp.cli import catalog
+from ocp.cli.words import DTYPES, SMOOTHERS
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.processes import launched
 from ocp.objective.reduced import discretize
 from ocp.optimize.status import Status
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint, writable
-from ocp.run.comparison import METHODS, SMOOTHERS, Comparison, Run, compare, solve
+from ocp.run.comparison import METHODS, Comparison, RunSpec, compare, solve
 from ocp.run.json_files import write
 from ocp.run.results import Result, Target
+from ocp.run.study import Study
+from ocp.run.watching import Watch
 from ocp.verification.verify import verify
 
 __all__ = ["main"]
@@ -40,8 +43,6 @@ FAILURES = (
     Status.UNBOUNDED,
     Status.NOT_SAVED,
 )
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def _one_line(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,11 +113,10 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The limits that were given, as keyword arguments of `minimize`."""
+def _limits(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `Stop` that were given."""
     names = ("max_work", "max_iterations", "tolerance")
-    given = {name: options[name] for name in names if options[name] is not None}
-    return {**given, **({"progress": False} if options["quiet"] else {})}
+    return {name: options[name] for name in names if options[name] is not None}
 
 
 def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
     return arguments
 
 
-def _load(name: str, seed: int, device: str | None, dtype: str | None, sets: tuple[str, ...]) -> Any:
+def _load(name: str, seed: int, device: str | None, dtype: str | None, sets: tuple[str, ...]) -> Study:
     if device is not None:
         try:
             torch.empty(0, device=device)
@@ -145,17 +145,17 @@ def _load(name: str, seed: int, device: str | None, dtype: str | None, sets: tup
     return catalog.load(name, **{**chosen, **_arguments(sets)})
 
 
-def _run(options: dict[str, Any], method: str, seed: int = 0) -> Run:
-    return Run(
+def _spec(options: dict[str, Any], method: str, seed: int = 0) -> RunSpec:
+    smoother, quiet = options["smoother"], options["quiet"]
+    return RunSpec(
         method,
-        options["smoother"],
-        options["learning_rate"],
+        None if smoother is None else SMOOTHERS[smoother](options["learning_rate"]),
         options["steps"],
         options["levels"],
         options["integrator"],
         options["batch_size"],
         seed,
-        _settings(options),
+        watch=Watch(progress=False if quiet else None),
     )
 
 
@@ -249,21 +249,21 @@ def solve_(
     """
     goal = None if target is None else Target.parse(target)
     study = _load(name, seed, options["device"], options["dtype"], options["sets"])
-    run = _run(options, method, seed)
+    limits = _limits(options) | ({} if goal is None else {"target": goal})
+    run = replace(_spec(options, method, seed), stop=replace(study.stop, **limits))
+    run = replace(run, watch=replace(run.watch, check_derivative=check))
     if grid_error is not None:
         run = replace(run, steps=Adaptive(grid_error, options["steps"] or study.steps))
-    own: dict[str, Any] = {"check_derivative": check}
-    own |= {} if goal is None else {"target": goal}
     if checkpoint is not None:
         title = ", ".join((name, f"seed {seed}", *options["sets"]))
         often: dict[str, Any] = {} if every is None else {"every": every, "seconds": 0.0}
-        own["checkpoint"] = Checkpoint(checkpoint, name=title, resume=resume_from or resume, **often)
+        saves = Checkpoint(checkpoint, name=title, resume=resume_from or resume, **often)
+        run = replace(run, checkpoint=saves)
     elif resume or resume_from is not None:
         raise ValueError("resume: --resume and --resume-from require --checkpoint FOLDER")
-    run = replace(run, settings={**(run.settings or {}), **own})
     with launched() as processes:
         folder = _folder(out, name, method) if processes.rank == 0 else None
-        result = solve(name, study, replace(run, settings={**(run.settings or {}), "processes": processes}))
+        result = solve(name, study, replace(run, processes=processes))
     if folder is not None:
         _report(name, study, method, result, goal, folder)
     if result.status in FAILURES:
@@ -318,12 +318,16 @@ def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[
 def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path | None, **options: Any) -> None:
     """Compare methods on problem NAME from the same starts; write compare.json and convergence.png."""
     goal = None if target is None else Target.parse(target)
-    runs = [_run(options, method.strip()) for method in methods.split(",")]
+    runs = [_spec(options, method.strip()) for method in methods.split(",")]
     if seeds > 1 and not catalog.takes(name, "seed"):
         click.echo("problem() takes no seed: one run of each method.", err=True)
         seeds = 1
     folder = _folder(out, name, "compare")
-    load = partial(_load, name, device=options["device"], dtype=options["dtype"], sets=options["sets"])
+
+    def load(seed: int) -> Study:
+        study = _load(name, seed, options["device"], options["dtype"], options["sets"])
+        return replace(study, stop=replace(study.stop, **_limits(options)))
+
     comparison = compare(name, load, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
     plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isclose, isfinite
 from typing import Any
 
@@ -19,7 +18,7 @@ from ocp.space.bounds import Bounds, as_bounds
 from ocp.space.control import Control, ControlSpace, Path
 from ocp.space.grid import TimeGrid
 
-__all__ = ["ControlProblem", "Study"]
+__all__ = ["ControlProblem"]
 
 
 @dataclass(frozen=True)
@@ -176,41 +175,3 @@ def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> Non
         )
     if not isclose(space.grid.horizon, horizon):
         raise ValueError(f"start: expected a control on the horizon {horizon:g}, got {space.grid.horizon:g}")
-
-
-@dataclass(frozen=True)
-class Study:
-    """A problem with what is needed to study it: how to solve it, what is known of it, data held out.
-
-    Parameters
-    ----------
-    problem : ControlProblem
-        For a learning problem, on the training samples.
-    steps, levels : int
-        Suggested number of steps on the finest grid, and of grids.
-    integrator : str or Integrator
-        Suggested scheme.
-    smoother, interpolation, refine : str
-        Suggested method on each grid, prolongation, and rule for when to refine: names that `ocp.run.comparison` knows.
-    validation, test : ControlProblem, optional
-        The same problem on samples that occur nowhere else; they are for measuring accuracy.
-    optimum : float, optional
-        Known optimum of the continuous problem.
-    settings : mapping
-        Suggested keyword arguments of `minimize`, such as ``tolerance`` and ``max_work``.
-    target : tuple of str and float, optional
-        What a comparison asks for, such as ``("accuracy", 0.95)`` or ``("value", 0.382)``.
-    """
-
-    problem: ControlProblem
-    steps: int = 128
-    levels: int = 4
-    integrator: Any = "euler"
-    smoother: str = "lbfgs"
-    interpolation: str = "constant"
-    refine: str = "measured"
-    validation: ControlProblem | None = None
-    test: ControlProblem | None = None
-    optimum: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    target: tuple[str, float] | None = None

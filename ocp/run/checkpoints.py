@@ -267,7 +267,7 @@ class Saves:
             return None
         try:
             data = files[0].read_bytes()
-            saved = decode(data, device)
+            saved: dict[str, Any] = decode(data, device)
         except (OSError, ValueError) as error:
             before = (
                 f"; for the one before it take resume={str(files[1])!r}, or --resume-from {files[1]}"

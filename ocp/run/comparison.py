@@ -4,48 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
+from ocp.integrators.integrator import Integrator
 from ocp.multilevel.nested import MGOPT, Forgetful, Nested
-from ocp.multilevel.refinement import Measured, Refinement, Scheduled, Settled
+from ocp.multilevel.refinement import Scheduled
+from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import discretize
-from ocp.optimize.conjugate_gradients import NonlinearCG
 from ocp.optimize.gradient_descent import GradientDescent
 from ocp.optimize.lbfgs import LBFGS
-from ocp.optimize.method import Method
-from ocp.optimize.newton_cg import NewtonCG
-from ocp.optimize.scipy_optimizer import SciPy
+from ocp.optimize.method import Method, as_method
 from ocp.optimize.status import Status
 from ocp.optimize.torch_optimizer import TorchOptimizer
-from ocp.problem.control_problem import Study
 from ocp.run.adaptive import Adaptive
+from ocp.run.checkpoints import Checkpoint
 from ocp.run.json_files import read, write
 from ocp.run.minimize import accuracy, minimize
 from ocp.run.results import Record, Result, Target
 from ocp.run.stopping import Stop
+from ocp.run.study import Study
 from ocp.run.watching import Watch
-from ocp.space.transfer import INTERPOLATIONS, depth
+from ocp.space.transfer import depth
 from ocp.training.batches import Batches
 
-__all__ = ["METHODS", "SMOOTHERS", "Comparison", "Run", "compare", "solve"]
-
-#: Smoothers by name, as functions of the learning rate, which those with a line search do not need.
-SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
-    "lbfgs": lambda lr: LBFGS(),
-    "cg": lambda lr: NonlinearCG(),
-    "newton": lambda lr: NewtonCG(),
-    "gd": lambda lr: GradientDescent(),
-    "adam": lambda lr: TorchOptimizer(torch.optim.Adam, {"lr": lr}),
-    "sgd": lambda lr: TorchOptimizer(torch.optim.SGD, {"lr": lr, "momentum": 0.9}),
-    "scipy": lambda lr: SciPy(),
-}
+__all__ = ["METHODS", "Comparison", "RunSpec", "compare", "solve", "title"]
 
 #: Ways to use the grids by name, as functions of the levels and the smoother, the interpolation and the rule to refine.
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -54,65 +42,64 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "mgopt": MGOPT,
 }
 
-#: What MG/OPT takes on all grids but the finest, under smoothers that are slow even there. With L-BFGS under gradient
-#: descent it took from 4 to more than 10 times less work than nested iteration to tight objectives, N = 128.
-SOLVERS: Mapping[str, Method] = {"gd": LBFGS()}
-
-#: Rules for when to refine, by the name by which a study suggests one.
-REFINEMENTS: Mapping[str, Refinement] = {"measured": Measured(), "settled": Settled()}
+#: What MG/OPT takes on all grids but the finest under gradient descent, which is slow even there. It took 4 to more
+#: than 10 times less work than nested iteration to tight objectives, N = 128.
+SOLVER = LBFGS()
 
 #: With mini-batches each coarse grid gets so many epochs. On the spiral and the peaks with Adam and SGD, 5 ended at
 #: objectives up to twice as high; 20 gained little and took half as long again.
 EPOCHS = 10
 
 
-@dataclass(frozen=True)
-class Run:
-    """How to solve a study.
+@dataclass(frozen=True, eq=False)
+class RunSpec:
+    """How to solve a study. Where something is left out, the study's suggestion is taken.
 
     Parameters
     ----------
     method : str
         A key of `METHODS`.
-    smoother : str, optional
-        A key of `SMOOTHERS`, in place of what the study suggests.
-    learning_rate : float
-        For the smoothers of ``torch.optim``.
+    smoother : Method, optional
     steps : int or Adaptive, optional
-        In place of what the study suggests, as are the next two.
     levels : int, optional
-        By default there are as many as the coarsest grid that the study suggests allows.
-    integrator : str, optional
+        The default is as many as the coarsest grid that the study suggests allows.
+    integrator : str or Integrator, optional
     batch_size : int, optional
         Mini-batches of this size.
     seed : int
         Of the batches.
-    settings : mapping
-        Keyword arguments of `minimize`, in place of what the study suggests.
+    stop : Stop, optional
+    watch : Watch
+        Validation samples are those of the study, unless it has others.
+    checkpoint : Checkpoint, optional
+    processes : Processes
     label : str
         In tables and figures; by default the method.
     """
 
     method: str = "mgopt"
-    smoother: str | None = None
-    learning_rate: float = 1e-2
+    smoother: Method | None = None
     steps: int | Adaptive | None = None
     levels: int | None = None
-    integrator: str | None = None
+    integrator: Integrator | str | None = None
     batch_size: int | None = None
     seed: int = 0
-    settings: Mapping[str, Any] | None = None
+    stop: Stop | None = None
+    watch: Watch = Watch()
+    checkpoint: Checkpoint | None = None
+    processes: Processes = SERIAL
     label: str = ""
 
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.method)
-        for name, value, known in (("method", self.method, METHODS), ("smoother", self.smoother, SMOOTHERS)):
-            if value is not None and value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.smoother is not None:
+            as_method("smoother", self.smoother)
 
 
-def solve(name: str, study: Study, run: Run) -> Result:
+def solve(name: str, study: Study, run: RunSpec) -> Result:
     """Solve a study; the result says what was run, and holds the test accuracy where there are test samples.
 
     Parameters
@@ -120,13 +107,12 @@ def solve(name: str, study: Study, run: Run) -> Result:
     name : str
         Of the problem, for the result.
     study : Study
-    run : Run
+    run : RunSpec
     """
     steps, smoother = run.steps or study.steps, run.smoother or study.smoother
     finest = steps.first if isinstance(steps, Adaptive) else steps
     levels = run.levels or depth(finest, max(study.steps >> (study.levels - 1), 1))
-    batches: Batches | None = None
-    refine = REFINEMENTS[study.refine]
+    batches, refine, integrator = None, study.refine, run.integrator or study.integrator
     if run.batch_size is not None:
         batches = Batches(run.batch_size, run.seed)
         samples = discretize(study.problem, 1).work.samples
@@ -134,33 +120,30 @@ def solve(name: str, study: Study, run: Run) -> Result:
     make = METHODS[run.method]
     if run.method == "mgopt":
         # A correction fits the batch it was made from: with mini-batches, MG/OPT is better off without.
-        make = Nested if batches is not None else partial(MGOPT, solver=SOLVERS.get(smoother))
-    interpolation = INTERPOLATIONS[study.interpolation]
+        solver = SOLVER if isinstance(smoother, GradientDescent) else None
+        make = Nested if batches is not None else partial(MGOPT, solver=solver)
     result = minimize(
         study.problem,
         steps,
-        make(levels, SMOOTHERS[smoother](run.learning_rate), interpolation=interpolation, refine=refine),
-        integrator=run.integrator or study.integrator,
+        make(levels, smoother, interpolation=study.interpolation, refine=refine),
+        integrator=integrator,
         batches=batches,
-        **_grouped({"validation": study.validation, **study.settings, **(run.settings or {})}),
+        stop=run.stop or study.stop,
+        watch=replace(run.watch, validation=run.watch.validation or study.validation),
+        checkpoint=run.checkpoint,
+        processes=run.processes,
     )
     if study.test is not None:
         assert result.control is not None
-        test_accuracy = accuracy(study.test, result.control, run.integrator or study.integrator)
-        result = replace(result, test_accuracy=test_accuracy)
-    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method, "smoother": smoother}
+        result = replace(result, test_accuracy=accuracy(study.test, result.control, integrator))
+    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method, "smoother": title(smoother)}
     about |= {"levels": 1 if run.method == "single" else levels, "seed": run.seed}
     return result.describe(**about)
 
 
-def _grouped(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name as keyword arguments of `minimize`."""
-    groups: dict[str, Any] = {}
-    rest = dict(settings)
-    for name, kind in (("stop", Stop), ("watch", Watch)):
-        own = {field.name for field in fields(kind)} & set(rest)
-        groups[name] = kind(**{key: rest.pop(key) for key in own})
-    return {**groups, **rest}
+def title(method: Method) -> str:
+    """A short name for a method: that of its class, or of the optimizer that it wraps."""
+    return method.optimizer.__name__ if isinstance(method, TorchOptimizer) else type(method).__name__
 
 
 @dataclass(frozen=True)
@@ -262,7 +245,7 @@ class Comparison:
 def compare(
     name: str,
     make: Callable[[int], Study],
-    runs: Sequence[Run],
+    runs: Sequence[RunSpec],
     seeds: int = 3,
     target: Target | None = None,
     save: Callable[[Comparison], Any] | None = None,
@@ -294,13 +277,11 @@ def compare(
     comparison = Comparison(dict.fromkeys(labels, ()), target)
     for seed in range(seeds):
         study = make(seed)
-        if target is None and study.target is not None:
-            target = Target(*study.target)
+        target = study.target if target is None else target
         if seed == 0:
             _warm_up(study, runs[0])
         for run in runs:
-            settings = {"finest": True, **(run.settings or {})}
-            result = solve(name, study, replace(run, seed=seed, settings=settings))
+            result = solve(name, study, replace(run, seed=seed, watch=replace(run.watch, finest=True)))
             results = {**comparison.runs, run.label: (*comparison.runs[run.label], result)}
             comparison = Comparison(results, target)
             if save is not None:
@@ -310,7 +291,7 @@ def compare(
     return comparison
 
 
-def _warm_up(study: Study, run: Run) -> None:
+def _warm_up(study: Study, run: RunSpec) -> None:
     """A gradient before the clock runs, so that the first method does not pay for torch's start."""
     steps = study.steps if run.steps is None or isinstance(run.steps, Adaptive) else run.steps
     objective = discretize(study.problem, steps, run.integrator or study.integrator)

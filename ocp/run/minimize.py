@@ -20,6 +20,7 @@ from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.optimize.method import Method, State, as_method
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.protocols import Classifier
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint, identity, saving
 from ocp.run.results import Record, Result
@@ -269,10 +270,10 @@ def accuracy(problem: ControlProblem, control: Control, integrator: Integrator |
     ValueError
         If the terminal cost knows no accuracy.
     """
-    if not hasattr(problem.terminal_cost, "accuracy"):
+    cost = problem.terminal_cost
+    if not isinstance(cost, Classifier):
         raise ValueError("problem: expected a terminal cost with an accuracy, such as CrossEntropy")
     objective = discretize(problem, control.space.grid.steps, integrator)
-    cost: Any = problem.terminal_cost
     return cost.accuracy(objective.final_state(control), control.parameters)
 
 

@@ -228,7 +228,8 @@ class Result:
         values = {name: value for name, value in vars(self).items() if name not in apart}
         values["visits"] = [asdict(visit) for visit in self.visits]
         values |= {"status": self.status.name, "success": self.success, "counts": dict(self.counts)}
-        return plain({**self.about, **values, "history": [asdict(record) for record in self.history]})
+        saved: dict[str, Any] = plain({**self.about, **values, "history": [asdict(record) for record in self.history]})
+        return saved
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:

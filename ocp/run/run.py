@@ -18,6 +18,7 @@ from ocp.objective.reduced import ReducedEvaluation, ReducedObjective, discretiz
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.protocols import Classifier
 from ocp.run.adaptive import Adaptive, resolved
 from ocp.run.interrupts import Interrupts
 from ocp.run.results import Record, Result
@@ -300,9 +301,9 @@ class Run:
         return self.history[-1]
 
     def _accuracy(self, control: Control) -> float | None:
-        if self.validation is None:
+        cost = None if self.validation is None else self.validation.terminal_cost
+        if not isinstance(cost, Classifier):
             return None
-        cost: Any = self.validation.terminal_cost
         return cost.accuracy(self.look_validation.final_state(control), control.parameters)
 
     def counts(self) -> dict[str, int]:

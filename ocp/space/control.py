@@ -99,7 +99,7 @@ class ControlSpace:
 
     def norm(self, displacement: Tensor) -> float:
         """Norm of a displacement."""
-        return self.inner(displacement, displacement) ** 0.5
+        return sqrt(self.inner(displacement, displacement))
 
     def reach(self, start: Tensor, direction: Tensor, radius: float) -> float:
         """The multiple of ``direction`` that leads from ``start``, inside the ball of this radius, to its boundary."""
@@ -114,7 +114,7 @@ class ControlSpace:
 
     def dual_norm(self, derivative: Tensor) -> float:
         """Norm of a derivative, equal to the norm of its gradient."""
-        return self._weighted(derivative, derivative, 1 / self.grid.h) ** 0.5
+        return sqrt(self._weighted(derivative, derivative, 1 / self.grid.h))
 
     def _weighted(self, a: Tensor, b: Tensor, weight: float) -> float:
         """A product whose path has a weight."""

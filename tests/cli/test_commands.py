@@ -14,7 +14,7 @@ from ocp.run.comparison import Comparison
 CONTROL = '''
 """Steer a scalar to zero."""
 import torch
-from ocp import ControlProblem, LeastSquares, Study
+from ocp import ControlProblem, LeastSquares, Study, Target
 
 def problem(dtype=torch.float32, device="cpu", weight=1.0):
     x = torch.ones(1, 1, dtype=dtype, device=device)
@@ -25,7 +25,7 @@ def problem(dtype=torch.float32, device="cpu", weight=1.0):
         running_cost=lambda t, x, u: u.square().sum(),
         control_size=1,
     )
-    return Study(problem, steps=8, levels=3, target=("value", 0.25))
+    return Study(problem, steps=8, levels=3, target=Target("value", 0.25))
 '''
 LEARNING = """
 import torch
@@ -284,7 +284,7 @@ def test_solve_takes_its_options(call, write, tmp_path):
     result = call("solve", write(CONTROL), "--quiet", *(part for pair in options.items() for part in pair))
     assert result.exit_code == 0, result.output
     about = Result.load(tmp_path / "out").about
-    expected = {"steps": 12, "levels": 2, "integrator": "heun", "dtype": "float64", "smoother": "adam", "seed": 5}
+    expected = {"steps": 12, "levels": 2, "integrator": "heun", "dtype": "float64", "smoother": "Adam", "seed": 5}
     assert {key: about[key] for key in expected} == expected
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.problem.control_problem import ControlProblem, Study
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, TerminalFunction, Tikhonov
 from ocp.problem.initial_state import FixedState, Opening, StateFunction
 from ocp.problem.layers import Dense
@@ -256,8 +256,3 @@ def test_a_problem_is_printed_in_one_short_line():
     problem = build(initial_state=torch.ones(1000, 2), terminal_cost=LeastSquares(torch.zeros(1000, 2)))
     assert "LeastSquares" in repr(problem)
     assert len(repr(problem)) < 200
-
-
-def test_a_study_needs_nothing_but_a_problem():
-    study = Study(build())
-    assert (study.validation, study.optimum, study.target, dict(study.settings)) == (None, None, None, {})

@@ -5,7 +5,8 @@ import torch
 
 from ocp import discretize, verify
 from ocp.cli import catalog
-from ocp.run.comparison import Run, solve
+from ocp.run.comparison import RunSpec, solve
+from ocp.run.stopping import Stop
 
 #: Those that run to infinity on a few explicit steps.
 STIFF = {"burgers", "hypersensitive"}
@@ -25,8 +26,8 @@ def test_the_derivative_is_verified(name):
 @pytest.mark.parametrize("method", ["single", "nested", "mgopt"])
 def test_a_network_of_128_layers_learns_the_digits_with_every_method(method):
     study = catalog.load("digits")
-    settings = {"tolerance": 1e-3, "max_work": 25}
-    result = solve("digits", study, Run(method, settings=settings))
+    stop = Stop(tolerance=1e-3, max_work=25)
+    result = solve("digits", study, RunSpec(method, stop=stop))
     assert result.about["steps"] == 128
     assert result.validation_accuracy >= 0.95
     assert result.test_accuracy >= 0.94

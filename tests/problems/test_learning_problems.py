@@ -153,8 +153,8 @@ def test_the_layer_is_the_stated_one(module, weight):
 def test_what_is_suggested_fits_the_solver(learning):
     study = learning.problem()
     assert study.steps % 2 ** (study.levels - 1) == 0
-    assert study.target[0] == "accuracy"
-    assert set(study.settings) == {"max_work", "tolerance"}
+    assert study.target.quantity == "accuracy"
+    assert study.stop.max_work < float("inf")
 
 
 @pytest.mark.parametrize("module", [*LEARNING.values(), lqr, van_der_pol])
@@ -187,7 +187,7 @@ def test_the_digits_reach_their_target_on_few_steps():
         watch=Watch(validation=study.validation, progress=False),
         stop=Stop(max_iterations=25),
     )
-    assert result.validation_accuracy >= study.target[1]
+    assert result.validation_accuracy >= study.target.threshold
 
 
 def test_mnist_is_read_from_a_folder(tmp_path):

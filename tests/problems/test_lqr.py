@@ -49,7 +49,7 @@ def test_the_riccati_feedback_costs_the_stated_optimum():
 def test_the_target_lies_above_the_discrete_optimum_of_the_suggested_grid():
     study = lqr.problem()
     result = minimize(study.problem, study.steps, LBFGS(), integrator=study.integrator, watch=Watch(progress=False))
-    assert study.optimum < result.value < study.target[1]
+    assert study.optimum < result.value < study.target.threshold
 
 
 def test_the_precision_is_that_asked_for():

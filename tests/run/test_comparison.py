@@ -23,8 +23,14 @@ from ocp import (
     accuracy,
     residual_network,
 )
+from ocp.cli.words import SMOOTHERS
+from ocp.optimize.conjugate_gradients import NonlinearCG
+from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Dense
-from ocp.run.comparison import METHODS, SMOOTHERS, Comparison, Run, compare, solve
+from ocp.run.comparison import METHODS, Comparison, RunSpec, compare, solve, title
+from ocp.run.stopping import Stop
+from ocp.space.transfer import LINEAR
 
 X0 = torch.ones(1, 1, dtype=torch.float64)
 CONTROL = Study(
@@ -37,7 +43,7 @@ CONTROL = Study(
     ),
     steps=8,
     levels=3,
-    settings={"tolerance": 1e-5},
+    stop=Stop(tolerance=1e-5),
 )
 
 
@@ -48,10 +54,11 @@ def learning(seed):
         generator = torch.Generator().manual_seed(3 * seed + part)
         x = torch.rand(15, 2, generator=generator, dtype=torch.float64) - 0.5
         parts.append(residual_network(x, CrossEntropy((x[:, 0] > x[:, 1]).long()), Dense(2)))
-    return Study(parts[0], steps=4, levels=2, validation=parts[1], test=parts[2], settings={"max_iterations": 12})
+    return Study(parts[0], steps=4, levels=2, validation=parts[1], test=parts[2], stop=Stop(max_iterations=12))
 
 
-RUNS = [Run(method) for method in ("single", "nested", "mgopt")]
+ADAM = SMOOTHERS["adam"](1e-2)
+RUNS = [RunSpec(method) for method in ("single", "nested", "mgopt")]
 
 
 def tables(comparison):
@@ -81,44 +88,36 @@ def made(work, *values, seconds=0.5, **changes):
     return replace(result, about=about, **changes)
 
 
-@pytest.mark.parametrize("smoother", SMOOTHERS)
+@pytest.mark.parametrize("smoother", [make(0.1) for make in SMOOTHERS.values()], ids=SMOOTHERS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_with_every_smoother(method, smoother):
-    result = solve("control", CONTROL, Run(method, smoother, settings={"max_iterations": 60}))
+    result = solve("control", CONTROL, RunSpec(method, smoother, stop=Stop(max_iterations=60)))
     assert result.value < result.history[-1].value + 1e-12
     assert result.value < 0.7
-    assert (result.about["method"], result.about["smoother"]) == (method, smoother)
+    assert (result.about["method"], result.about["smoother"]) == (method, title(smoother))
 
 
 def test_a_run_takes_what_the_study_suggests_unless_it_says_otherwise():
-    suggested = solve("control", CONTROL, Run())
-    own = solve("control", CONTROL, Run(steps=12, levels=2, integrator="heun", settings={"tolerance": 1e-2}))
+    suggested = solve("control", CONTROL, RunSpec())
+    own = solve("control", CONTROL, RunSpec(steps=12, levels=2, integrator="heun", stop=Stop(tolerance=1e-2)))
     assert [suggested.about[key] for key in ("steps", "levels", "integrator")] == [8, 3, "euler"]
     assert [own.about[key] for key in ("steps", "levels", "integrator")] == [12, 2, "heun"]
     assert suggested.derivative_norm < own.derivative_norm
 
 
-def test_the_learning_rate_is_that_of_the_optimizer():
-    slow, fast = (
-        solve("control", CONTROL, Run("single", "sgd", lr, settings={"max_iterations": 5})) for lr in (1e-9, 0.1)
-    )
-    assert slow.value == pytest.approx(slow.history[0].value, abs=1e-6)
-    assert fast.value < slow.value - 1e-3
-
-
 def test_the_seed_is_that_of_the_batches():
     one, same, other = (
-        solve("learning", learning(0), Run("single", "adam", batch_size=4, seed=seed)) for seed in (1, 1, 2)
+        solve("learning", learning(0), RunSpec("single", ADAM, batch_size=4, seed=seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(one.control.flat, same.control.flat)
     assert not torch.equal(one.control.flat, other.control.flat)
 
 
 def test_with_mini_batches_mgopt_carries_its_memory_and_makes_no_cycles():
-    settings = {"max_iterations": 60, "tolerance": 0.0}
+    stop = Stop(max_iterations=60, tolerance=0.0)
     noisy, exact = (
-        solve("learning", learning(0), Run("mgopt", smoother, batch_size=size, settings=settings))
-        for smoother, size in (("adam", 4), ("gd", None))
+        solve("learning", learning(0), RunSpec("mgopt", smoother, batch_size=size, stop=stop))
+        for smoother, size in ((ADAM, 4), (GradientDescent(), None))
     )
     assert [min(record.level for record in result.history) for result in (noisy, exact)] == [0, 0]
     assert "corrections" not in noisy.counts
@@ -126,17 +125,24 @@ def test_with_mini_batches_mgopt_carries_its_memory_and_makes_no_cycles():
 
 
 def test_under_gradient_descent_mgopt_solves_the_coarse_grids_with_lbfgs():
-    settings = {"max_iterations": 60, "tolerance": 0.0}
-    slow, fast = (solve("learning", learning(0), Run("mgopt", name, settings=settings)) for name in ("gd", "lbfgs"))
+    stop = Stop(max_iterations=60, tolerance=0.0)
+    slow, fast = (
+        solve("learning", learning(0), RunSpec("mgopt", smoother, stop=stop))
+        for smoother in (GradientDescent(), LBFGS())
+    )
     coarse = [[record.value for record in result.history if record.level > 0] for result in (slow, fast)]
     assert coarse[0] == coarse[1]
     assert slow.value != fast.value
 
 
-@pytest.mark.parametrize(("name", "value"), [("method", "multigrid"), ("smoother", "sqp")])
-def test_an_unknown_name_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name}: expected one of .*, got '{value}'"):
-        Run(**{name: value})
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"method: expected one of .*, got 'multigrid'"):
+        RunSpec("multigrid")
+
+
+def test_a_smoother_that_is_no_method_is_refused():
+    with pytest.raises(TypeError, match=r"smoother: expected a method such as LBFGS\(\) .*, got 'lbfgs'"):
+        RunSpec(smoother="lbfgs")
 
 
 def test_a_comparison_has_one_result_for_each_method_and_seed():
@@ -179,7 +185,7 @@ def test_the_finest_grid_is_watched():
 
 @pytest.mark.parametrize(("given", "expected"), [(None, Target("value", 0.5)), (Target("value", 0.6),) * 2])
 def test_the_target_is_that_of_the_study_unless_another_is_given(given, expected):
-    study = replace(CONTROL, target=("value", 0.5))
+    study = replace(CONTROL, target=Target("value", 0.5))
     assert compare("control", lambda seed: study, RUNS[:1], seeds=1, target=given).target == expected
 
 
@@ -267,18 +273,20 @@ def test_a_comparison_needs_a_seed(seeds):
         compare("control", lambda seed: CONTROL, RUNS, seeds=seeds)
 
 
-@pytest.mark.parametrize("runs", [[], [Run("single"), Run("single", "cg")], [Run("single"), Run(label="single")]])
+@pytest.mark.parametrize(
+    "runs", [[], [RunSpec("single"), RunSpec("single", NonlinearCG())], [RunSpec("single"), RunSpec(label="single")]]
+)
 def test_a_comparison_needs_runs_that_can_be_told_apart(runs):
     with pytest.raises(ValueError, match="runs: expected at least one, and every label once"):
         compare("control", lambda seed: CONTROL, runs, seeds=1)
 
 
 def test_labels_tell_runs_of_one_method_apart(tmp_path):
-    runs = [Run("single", label="L-BFGS"), Run("single", "cg", label="CG")]
+    runs = [RunSpec("single", label="L-BFGS"), RunSpec("single", NonlinearCG(), label="CG")]
     comparison = compare("control", lambda seed: CONTROL, runs, seeds=1)
     assert {label: results[0].about["smoother"] for label, results in comparison.runs.items()} == {
-        "L-BFGS": "lbfgs",
-        "CG": "cg",
+        "L-BFGS": "LBFGS",
+        "CG": "NonlinearCG",
     }
     assert list(Comparison.load(comparison.save(tmp_path)).runs) == ["L-BFGS", "CG"]
 
@@ -291,22 +299,22 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
 
 
 def test_a_study_is_solved_with_its_own_smoother_and_interpolation():
-    study = replace(CONTROL, smoother="cg", interpolation="linear")
-    result = solve("control", study, Run())
-    assert result.about["smoother"] == "cg"
+    study = replace(CONTROL, smoother=NonlinearCG(), interpolation=LINEAR)
+    result = solve("control", study, RunSpec())
+    assert result.about["smoother"] == "NonlinearCG"
     assert "smoother=NonlinearCG(" in result.about["recipe"]
     assert "interpolation=LINEAR" in result.about["recipe"]
 
 
 def test_a_run_takes_its_smoother_in_place_of_that_of_the_study():
-    study = replace(CONTROL, smoother="cg", interpolation="linear")
-    result = solve("control", study, Run(smoother="gd"))
-    assert result.about["smoother"] == "gd"
+    study = replace(CONTROL, smoother=NonlinearCG(), interpolation=LINEAR)
+    result = solve("control", study, RunSpec(smoother=GradientDescent()))
+    assert result.about["smoother"] == "GradientDescent"
     assert "smoother=GradientDescent(" in result.about["recipe"]
 
 
 def test_the_usual_study_has_lbfgs_and_constant_interpolation():
-    recipe = solve("control", CONTROL, Run()).about["recipe"]
+    recipe = solve("control", CONTROL, RunSpec()).about["recipe"]
     assert "smoother=LBFGS(" in recipe
     assert "interpolation=CONSTANT" in recipe
 
@@ -327,19 +335,19 @@ LEVELS = {
 @pytest.mark.parametrize(("suggested", "steps", "grids"), LEVELS.values(), ids=LEVELS.keys())
 def test_the_levels_fit_the_steps_down_to_the_coarsest_grid_of_the_study(suggested, steps, grids):
     study = replace(CONTROL, steps=suggested[0], levels=suggested[1])
-    result = solve("control", study, Run(steps=steps))
+    result = solve("control", study, RunSpec(steps=steps))
     assert {record.steps for record in result.history} == grids
     assert result.about["levels"] == len(grids)
 
 
 def test_levels_that_are_asked_for_must_exist():
     with pytest.raises(ValueError, match="levels: 8 steps can be coarsened"):
-        solve("control", CONTROL, Run(levels=5))
+        solve("control", CONTROL, RunSpec(levels=5))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_can_choose_its_grid(method):
-    result = solve("control", CONTROL, Run(method, steps=Adaptive(2e-2, first=8)))
+    result = solve("control", CONTROL, RunSpec(method, steps=Adaptive(2e-2, first=8)))
     assert result.status is Status.CONVERGED
     assert result.about["steps"] > 8
     assert result.about["discretization_error"] <= 2e-2 * result.value
@@ -347,14 +355,14 @@ def test_a_run_can_choose_its_grid(method):
 
 
 def test_runs_that_choose_their_grids_can_be_compared():
-    runs = [Run(method, steps=Adaptive(2e-2, first=8)) for method in METHODS]
+    runs = [RunSpec(method, steps=Adaptive(2e-2, first=8)) for method in METHODS]
     comparison = compare("control", lambda seed: CONTROL, runs, seeds=1)
     assert {results[0].status for results in comparison.runs.values()} == {Status.CONVERGED}
     assert len({results[0].about["steps"] for results in comparison.runs.values()}) == 1
 
 
 def test_the_test_accuracy_of_a_chosen_grid_is_that_on_it():
-    settings = {"max_iterations": 300, "tolerance": 1e-2}
-    result = solve("learning", learning(0), Run("single", steps=Adaptive(0.5, first=2, limit=8), settings=settings))
+    stop = Stop(max_iterations=300, tolerance=1e-2)
+    result = solve("learning", learning(0), RunSpec("single", steps=Adaptive(0.5, first=2, limit=8), stop=stop))
     assert result.about["steps"] > 2
     assert result.test_accuracy == accuracy(learning(0).test, result.control)

@@ -30,8 +30,9 @@ from ocp import (
     minimize,
     residual_network,
 )
+from ocp.optimize.conjugate_gradients import NonlinearCG
 from ocp.problem.layers import Dense
-from ocp.run.comparison import Run, solve
+from ocp.run.comparison import RunSpec, solve
 from ocp.space.transfer import depth
 
 KEYS = {
@@ -89,7 +90,7 @@ STUDIES = {"learning": LEARNING, "control": CONTROL}
 def solved(request):
     """The results of small runs."""
     name, study = request.param
-    return solve(name, study, Run(seed=3, settings={"max_iterations": 12}))
+    return solve(name, study, RunSpec(seed=3, stop=Stop(max_iterations=12)))
 
 
 def record(**changes):
@@ -132,13 +133,13 @@ def test_a_saved_result_has_the_keys_that_comparisons_rely_on(solved, tmp_path):
 
 
 def test_a_saved_result_says_what_was_run(tmp_path):
-    result = solve("control", CONTROL, Run("nested", "cg", seed=3, settings={"max_iterations": 4}))
+    result = solve("control", CONTROL, RunSpec("nested", NonlinearCG(), seed=3, stop=Stop(max_iterations=4)))
     saved = strict(result.save(tmp_path) / "result.json")
     said = {key: saved[key] for key in ("problem", "method", "smoother", "steps", "levels", "seed", "dtype", "device")}
     assert said == {
         "problem": "control",
         "method": "nested",
-        "smoother": "cg",
+        "smoother": "NonlinearCG",
         "steps": 8,
         "levels": 3,
         "seed": 3,
@@ -149,7 +150,7 @@ def test_a_saved_result_says_what_was_run(tmp_path):
 
 def test_accuracies_are_there_for_learning_and_null_for_control(tmp_path):
     learning, control = (
-        strict(solve(name, study, Run(settings={"max_iterations": 3})).save(tmp_path / name) / "result.json")
+        strict(solve(name, study, RunSpec(stop=Stop(max_iterations=3))).save(tmp_path / name) / "result.json")
         for name, study in STUDIES.items()
     )
     assert 0 < learning["validation_accuracy"] <= 1

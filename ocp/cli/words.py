@@ -1,0 +1,31 @@
+"""The words of the command line, and the objects they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ocp.optimize.conjugate_gradients import NonlinearCG
+from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.lbfgs import LBFGS
+from ocp.optimize.method import Method
+from ocp.optimize.newton_cg import NewtonCG
+from ocp.optimize.scipy_optimizer import SciPy
+from ocp.optimize.torch_optimizer import TorchOptimizer
+
+__all__ = ["DTYPES", "SMOOTHERS"]
+
+#: Smoothers by name, as functions of the learning rate, which those with a line search do not need.
+SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
+    "lbfgs": lambda lr: LBFGS(),
+    "cg": lambda lr: NonlinearCG(),
+    "newton": lambda lr: NewtonCG(),
+    "gd": lambda lr: GradientDescent(),
+    "adam": lambda lr: TorchOptimizer(torch.optim.Adam, {"lr": lr}),
+    "sgd": lambda lr: TorchOptimizer(torch.optim.SGD, {"lr": lr, "momentum": 0.9}),
+    "scipy": lambda lr: SciPy(),
+}
+
+#: Precisions by name.
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
