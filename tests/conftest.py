@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ocp.problem.control_problem import ControlProblem
+from ocp.problem.costs import LeastSquares, QuadraticRunning
 from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
 from ocp.problem.layers import RELU, SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dense
 
@@ -327,3 +329,34 @@ def unchanged():
                 assert all(map(torch.equal, self.tensors, self.before))
 
     return Unchanged
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x' = F x + G u."""
+
+    F: Tensor
+    G: Tensor
+
+    @property
+    def control_size(self):
+        return self.G.shape[1]
+
+    def __call__(self, t, x, u):
+        return x @ self.F.T + self.G @ u
+
+    def vjp(self, t, x, u, p):
+        return p @ self.F, (p @ self.G).sum(0)
+
+    def jvp(self, t, x, u, dx, du):
+        return dx @ self.F.T + self.G @ du
+
+
+@pytest.fixture(scope="session")
+def lqr():
+    """An oscillator with a quadratic cost."""
+    F = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    G = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    x = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    terminal, running = LeastSquares(torch.zeros_like(x), 2.0), QuadraticRunning(1.0, 0.5)
+    return ControlProblem(Linear(F, G), x, terminal, running, horizon=2.0)

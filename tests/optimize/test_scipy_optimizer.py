@@ -1,0 +1,41 @@
+"""The minimizers of SciPy as methods."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ocp import LBFGS, Bounds, SciPy, Status, minimize
+from ocp.run.stopping import Stop
+
+
+@pytest.mark.parametrize("name", ["L-BFGS-B", "CG", "BFGS"])
+def test_a_run_goes_on_until_the_solver_is_satisfied(name, lqr):
+    assert minimize(lqr, 16, SciPy(name), stop=Stop(tolerance=1e-8)).status is Status.CONVERGED
+
+
+def test_the_barrier_of_trust_constr_gets_to_its_end_within_one_long_call(lqr):
+    problem = replace(lqr, bounds=Bounds(-0.3, 0.3))
+    result = minimize(problem, 8, SciPy("trust-constr", iterations=200), stop=Stop(tolerance=1e-5))
+    assert result.status is Status.CONVERGED
+    assert result.value == pytest.approx(minimize(problem, 8, LBFGS(), stop=Stop(tolerance=1e-8)).value, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["L-BFGS-B", "TNC", "SLSQP"])
+def test_every_method_that_supports_bounds_keeps_to_them(name, convex_within, run):
+    objective, optimum = convex_within("active")
+    found = run(SciPy(name, 100), objective.at(objective.box.project(torch.ones(14).double())), 3).control
+    torch.testing.assert_close(found, optimum, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CG", "BFGS", "Newton-CG"])
+def test_a_method_that_does_not_support_bounds_is_refused_before_work_begins(name, lqr):
+    message = f"name: expected a method that supports bounds, one of l-bfgs-b, .*, got '{name}'"
+    with pytest.raises(ValueError, match=message) as caught:
+        minimize(replace(lqr, bounds=Bounds(0.0, 1.0)), 8, SciPy(name))
+    assert not hasattr(caught.value, "result")
+
+
+def test_a_method_that_scipy_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"name: expected one of l-bfgs-b, .*, got 'foo'"):
+        SciPy("foo")
