@@ -17,6 +17,7 @@ import ocp
 import ocp.problems
 from ocp import plots
 from ocp.cli import catalog
+from ocp.cli.help import Grouped
 from ocp.cli.words import DTYPES, SMOOTHERS
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.processes import launched
@@ -82,7 +83,7 @@ _THREADS = click.option(
     show_default=True,
     expose_value=False,
     callback=lambda context, parameter, threads: torch.set_num_threads(threads),
-    help="Of torch on the CPU; wide states gain from more, narrow ones lose.",
+    help="Threads of torch on the CPU; wide states gain from more, narrow ones lose.",
 )
 
 _SET = click.option(
@@ -90,20 +91,20 @@ _SET = click.option(
 )
 
 _SHARED = (
-    click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="The problem's own by default."),
-    click.option("--learning-rate", default=1e-2, show_default=True, help="For adam and sgd."),
-    click.option("--steps", type=click.IntRange(1), help="Of the finest grid; the problem's own by default."),
-    click.option("--levels", type=click.IntRange(1), help="Number of grids; the problem's own by default."),
-    click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The problem's own by default."),
-    click.option("--batch-size", type=click.IntRange(1), help="Mini-batches of so many samples; all by default."),
-    click.option("--max-work", type=click.FloatRange(0), help="Limit in gradients on the finest grid and all samples."),
+    click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="Method on each grid."),
+    click.option("--learning-rate", default=1e-2, show_default=True, help="Learning rate of adam and sgd."),
+    click.option("--steps", type=click.IntRange(1), help="Steps of the finest grid; the default is the problem's own."),
+    click.option("--levels", type=click.IntRange(1), help="Number of grids; the default is the problem's own."),
+    click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own."),
+    click.option("--batch-size", type=click.IntRange(1), help="Samples in a mini-batch; the default is all."),
+    click.option("--max-work", type=click.FloatRange(0), help="Limit of work, in gradients on the finest grid."),
     click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
-    click.option("--tolerance", type=click.FloatRange(0), help="Relative bound on the derivative's dual norm."),
-    click.option("--device", default=None, help="Such as cpu or cuda."),
-    click.option("--dtype", type=click.Choice(list(DTYPES)), help="The problem's own by default."),
+    click.option("--tolerance", type=click.FloatRange(0), help="Norm of the derivative, relative to the start."),
+    click.option("--device", default=None, help="Device, such as cpu or cuda."),
+    click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
     _THREADS,
     _SET,
-    click.option("--quiet", is_flag=True, help="No live line."),
+    click.option("--quiet", is_flag=True, help="Show no live line."),
 )
 
 
@@ -165,7 +166,7 @@ def main() -> None:
     """Training and control as discrete optimal control, solved on many time grids at once."""
 
 
-@main.command("list")
+@main.command("list", cls=Grouped, example="ocp list")
 @_one_line
 def list_() -> None:
     """List the problems."""
@@ -175,13 +176,13 @@ def list_() -> None:
         click.echo(f"{name:<{width}}  {summary}")
 
 
-@main.command("verify")
+@main.command("verify", cls=Grouped, example="ocp verify van_der_pol --steps 32")
 @click.argument("name")
-@click.option("--steps", type=click.IntRange(1), help="The problem's own by default.")
-@click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The problem's own by default.")
+@click.option("--steps", type=click.IntRange(1), help="The default is the problem's own.")
+@click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
-    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, too."
+    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report to this file."
 )
 @_SET
 @_one_line
@@ -201,10 +202,10 @@ def verify_(
         raise SystemExit(1)
 
 
-@main.command("solve")
+@main.command("solve", cls=Grouped, example="ocp solve pendulum --max-work 20 --out pendulum-out")
 @click.argument("name")
 @click.option("--method", type=click.Choice(list(METHODS)), default="mgopt", show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Of the initial weights and the batches.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the initial weights and the batches.")
 @click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
 @click.option(
     "--grid-error",
@@ -213,15 +214,17 @@ def verify_(
     "grid.",
 )
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/METHOD by default."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder; the default is ocp-out/NAME/METHOD.",
 )
 @click.option("--checkpoint", type=click.Path(file_okay=False), help="Save the run to this folder.")
-@click.option("--every", type=click.IntRange(1), help="Iterations between two checkpoints; by default ten seconds.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint; begin where there is none.")
+@click.option("--every", type=click.IntRange(1), help="Iterations between two checkpoints; the default is ten seconds.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint; start afresh if there is none.")
 @click.option(
-    "--resume-from", type=click.Path(dir_okay=False, path_type=Path), help="Go on from this checkpoint of the folder."
+    "--resume-from", type=click.Path(dir_okay=False, path_type=Path), help="Resume from this checkpoint of the folder."
 )
-@click.option("--check", is_flag=True, help="Before the run, compare the derivative with differences of values.")
+@click.option("--check", is_flag=True, help="First compare the derivative with differences of values.")
 @_shared
 @_one_line
 def solve_(
@@ -305,13 +308,15 @@ def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[
     return files
 
 
-@main.command("compare")
+@main.command("compare", cls=Grouped, example="ocp compare lqr --methods single,mgopt --seeds 1")
 @click.argument("name")
-@click.option("--methods", default="single,nested,mgopt", show_default=True, help="Separated by commas.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, from 0 on.")
-@click.option("--target", help="accuracy=0.95 or value=0.1; the problem's own by default.")
+@click.option("--methods", default="single,nested,mgopt", show_default=True, help="Methods, separated by commas.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds, counted from 0.")
+@click.option("--target", help="accuracy=0.95 or value=0.1; the default is the problem's own.")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write; ocp-out/NAME/compare by default."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder; the default is ocp-out/NAME/compare.",
 )
 @_shared
 @_one_line
@@ -334,7 +339,7 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
     click.echo(f"written to {folder}")
 
 
-@main.command("plot")
+@main.command("plot", cls=Grouped, example="ocp plot ocp-out/lqr/compare --out convergence.png")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="convergence.png", show_default=True)
 @_one_line

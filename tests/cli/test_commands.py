@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from ocp import Result
 from ocp.cli import catalog
 from ocp.cli.commands import main
+from ocp.cli.help import GROUPS
 from ocp.run.comparison import Comparison
 
 CONTROL = '''
@@ -589,3 +591,21 @@ def test_solve_can_check_the_derivative_first(call, write, tmp_path):
     result = call("solve", write(CORRUPTED, "wrong.py"), "--check", "--out", tmp_path)
     assert result.exit_code == 1
     assert "WRONG_DERIVATIVE" in result.output
+
+
+def test_help_shows_options_in_the_groups_of_minimize(call):
+    text = call("solve", "--help").output
+    titles = ["Problem:", "Method and grids:", "Stopping:", "Watching:", "Checkpoints:", "Output:", "Example:"]
+    assert [text.index(title) for title in titles] == sorted(text.index(title) for title in titles)
+    assert text.index("Stopping:") < text.index("--tolerance") < text.index("Watching:")
+
+
+@pytest.mark.parametrize("name", ["list", "verify", "solve", "compare"])
+def test_every_option_belongs_to_a_group_of_the_help(name):
+    grouped = {parameter for group in GROUPS.values() for parameter in group}
+    assert {option.name for option in main.commands[name].params if isinstance(option, click.Option)} <= grouped
+
+
+def test_the_example_of_each_command_works(call):
+    for name in ("list", "verify", "solve", "compare", "plot"):
+        assert call(*main.commands[name].example.split()[1:]).exit_code == 0, name
