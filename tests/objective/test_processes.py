@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,22 +233,24 @@ def test_one_process_that_wants_to_stop_stops_all():
     assert [(r.status, r.iterations) for r in together(3, job)] == [(Status.STOPPED, 3)] * 3
 
 
-def test_the_slowest_clock_decides_for_all():
+def test_the_slowest_clock_decides_for_all(monkeypatch):
+    clock = threading.local()
+
+    def seconds():
+        """Each process looks at a clock of its own, which has gone on since it last looked."""
+        clock.now = getattr(clock, "now", 0.0) + clock.pace
+        return clock.now
+
     def job(process):
-        def slow(record, control):
-            threading.Event().wait(0.02 * process.rank)
+        clock.pace = 0.1 if process.rank == 1 else 0.01
+        settings = {"processes": process, "stop": Stop(max_seconds=0.5, tolerance=0.0)}
+        return minimize(COPIES[process.rank], N, LBFGS(), **settings)
 
-        return minimize(
-            COPIES[process.rank],
-            N,
-            LBFGS(),
-            processes=process,
-            stop=Stop(max_seconds=0.2, tolerance=0.0),
-            watch=Watch(callback=slow),
-        )
-
-    results = together(2, job)
-    assert len({(r.status, r.iterations) for r in results}) == 1
+    monkeypatch.setattr("ocp.run.run.time", SimpleNamespace(perf_counter=seconds))
+    one, two = together(2, job)
+    assert one.status is two.status is Status.MAX_SECONDS
+    assert one.iterations == two.iterations
+    assert one.seconds < 0.5 <= two.seconds
 
 
 def test_an_error_in_one_process_ends_the_others():

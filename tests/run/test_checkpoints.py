@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,29 +157,22 @@ def same(one, two):
 @pytest.mark.parametrize("iteration", [1, 6, 13])
 @every_run
 @pytest.mark.cover(1)
-def test_a_run_that_was_killed_goes_on_to_the_same_end(make, steps, method, settings, iteration, tmp_path):
-    undisturbed = run(tmp_path / "one", make, steps, method, **settings)
+def test_a_run_that_was_killed_ends_as_one_that_was_never_saved(make, steps, method, settings, iteration, tmp_path):
+    undisturbed = run(tmp_path, make, steps, method, **settings, checkpoint=None)
     deadly = kill(min(iteration, undisturbed.iterations - 1))
     with pytest.raises(Killed):
-        run(tmp_path / "two", make, steps, method, **{**settings, "watch": watching(deadly, **settings)})
+        run(tmp_path, make, steps, method, **{**settings, "watch": watching(deadly, **settings)})
     torch.manual_seed(17)
-    same(run(tmp_path / "two", make, steps, method, **settings, resume=True), undisturbed)
-
-
-@every_run
-def test_saving_changes_nothing(make, steps, method, settings, tmp_path):
-    same(
-        run(tmp_path, make, steps, method, **settings), run(tmp_path, make, steps, method, **settings, checkpoint=None)
-    )
+    same(run(tmp_path, make, steps, method, **settings, resume=True), undisturbed)
 
 
 @every_run
 def test_a_run_that_has_ended_goes_on_where_its_limit_is_raised(make, steps, method, settings, tmp_path):
-    undisturbed = run(tmp_path / "one", make, steps, method, **settings)
-    ended = run(tmp_path / "two", make, steps, method, **settings, stop=SEVEN)
-    again = run(tmp_path / "two", make, steps, method, **settings, stop=SEVEN, resume=True)
+    undisturbed = run(tmp_path, make, steps, method, **settings, checkpoint=None)
+    ended = run(tmp_path, make, steps, method, **settings, stop=SEVEN)
+    again = run(tmp_path, make, steps, method, **settings, stop=SEVEN, resume=True)
     same(ended, again)
-    same(run(tmp_path / "two", make, steps, method, **settings, resume=True), undisturbed)
+    same(run(tmp_path, make, steps, method, **settings, resume=True), undisturbed)
 
 
 def killed(folder, iteration=6, **settings):
@@ -196,9 +190,13 @@ def test_checkpoints_are_made_every_so_many_iterations_and_at_the_end(tmp_path):
     assert sorted(int(path.stem) for path in tmp_path.glob("*.ocp")) == [0, 3, 6, 7]
 
 
-def test_checkpoints_are_made_every_so_many_seconds_and_at_the_end(tmp_path):
-    run(tmp_path, control, N, LBFGS(), stop=SEVEN, checkpoint=tmp_path)
-    assert sorted(int(path.stem) for path in tmp_path.glob("*.ocp")) == [0, 7]
+def test_checkpoints_are_made_every_so_many_seconds_and_at_the_end(tmp_path, monkeypatch):
+    iterations_of_four_seconds = Watch(callback=lambda record, control: passed.append(4.0))
+    passed = []
+    monkeypatch.setattr("ocp.run.checkpoints.time", SimpleNamespace(monotonic=lambda: sum(passed)))
+    checkpoint = Checkpoint(tmp_path, seconds=10.0, keep=9)
+    run(tmp_path, control, N, LBFGS(), stop=SEVEN, checkpoint=checkpoint, watch=iterations_of_four_seconds)
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.ocp")) == [0, 3, 6, 7]
 
 
 def test_a_run_can_be_taken_up_before_its_last_checkpoint(tmp_path):
