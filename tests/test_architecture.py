@@ -138,3 +138,10 @@ def test_what_the_package_offers_exists_once():
 
 def test_the_listing_of_the_package_fits_on_a_screen():
     assert len([path for path in FOLDER.iterdir() if path.name != "__pycache__"]) <= 15
+
+
+def test_raw_results_stay_out_of_the_documentation():
+    docs = FOLDER.parent / "docs"
+    assert list(docs.rglob("*.json")) == []
+    assert [path for path in docs.rglob("*.csv") if path.stat().st_size > 50_000] == []
+    assert {path.stem for path in docs.rglob("*.png")} == {path.stem for path in docs.rglob("*.csv")}

@@ -4,7 +4,7 @@ r"""Solve the classical problems with one grid and with MG/OPT, and write what i
         [--method single|mgopt]
 
 Three parts: the discrete optima of an independent solver on N = 50, 100, 200; the work to the discretization error on
-N = 1024; the iterations to a fixed tolerance from N = 64 to 4096. Results go to docs/results/classical/PART.json and,
+N = 1024; the iterations to a fixed tolerance from N = 64 to 4096. Raw results go to bench-out/classical/PART.json and,
 as tables, to docs/results/classical.md. With --redraw only the tables are made anew; with --quick the grids are small,
 to try the script, and nothing is written.
 """
@@ -14,19 +14,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from outputs import DOCS, RAW
 from tabulate import tabulate
 
 from ocp import Result, Target, Watch
 from ocp.cli import catalog
 from ocp.run.comparison import RunSpec, solve
 
-DOCS = Path(__file__).parents[1]
-FOLDER = DOCS / "results" / "classical"
+FOLDER = RAW / "classical"
 OPTIMA = json.loads((DOCS.parent / "tests" / "problems" / "discrete_optima.json").read_text())["problems"]
 SINGULAR = ("catalyst_mixing", "lotka_volterra")
 REGULARIZED = ("lqr", "feldbaum", "hager", "hull", "van_der_pol", "rayleigh")
@@ -217,7 +216,7 @@ def main(quick: bool, redraw: bool, parts: tuple[str, ...], names: tuple[str, ..
             if not quick:
                 _save(part, [line])
     if not quick and all((FOLDER / f"{part}.json").exists() for part in PARTS):
-        (FOLDER.parent / "classical.md").write_text(tables())
+        (DOCS / "results" / "classical.md").write_text(tables())
 
 
 if __name__ == "__main__":

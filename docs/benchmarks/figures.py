@@ -2,15 +2,15 @@
 
     python docs/benchmarks/figures.py [--redraw]
 
-Results go to docs/results/NAME/compare.json and tables.md, figures to docs/figures/NAME.png. With --redraw the figures
-and tables are made anew from the saved results, without running anything.
+Raw results go to bench-out/NAME/compare.json, tables to docs/results/tables.md, figures and what they draw to
+docs/figures/NAME.png and NAME.csv. With --redraw, figures and tables are made from the raw results of an earlier run.
 """
 
 from functools import partial
-from pathlib import Path
 
 import click
 import torch
+from outputs import DOCS, RAW, write_convergence
 
 from ocp import Stop, plots
 from ocp.cli import catalog
@@ -18,7 +18,6 @@ from ocp.cli.words import SMOOTHERS
 from ocp.run.comparison import Comparison, RunSpec, compare
 
 ADAM = SMOOTHERS["adam"](1e-2)
-DOCS = Path(__file__).parents[1]
 #: From the name of a comparison to its problem and to what its runs have in common.
 CASES: dict[str, tuple[str, dict]] = {
     "digits": ("digits", {}),
@@ -38,12 +37,13 @@ def main(redraw: bool) -> None:
     (DOCS / "figures").mkdir(exist_ok=True)
     tables = []
     for name, (problem, options) in CASES.items():
-        folder = DOCS / "results" / name
+        folder = RAW / name
         if not redraw:
             runs = [RunSpec(method, **options) for method in ("single", "nested", "mgopt")]
             compare(problem, partial(load, problem), runs, SEEDS).save(folder)
         comparison = Comparison.load(folder)
         plots.convergence(comparison.runs, comparison.target).savefig(DOCS / "figures" / f"{name}.png", dpi=110)
+        write_convergence(name, comparison)
         tables.append(f"## {name}\n\n```text\n{comparison}\n```\n")
     head = "# Results\n\nWritten by `docs/benchmarks/figures.py`; N = 128.\n\n"
     (DOCS / "results" / "tables.md").write_text(head + "\n".join(tables))

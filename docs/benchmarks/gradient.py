@@ -19,9 +19,9 @@ On a GPU the dense rows also tell what share of its ceilings ours reaches, which
 large product of matrices, with three products for each stage, and of the rate of a large copy, with what has to be
 moved at least: weights twice, their derivative once, and the values of f there and back.
 
-Rows go to docs/results/gradient.json and, as a table, to docs/results/gradient.md; the figure to
-docs/figures/gradient.png; on another device than the CPU its name is appended to each. With --quick the sizes are few
-and small, and only FILE is written.
+Raw rows go to bench-out/gradient.json, the table to docs/results/gradient.md, the figure and what it draws to
+docs/figures/gradient.png and gradient.csv; on another device than the CPU its name is appended to each. With --quick
+the sizes are few and small, and only FILE is written.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
+from outputs import DOCS, RAW, write_csv
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -55,7 +56,6 @@ try:
 except ImportError:  # pip install ocp[bench]
     torchdiffeq = None
 
-DOCS = Path(__file__).parents[1]
 TABLEAUS = {tableau.name: tableau for tableau in (EULER, HEUN, RK4)}
 #: Edge of the images of a convolution.
 EDGE = 8
@@ -426,7 +426,8 @@ time is spent outside sweeps.
 @click.option("--redraw", is_flag=True)
 def main(quick: bool, file: Path | None, device: str, threads: int | None, redraw: bool) -> None:
     name = "gradient" if device == "cpu" else f"gradient_{device.replace(':', '_')}"
-    saved = DOCS / "results" / f"{name}.json"
+    saved = RAW / f"{name}.json"
+    RAW.mkdir(exist_ok=True)
     if redraw:
         data = json.loads(saved.read_text())
     else:
@@ -443,6 +444,8 @@ def main(quick: bool, file: Path | None, device: str, threads: int | None, redra
     if not quick:
         (DOCS / "results" / f"{name}.md").write_text(table(data["rows"], data["solver"], device))
         figure(data["rows"], DOCS / "figures" / f"{name}.png")
+        drawn = ("layer", "integrator", "width", "batch", "steps", "baseline", "time_ratio", "memory_ratio")
+        write_csv(name, drawn, [[row[key] for key in drawn] for row in data["rows"]])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python docs/benchmarks/multilevel.py [--quick] [--redraw] [--part runs|ablation]
 
-Results go to docs/results/multilevel/, a file for each problem and number of steps, written after every run; what is
+Raw results go to bench-out/multilevel/, a file for each problem and number of steps, written after every run; what is
 there already is not run again. The tables go to docs/results/multilevel.md, the figures to docs/figures/. The cases
 are worked on by as many processes as there are cores, each with one thread; within a case the methods take turns.
 
@@ -20,6 +20,7 @@ import click
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from outputs import DOCS, RAW, write_csv
 from tabulate import tabulate
 
 import ocp
@@ -29,7 +30,6 @@ from ocp.multilevel.cycle import coherent
 from ocp.run import json_files as strictjson
 from ocp.run.comparison import RunSpec, solve
 
-DOCS = Path(__file__).parents[1]
 PROBLEMS = ("spiral", "peaks", "digits", "mnist")
 STEPS = (128, 512)
 SEEDS, TUNING = (0, 1, 2, 3, 4), (100, 101)
@@ -321,6 +321,7 @@ def figures(folder: Path, out: Path) -> None:
         grids = sorted({steps for _, steps, _ in cases})
         if not cases:
             continue
+        drawn: list[tuple] = []
         figure = Figure(figsize=(3 * len(PROBLEMS), 2.6 * 2 * len(grids)), layout="constrained")
         axes = figure.subplots(2 * len(grids), len(PROBLEMS), squeeze=False)
         for problem, steps, runs in cases:
@@ -330,13 +331,20 @@ def figures(folder: Path, out: Path) -> None:
                 for method, color in zip(METHODS, plots.COLORS, strict=False):
                     own = [r["points"] for r in runs if r["method"] == method]
                     if own:
-                        axis.loglog(*median_curve(own, abscissa), color=color, label=method)
+                        x, y = median_curve(own, abscissa)
+                        axis.loglog(x, y, color=color, label=method)
+                        drawn += [
+                            (problem, steps, method, unit, float(a), float(b))
+                            for a, b in zip(x[::20], y[::20], strict=True)
+                        ]
                 axis.set(title=f"{problem}, N = {steps}", xlabel=unit)
         for axis in axes[:, 0]:
             axis.set_ylabel("objective")
         handles, labels = axes[0, PROBLEMS.index(cases[0][0])].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
         figure.savefig(out / f"multilevel_{smoother}.png", dpi=90)
+        if out == DOCS / "figures":
+            write_csv(f"multilevel_{smoother}", ("problem", "steps", "method", "unit", "spent", "objective"), drawn)
 
 
 def median_curve(runs: Iterable[Sequence], abscissa: int) -> tuple[np.ndarray, np.ndarray]:
@@ -377,7 +385,7 @@ that have been run.
 @click.option("--smoother", type=click.Choice(list(SMOOTHERS)), multiple=True, default=list(SMOOTHERS))
 @click.option("--workers", type=int, default=2, help="Processes.")
 def main(quick, redraw, part, chosen, steps, smoother, workers) -> None:
-    folder = DOCS / "results" / "multilevel"
+    folder = RAW / "multilevel"
     seeds, budget = SEEDS, BUDGET
     if quick:
         folder, seeds, budget = Path("ocp-out/multilevel"), (0,), dict.fromkeys(BUDGET, 15.0)
@@ -397,7 +405,7 @@ def main(quick, redraw, part, chosen, steps, smoother, workers) -> None:
             for done in waiting:
                 done.result()
     text = report(folder)
-    (folder / "README.md" if quick else folder.with_suffix(".md")).write_text(text)
+    (folder / "README.md" if quick else DOCS / "results" / "multilevel.md").write_text(text)
     figures(folder, folder if quick else DOCS / "figures")
     click.echo(text)
 
