@@ -1,6 +1,9 @@
 """Training and control as discrete optimal control, solved on many time grids at once."""
 
-from ocp import plots
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from ocp.adjoint.schedules import Binomial, Reversible, StoreAll
 from ocp.adjoint.trajectory import Trajectory
 from ocp.integrators.linear_solvers import ConstantJacobian, DenseLU
@@ -49,7 +52,18 @@ from ocp.verification.slopes import Slope, quick_check
 from ocp.verification.taylor import taylor_test
 from ocp.verification.verify import verify
 
+if TYPE_CHECKING:
+    from ocp.run import plots
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load `ocp.plots`, and matplotlib with it, when it is first used."""
+    if name == "plots":
+        return import_module("ocp.run.plots")
+    raise AttributeError(f"module 'ocp' has no attribute {name!r}")
+
 
 __all__ = [
     "CONSTANT",

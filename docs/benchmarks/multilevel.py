@@ -24,10 +24,10 @@ from outputs import DOCS, RAW, write_csv
 from tabulate import tabulate
 
 import ocp
-from ocp import plots
 from ocp.cli import catalog, words
 from ocp.multilevel.cycle import coherent
 from ocp.run import json_files as strictjson
+from ocp.run import plots
 from ocp.run.comparison import RunSpec, solve
 
 PROBLEMS = ("spiral", "peaks", "digits", "mnist")

@@ -15,7 +15,6 @@ import torch
 
 import ocp
 import ocp.problems
-from ocp import plots
 from ocp.cli import catalog
 from ocp.cli.help import Grouped
 from ocp.cli.words import DTYPES, SMOOTHERS
@@ -276,8 +275,8 @@ def solve_(
 def _report(name: str, study: Study, method: str, result: Result, goal: Target | None, folder: Path) -> None:
     """Write a result to a folder and print it."""
     result.save(folder)
-    plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
-    plots.grids(result).savefig(folder / "grids.png", dpi=150)
+    ocp.plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
+    ocp.plots.grids(result).savefig(folder / "grids.png", dpi=150)
     click.echo(str(result))
     for label, value in (("validation", result.validation_accuracy), ("test", result.test_accuracy)):
         if value is not None:
@@ -304,7 +303,7 @@ def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[
         return ()
     trajectory = result.trajectory(problem)
     trajectory.save(folder / files[0])
-    plots.trajectory(trajectory).savefig(folder / files[1], dpi=150)
+    ocp.plots.trajectory(trajectory).savefig(folder / files[1], dpi=150)
     return files
 
 
@@ -334,7 +333,7 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
         return replace(study, stop=replace(study.stop, **_limits(options)))
 
     comparison = compare(name, load, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
-    plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
+    ocp.plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))
     click.echo(f"written to {folder}")
 
@@ -361,7 +360,7 @@ def plot_(folders: tuple[Path, ...], out: Path) -> None:
         for label, results in found.items():
             label = label if len(folders) == 1 else f"{folder}: {label}"
             groups[label] = (*groups.get(label, ()), *results)
-    plots.convergence(groups, target).savefig(out, dpi=150)
+    ocp.plots.convergence(groups, target).savefig(out, dpi=150)
     click.echo(f"written to {out}")
 
 

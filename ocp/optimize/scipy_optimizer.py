@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -61,6 +60,8 @@ class SciPy:
         return State(point)
 
     def step(self, objective: Objective, state: State) -> State:
+        import scipy.optimize  # here, since it takes a while and most runs do without
+
         u, point = state.control, state.point
         scale, box = objective.space.dual(torch.ones_like(u)).sqrt(), objective.box
         bounds = None
