@@ -3,12 +3,15 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 
 import ocp
 
@@ -152,3 +155,38 @@ def test_importing_the_package_loads_nothing_that_most_programs_do_without():
     source = "import sys, ocp; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout.split()
     assert {"matplotlib", "scipy.optimize", "sklearn", "triton", "tqdm.auto"}.isdisjoint(loaded)
+
+
+DATA = {
+    f"{name}.{n}": value
+    for name in MODULES
+    for n, value in vars(importlib.import_module(name)).items()
+    if ours(value) and inspect.isclass(value) and value.__module__ == name and is_dataclass(value)
+}
+
+
+def held(annotation):
+    """An annotation without the arguments and results of functions, which are not held."""
+    return re.sub(r"Callable\[.*\]|PathLike", "", str(annotation))
+
+
+@pytest.mark.parametrize("kind", DATA.values(), ids=DATA)
+def test_what_holds_tensors_is_compared_by_identity(kind):
+    """Comparing two tensors of several entries has no truth value, so that ``==`` would raise."""
+    pattern = r"\b(Tensor|ndarray|Float|TimeFunction)\b"
+    tensors = [f.name for f in fields(kind) if f.compare and re.search(pattern, held(f.type))]
+    assert not tensors or not kind.__dataclass_params__.eq
+
+
+def test_equality_of_objects_with_tensors_does_not_raise():
+    x, labels = torch.ones(2, 2), torch.tensor([0, 1])
+    makers = (
+        lambda: ocp.CrossEntropy(labels.clone()),
+        lambda: ocp.LeastSquares(x.clone()),
+        lambda: ocp.QuadraticRunning(target=x.clone()),
+        lambda: ocp.Bounds(x.clone(), None),
+        lambda: ocp.ConstantJacobian(x.clone()),
+        lambda: ocp.ControlProblem(ocp.layers.Dense(2), x.clone(), ocp.LeastSquares(x.clone()), start=torch.ones(6)),
+    )
+    for make in makers:
+        assert (make() == make()) is False

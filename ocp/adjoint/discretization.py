@@ -17,7 +17,7 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.initial_state import Opening
 from ocp.problem.modules import leaving
 from ocp.space.bounds import Box, feasible
-from ocp.space.control import Control, ControlSpace, sample
+from ocp.space.control import Control, ControlSpace, at_midpoints
 from ocp.space.grid import TimeGrid
 
 __all__ = ["Discretization"]
@@ -150,7 +150,7 @@ class Discretization:
                 )
             path = path.to(parameters).repeat_interleave(self.grid.steps // len(path), dim=0)
         else:
-            path = sample("start: expected it", 0.0 if path is None else path, space, x)
+            path = at_midpoints("start: expected it", 0.0 if path is None else path, space, x)
         flat = space.join(path, parameters)
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("start: expected finite numbers, got a function of time that returns NaN or infinity")

@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["Trajectory"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """A control with its states and costates.
 

@@ -35,7 +35,7 @@ class LinearSolver(Protocol):
         """The factors of I - scale df/dx at (t, x, u)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _LU:
     """Factors of one matrix for each sample, or of one for all of them."""
 
@@ -84,7 +84,7 @@ class DenseLU:
         return _lu(identity - scale * jacobian)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConstantJacobian:
     """For dynamics f(t, x, u) = A x + g(t, u): the factors are computed once for each scale, type and device.
 

@@ -43,7 +43,7 @@ def _newton(solver: LinearSolver, f: Dynamics, t: float, r: BatchState, u: StepC
     return torch.full_like(r, float("nan"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Stage:
     """One stage X = r + h a K, K = f(t, X, u), with its derivatives; it is explicit if a is zero.
 

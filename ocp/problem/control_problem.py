@@ -15,13 +15,13 @@ from ocp.problem.dynamics import as_dynamics
 from ocp.problem.initial_state import as_initial_state
 from ocp.problem.protocols import ControlCost, Divisible, Dynamics, InitialState, RunningCost, TerminalCost
 from ocp.space.bounds import Bounds, as_bounds
-from ocp.space.control import Control, ControlSpace, Path
+from ocp.space.control import Control, ControlSpace, TimeFunction
 from ocp.space.grid import TimeGrid
 
 __all__ = ["ControlProblem"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ControlProblem:
     """Minimize Phi(x(T), q) + integral of L(t, x, u) + R(u, q) subject to x' = f(t, x, u), x(0) = X0(q).
 
@@ -43,7 +43,7 @@ class ControlProblem:
         m; required for a plain function, otherwise known from the dynamics.
     parameter_size : int
         s, the length of q.
-    start : Control, Path or Tensor of shape (n, m), optional
+    start : Control, TimeFunction or Tensor of shape (n, m), optional
         The initial guess: a `Control`, also on a coarser grid, down to one step; or a number, a tensor of shape (m,),
         a function of time that returns either, or a tensor with one row for each of n steps. In these cases the
         parameters start at zero. By default everything does.
@@ -78,7 +78,7 @@ class ControlProblem:
     horizon: float = 1.0
     control_size: int | None = None
     parameter_size: int = 0
-    start: Control | Path | None = None
+    start: Control | TimeFunction | None = None
     bounds: Bounds | None = None
 
     def __init__(
@@ -91,7 +91,7 @@ class ControlProblem:
         horizon: float = 1.0,
         control_size: int | None = None,
         parameter_size: int = 0,
-        start: Control | Path | None = None,
+        start: Control | TimeFunction | None = None,
         bounds: Any = None,
     ):
         dynamics = as_dynamics(dynamics, control_size)

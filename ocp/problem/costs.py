@@ -121,7 +121,7 @@ class PointByPoint:
         return px, pu
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuadraticRunning:
     """L(t, x, u) = (1/2) mean over the batch of state_weight |x - target|^2 + (1/2) control_weight |u|^2.
 
@@ -171,7 +171,7 @@ class QuadraticRunning:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CrossEntropy:
     """Softmax cross-entropy of the final state, or of a `Readout` of it, averaged over the batch.
 
@@ -235,7 +235,7 @@ def _classes(x: Tensor) -> tuple[Tensor, int]:
     return (x.mT.contiguous(), 0) if x.shape[1] < VECTOR_ENTRIES else (x, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LeastSquares:
     """(weight / 2) |x_N - target|^2, averaged over the batch.
 

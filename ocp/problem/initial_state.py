@@ -16,7 +16,7 @@ from ocp.problem.shapes import BatchState, Parameters
 __all__ = ["FixedState", "Opening", "StateFunction", "as_initial_state"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FixedState:
     """An initial state that depends on no parameters."""
 
@@ -58,7 +58,7 @@ class StateFunction:
         return hvp(self.function, (q,), (dq,), p)[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opening:
     """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q from ``offset`` on."""
 

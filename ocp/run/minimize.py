@@ -27,7 +27,7 @@ from ocp.run.results import Record, Result
 from ocp.run.run import Run
 from ocp.run.stopping import Stop, blind, checked, contradiction, explain
 from ocp.run.watching import Watch
-from ocp.space.control import Control, Path
+from ocp.space.control import Control, TimeFunction
 from ocp.space.transfer import depth
 from ocp.training.batches import Batches
 
@@ -41,7 +41,7 @@ def minimize(
     *,
     integrator: Integrator | str = "euler",
     schedule: Schedule = StoreAll(),
-    start: Control | Path | None = None,
+    start: Control | TimeFunction | None = None,
     batches: Batches | None = None,
     stop: Stop = Stop(),
     watch: Watch = Watch(),
@@ -64,7 +64,7 @@ def minimize(
     schedule : Schedule
         Which states are stored: all of them by default, as many as ``Binomial(slots)`` says, which repeats the steps
         between them, or the last one, with ``Reversible()``, which undoes the steps of ``"verlet"``.
-    start : Control, Path or Tensor, optional
+    start : Control, TimeFunction or Tensor, optional
         Replaces the problem's own start, with the same choices (`ControlProblem`). The steps of a coarser control must
         divide ``steps``.
     batches : Batches, optional

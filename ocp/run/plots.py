@@ -294,7 +294,7 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
     return figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Panel:
     """A quantity at all nodes, shape (N + 1, samples, components), with bounds of shape (N + 1, components).
 

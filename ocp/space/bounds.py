@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.space.control import ControlSpace, Path, sample
+from ocp.space.control import ControlSpace, TimeFunction, at_midpoints
 
 __all__ = ["Bounds", "Box", "as_bounds", "feasible", "masked"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Box:
     """The flat controls between two flat controls, both included.
 
@@ -59,7 +59,7 @@ def masked(vector: Tensor, free: Tensor | None) -> Tensor:
     return vector if free is None else vector * free
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bounds:
     """Bounds lower <= u(t) <= upper on the path of the control; parameters have none.
 
@@ -79,8 +79,8 @@ class Bounds:
     tensor([1.2500, 1.7500])
     """
 
-    lower: Path = -inf
-    upper: Path = inf
+    lower: TimeFunction = -inf
+    upper: TimeFunction = inf
 
     def on(self, space: ControlSpace, like: Tensor) -> Box:
         """The box of a control space, of the type and on the device of ``like``.
@@ -92,8 +92,8 @@ class Bounds:
             upper one, one is NaN, or both are infinite on the same side.
         """
         none = like.new_full((space.parameter_size,), inf)
-        lower = space.join(sample("bounds: expected the lower one", self.lower, space, like), -none)
-        upper = space.join(sample("bounds: expected the upper one", self.upper, space, like), none)
+        lower = space.join(at_midpoints("bounds: expected the lower one", self.lower, space, like), -none)
+        upper = space.join(at_midpoints("bounds: expected the upper one", self.upper, space, like), none)
         crossed = torch.nonzero(~((lower <= upper) & (lower < inf) & (upper > -inf))).flatten().tolist()
         if crossed:
             k, (low, high) = crossed[0], (float(bound[crossed[0]]) for bound in (lower, upper))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ocp.space.grid import TimeGrid
 
-__all__ = ["Control", "ControlSpace", "Path", "sample"]
+__all__ = ["Control", "ControlSpace", "TimeFunction", "at_midpoints"]
 
-#: What stands for a path u(t): a number, a tensor of shape (m,), or a function of the time that gives one of these.
-Path = float | Tensor | Callable[[float], Any]
+#: A function of time: a number, a tensor of shape (m,), or a callable of the time that returns one of these.
+TimeFunction = float | Tensor | Callable[[float], Any]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class ControlSpace:
         return float(torch.dot(a[n:], b[n:]).add_(torch.dot(a[:n], b[:n]), alpha=weight))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Control:
     """A control: a point of a `ControlSpace`.
 
@@ -162,14 +162,14 @@ class Control:
         return self.space.parameters(self.flat)
 
 
-def sample(expected: str, path: Path, space: ControlSpace, like: Tensor) -> Tensor:
-    """A path on a grid, shape (N, m): its values at the midpoints of the steps.
+def at_midpoints(expected: str, function: TimeFunction, space: ControlSpace, like: Tensor) -> Tensor:
+    """The values of a function of time at the midpoints of the steps, shape (N, m).
 
     Parameters
     ----------
     expected : str
-        How an error begins.
-    path : Path
+        The beginning of an error message, such as ``"start: expected it"``.
+    function : TimeFunction
     space : ControlSpace
     like : Tensor
         Of the wanted type, on the wanted device.
@@ -182,11 +182,11 @@ def sample(expected: str, path: Path, space: ControlSpace, like: Tensor) -> Tens
     Examples
     --------
     >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=2), control_size=1)
-    >>> sample("start: expected it", lambda t: 2 * t, space, torch.empty(0)).tolist()
+    >>> at_midpoints("start: expected it", lambda t: 2 * t, space, torch.empty(0)).tolist()
     [[0.5], [1.5]]
     """
     steps, m = space.grid.steps, space.control_size
-    values = [path(t) for t in space.grid.midpoints] if callable(path) else [path]
+    values = [function(t) for t in space.grid.midpoints] if callable(function) else [function]
     try:
         rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
     except (RuntimeError, TypeError, ValueError) as error:
