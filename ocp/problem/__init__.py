@@ -1,1 +1,1 @@
-"""The statement: dynamics, layers, costs, constraints and the initial state of a continuous control problem."""
+"""The statement: dynamics, layers, costs and the initial state of a continuous control problem."""
