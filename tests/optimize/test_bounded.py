@@ -49,6 +49,8 @@ def test_every_method_keeps_to_the_bounds_and_finds_the_optimum_within(method, b
     for _ in range(500 if isinstance(method, TorchOptimizer) else 100):
         state = method.step(objective, state)
         controls.append(state.control)
+        if state.status is not Status.RUNNING:
+            break
     visited = torch.stack(controls)
     assert ((visited >= objective.box.lower) & (visited <= objective.box.upper)).all()
     torch.testing.assert_close(state.control, optimum, rtol=0, atol=1e-6)
