@@ -34,7 +34,7 @@ from ocp.verification.verify import verify
 
 __all__ = ["main"]
 
-#: Outcomes that a shell is to take for a failure; a limit or a goal that was missed is none.
+#: Outcomes that a shell should see as a failure; a limit or a missed goal is not one.
 FAILURES = (
     Status.NOT_FINITE,
     Status.UNRESOLVED,
@@ -61,7 +61,7 @@ def _one_line(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _in_user_code(error: BaseException, name: str | None) -> bool:
-    """Whether the user's file, or one beside it, is nearer to the error than any of ours."""
+    """Whether the user's file, or one in its folder, is nearer to the error than any of ours."""
     if name is None or not name.endswith(".py"):
         return False
     ours = (Path(ocp.__file__).parent, *map(Path, ocp.problems.__path__))
@@ -140,7 +140,7 @@ def _load(name: str, seed: int, device: str | None, dtype: str | None, sets: tup
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device: expected one that is at hand, got {device!r} ({error})") from error
+            raise ValueError(f"device: expected an available device, got {device!r} ({error})") from error
     chosen = {"seed": seed, "device": device, "dtype": None if dtype is None else DTYPES[dtype]}
     return catalog.load(name, **{**chosen, **_arguments(sets)})
 

@@ -83,7 +83,7 @@ class Cycle:
     pre, post : int
         Smoothing steps before and after the correction; the smoothing of the next cycle follows anyway.
     coarsest : int
-        At most so many smoothing steps on the coarsest grid.
+        At most this many smoothing steps on the coarsest grid.
     visits : Visits
         `Earned` or `Always`.
     visit_ratio : float

@@ -16,7 +16,7 @@ __all__ = ["Evaluation", "Objective", "free_part", "optimality"]
 class Evaluation(Protocol):
     """An objective at one control. Value and derivative are computed when first asked for, and then kept.
 
-    Nothing else remembers them: whoever needs them again has to carry the evaluation along.
+    Nothing else remembers them: to use them again, carry the evaluation along.
     """
 
     @property

@@ -117,7 +117,7 @@ def _exchange() -> Iterator[None]:
 
 @contextmanager
 def launched() -> Iterator[Processes]:
-    """The processes that a launcher such as ``torchrun`` has started; this one alone where there is none.
+    """The processes that a launcher such as ``torchrun`` has started; a single process without a launcher.
 
     Tensors on the CPU are exchanged by gloo, those on a GPU by NCCL; each process takes the GPU of its local rank.
     """

@@ -104,7 +104,7 @@ def as_method(name: str, method: Any) -> Method:
     Raises
     ------
     TypeError
-        If it is none; the error begins with ``name``.
+        If it is not a method; the error begins with ``name``.
     """
     if isinstance(method, type) or not isinstance(method, Method):
         got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)

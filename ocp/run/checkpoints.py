@@ -47,7 +47,7 @@ class Checkpoint:
         Made where it is missing.
     every : int
     seconds : float
-        0 for every so many iterations, however fast they are.
+        0 saves after every ``every`` iterations, however fast they are.
     keep : int
         How many of the last checkpoints stay.
     required : bool
@@ -197,7 +197,7 @@ class Saves:
     identity : mapping
         What a run must have in common with one that it takes up.
     processes : Processes
-        That are told what is read.
+        The others receive what the first one reads.
 
     Raises
     ------
@@ -242,7 +242,7 @@ class Saves:
         return sorted((path for path in self.folder.glob("*.ocp") if path.stem.isdigit()), reverse=True)
 
     def load(self, resume: bool | str | PathLike[str], device: Any) -> dict[str, Any] | None:
-        """The last checkpoint, or the one asked for; None where there is none.
+        """The last checkpoint, or the one asked for; None if there is no checkpoint.
 
         Raises
         ------

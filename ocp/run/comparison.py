@@ -46,7 +46,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
 #: than 10 times less work than nested iteration to tight objectives, N = 128.
 SOLVER = LBFGS()
 
-#: With mini-batches each coarse grid gets so many epochs. On the spiral and the peaks with Adam and SGD, 5 ended at
+#: Epochs on each coarse grid with mini-batches. On the spiral and the peaks with Adam and SGD, 5 ended at
 #: objectives up to twice as high; 20 gained little and took half as long again.
 EPOCHS = 10
 
@@ -173,7 +173,7 @@ class Comparison:
         return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{at_end}\n{note} Gain: against single."
 
     def _met(self, result: Result) -> Record | None:
-        """The first record that met the target, None where it was missed or there is none."""
+        """The first record that met the target, None if it was missed or there is no target."""
         return self.target.first(result.history) if self.target else None
 
     def _at_target(self, name: str, results: Sequence[Result]) -> list[str]:

@@ -149,15 +149,15 @@ def minimize(
             stream = None if batches is None else batches.stream(samples, run.iteration)
             while status is Status.RUNNING:
                 run.look_begins()
-                told = run.state.status
+                seen = run.state.status
                 if run.agree(saves.save(run) is Status.NOT_SAVED):
                     status = Status.NOT_SAVED
                 elif run.iteration % every == 0 or stop.limit(run) is not Status.RUNNING:
-                    status, told = look(run)
+                    status, seen = look(run)
                 if status is Status.RUNNING and slope is None:
                     on, before = run.objective if stream is None else objective.take(next(stream)), run.state
                     with run.clock.running():
-                        run.state = method.step(on, replace(before.of(on), status=told))
+                        run.state = method.step(on, replace(before.of(on), status=seen))
                     run.iteration += 1
                     slope = contradiction(run, before) if run.iteration == 1 else None
                 if slope is not None:
@@ -206,7 +206,7 @@ class _Look:
     line: Any
 
     def __call__(self, run: Run) -> tuple[Status, Status]:
-        """How the run goes on, and what the method is told of its work on the present grid."""
+        """The status of the run, and that of the method on the current grid."""
         record = run.record()
         self.line.set_description_str(_words(record))
         wish = run.agree(self.callback is not None and bool(self.callback(record, run.copy())))
@@ -223,7 +223,7 @@ class _Look:
 
 
 def _live(progress: bool | None, processes: Processes) -> Any:
-    """A line on the terminal; where there is none, or none is wanted, one that shows nothing."""
+    """A line on the terminal; one that shows nothing if there is no terminal or the line is not wanted."""
     progress = progress if processes.rank == 0 else False
     return tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False)
 

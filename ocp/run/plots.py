@@ -30,7 +30,7 @@ DASHES = ("-", "-", (0, (4, 2)), (0, (1, 1)))
 #: Opacity of what happened on coarse grids.
 COARSE = 0.45
 
-#: Up to so many components are drawn as lines, twice as many as there are colors; those of the second half are dashed.
+#: Most components drawn as lines, twice as many as there are colors; those of the second half are dashed.
 LINES = 2 * len(COLORS)
 #: A component of less than this share of the largest one is hard to see, and is enlarged; below the other it is noise.
 SMALL, SMALLEST = 0.05, 1e-6
@@ -249,7 +249,7 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
 
     Up to 12 components are lines, more are an image. Of several samples the median is drawn with a band that holds 90 %
     of them, for each component, or for all together where there are more than 6. A component too small to be seen
-    beside the others is multiplied by a power of ten, which the legend states.
+    next to the others is multiplied by a power of ten, which the legend states.
 
     Parameters
     ----------

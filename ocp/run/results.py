@@ -216,7 +216,7 @@ class Result:
         return f"{self.about['target']}, not reached" + (", but the tolerance was met" if self.success else "")
 
     def _relative(self) -> str:
-        """The derivative's norm by that at the start, beside the tolerance, where these are known."""
+        """The derivative's norm by that at the start, and the tolerance, where these are known."""
         start, tolerance = self.about.get("start_norm"), self.about.get("tolerance")
         if not start or tolerance is None:
             return ""

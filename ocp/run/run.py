@@ -332,13 +332,13 @@ class Run:
         where = f"the objective is {value:.6g} and the dual norm of its {kind} {norm:.2e}"
         if last is not None and not isfinite(value) and isfinite(last.value):
             where = f"the last record has the objective {last.value:.6g} on {_steps(last.steps)}"
-        told = " ".join([status.value + why, *self._notes(status)])
+        reason = " ".join([status.value + why, *self._notes(status)])
         return Result(
             control,
             value,
             norm,
             status,
-            f"{told} After {self.iteration} iterations and {objective.work.units:.2f} work units {where}.",
+            f"{reason} After {self.iteration} iterations and {objective.work.units:.2f} work units {where}.",
             self.iteration,
             objective.work.units,
             self.clock.seconds,

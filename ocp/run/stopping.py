@@ -22,7 +22,7 @@ from ocp.verification.slopes import Slope, measure_slope, quick_check
 __all__ = ["Stop", "blind", "checked", "contradiction", "explain"]
 
 
-#: After so many records on the finest grid in which the value changed by its rounding errors alone, and the smallest
+#: After this many records on the finest grid in which the value changed by its rounding errors alone, and the smallest
 #: norm of the derivative was not halved, the precision is exhausted.
 STALL = 60
 
@@ -70,7 +70,7 @@ class Stop:
         return record.derivative_norm <= self.tolerance * run.reference
 
     def coarse(self, run: Run, record: Record) -> Status:
-        """What a method is told of its work on a coarse grid, so that it refines the grid unless it is RUNNING."""
+        """The status of a method's work on a coarse grid; unless it is RUNNING, the method refines the grid."""
         if not _finite(record) or record.value < run.floor:
             return Status.NOT_FINITE
         return Status.CONVERGED if self.converged(run, record) else run.state.status

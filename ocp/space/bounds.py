@@ -110,7 +110,7 @@ def as_bounds(bounds: Any) -> Bounds | None:
     Raises
     ------
     TypeError
-        If it is none of these.
+        If it is anything else.
     """
     if bounds is None or isinstance(bounds, Bounds):
         return bounds

@@ -121,7 +121,7 @@ class Transfer:
         P_f is the prolongation followed by a mask of the free entries, the truncation of Kornhuber (1994), "Monotone
         multigrid methods for elliptic variational inequalities I". The box is that of Gratton, Mouffe, Toint &
         Weber-Mendonca (2008), "A recursive l-infinity trust-region method for bound-constrained nonlinear
-        optimization", section 2: each coarse entry gets the smallest room of the free fine entries that it moves,
+        optimization", section 2: each coarse entry gets the smallest slack of the free fine entries that it moves,
         divided by the largest row sum of |P|. A coarse entry that moves no free one is held.
 
         Parameters
@@ -144,13 +144,13 @@ class Transfer:
         for neighbor, share in ((left, 1 - weight), (right, weight)):
             counts = loose & (share != 0)
             index = neighbor.unsqueeze(1).expand_as(below)
-            for room, same, opposite in ((down, below, above), (up, above, below)):
+            for slack, same, opposite in ((down, below, above), (up, above, below)):
                 least = torch.where(share > 0, same, opposite).masked_fill(~counts, inf)
-                room.scatter_reduce_(0, index, least, "amin")
+                slack.scatter_reduce_(0, index, least, "amin")
             moves.scatter_reduce_(0, index, counts.to(moves), "amax")
         rows = float(((1 - weight).abs() + weight.abs()).max())
         none = u.new_full((self.fine.parameter_size,), inf)
-        down, up = (self.coarse.join(room.where(moves > 0, 0.0) / rows, none) for room in (down, up))
+        down, up = (self.coarse.join(slack.where(moves > 0, 0.0) / rows, none) for slack in (down, up))
         return Box(origin - down, origin + up)
 
     def prolong_dual(self, derivative: Tensor) -> Tensor:
