@@ -1,0 +1,45 @@
+"""Nonlinear conjugate gradients: with exact line searches on a quadratic function they are the linear ones."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocp import ControlSpace, NonlinearCG, TimeGrid
+from ocp.optimize.line_search import Trial
+
+#: Three steps of length 0.1 and two parameters.
+SPACE = ControlSpace(TimeGrid(0.3, 3), 1, 2)
+ZERO = torch.zeros(5, dtype=torch.float64)
+
+
+@dataclass
+class Exact:
+    """A line search to the minimum of a quadratic function with the Hessian A; it keeps the directions."""
+
+    A: Tensor
+    directions: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, start, direction, step):
+        self.directions.append(direction)
+        length = float(-torch.dot(start.derivative, direction) / torch.dot(direction, self.A @ direction))
+        return Trial(length, start.objective.at(torch.add(start.control, direction, alpha=length)))
+
+
+@pytest.fixture
+def hessian(rand):
+    root = rand(5, 5)
+    return root @ root.T + torch.eye(5).double()
+
+
+def test_directions_are_conjugate_and_as_many_steps_as_dimensions_reach_the_minimum(hessian, rand, objective_of, run):
+    b, search = rand(5), Exact(hessian)
+    objective = objective_of(lambda u: 0.5 * u @ hessian @ u - b @ u, SPACE)
+    state = run(NonlinearCG(search), objective.at(ZERO), 5)
+    torch.testing.assert_close(state.control, torch.linalg.solve(hessian, b), rtol=1e-9, atol=1e-9)
+    D = torch.stack(search.directions)
+    products = D @ hessian @ D.T
+    scale = products.diagonal().sqrt()
+    torch.testing.assert_close(products / torch.outer(scale, scale), torch.eye(5).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(D[0], SPACE.gradient(b))
