@@ -141,14 +141,23 @@ def test_a_coarse_solve_without_a_minimum_stays_within_its_radius(smoother, mode
     assert 0.99 * model.radius <= objective.space.norm(correction) <= model.radius * (1 + 1e-12)
 
 
+def distant():
+    """A problem whose optimum is far away from its start."""
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    return ControlProblem(lambda t, x, u: u + 0 * x, x, lambda x: 0.5 * (x - 100).square().sum(), control_size=1)
+
+
+def test_a_coarse_solve_ends_where_it_reaches_its_radius(models, started, run, on_shifted, recorded):
+    method = recorded(GradientDescent())
+    objective, start = started(distant())
+    run(Cycle(2, on_shifted(method), visits=Always(), visit_ratio=0, coarsest=50), objective, start, 1)
+    *within, last = [models[0].at_boundary(models[0].confine(after.point).control) for _, _, after in method.log]
+    assert last
+    assert not any(within)
+
+
 def test_the_radius_grows_where_full_steps_reach_it(models, started, run, on_shifted):
-    problem = ControlProblem(
-        lambda t, x, u: u + 0 * x,
-        torch.zeros(1, 1, dtype=torch.float64),
-        lambda x: 0.5 * (x - 100).square().sum(),
-        control_size=1,
-    )
-    objective, start = started(problem)
+    objective, start = started(distant())
     run(Cycle(2, on_shifted(), visits=Always()), objective, start, 3)
     assert [model.radius for model in models] == [1.0, 2.0, 4.0]
 

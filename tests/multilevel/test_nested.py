@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ocp import (
+    CONSTANT,
     LBFGS,
     LINEAR,
     MGOPT,
@@ -48,11 +49,12 @@ def test_a_schedule_refines_after_its_number_of_steps(steps, classification):
     assert [levels.count(2), levels.count(1)] == [steps, steps]
 
 
-def test_a_refined_control_is_the_prolonged_one(classification, started, run):
+@pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
+def test_a_refined_control_is_the_prolonged_one(interpolation, classification, started, run):
     objective, start = started(classification)
-    states = run(Nested(2, refine=Scheduled(3)), objective, start, 3)
+    states = run(Nested(2, interpolation=interpolation, refine=Scheduled(3)), objective, start, 3)
     alone = run(LBFGS(), objective.on(8), states[0].control, 3)[-1]
-    transfer = Transfer(objective.space, objective.on(8).space)
+    transfer = Transfer(objective.space, objective.on(8).space, interpolation)
     assert torch.equal(states[-1].control, transfer.prolong(alone.control))
     assert [state.level for state in states] == [1, 1, 1, 0]
 

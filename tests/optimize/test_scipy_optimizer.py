@@ -5,13 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ocp import LBFGS, Bounds, SciPy, Status, minimize
+from ocp import LBFGS, Bounds, ControlSpace, SciPy, Status, TimeGrid, minimize
 from ocp.run.stopping import Stop
 
 
 @pytest.mark.parametrize("name", ["L-BFGS-B", "CG", "BFGS"])
 def test_a_run_goes_on_until_the_solver_is_satisfied(name, lqr):
     assert minimize(lqr, 16, SciPy(name), stop=Stop(tolerance=1e-8)).status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("name", ["L-BFGS-B", "CG", "BFGS"])
+def test_path_and_parameters_are_scaled_each_by_its_weight(name, objective_of, rand, run):
+    root, b = rand(5, 5), rand(5)
+    A = root @ root.T + torch.eye(5).double()
+    space = ControlSpace(TimeGrid(0.3, 3), 1, 2)
+    objective = objective_of(lambda u: 0.5 * u @ A @ u - b @ u, space)
+    found = run(SciPy(name, 50), objective.at(torch.zeros(5).double()), 2).control
+    torch.testing.assert_close(found, torch.linalg.solve(A, b), rtol=0, atol=1e-6)
 
 
 def test_the_barrier_of_trust_constr_gets_to_its_end_within_one_long_call(lqr):
