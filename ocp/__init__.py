@@ -54,16 +54,16 @@ from ocp.verification.verify import verify
 
 if TYPE_CHECKING:
     from ocp.run import plots
+else:  # type checkers would take any name for a module
+
+    def __getattr__(name: str) -> ModuleType:
+        """Load `ocp.plots`, and matplotlib with it, when it is first used."""
+        if name == "plots":
+            return import_module("ocp.run.plots")
+        raise AttributeError(f"module 'ocp' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Load `ocp.plots`, and matplotlib with it, when it is first used."""
-    if name == "plots":
-        return import_module("ocp.run.plots")
-    raise AttributeError(f"module 'ocp' has no attribute {name!r}")
-
 
 __all__ = [
     "CONSTANT",

@@ -10,7 +10,6 @@ may come from our own code, and nothing in a file may be executed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -21,10 +20,9 @@ from pathlib import Path
 
 import click
 from click.testing import CliRunner
-from ocp.run.codec import VERSION, decode, encode
 
 from ocp.cli.commands import main
-from ocp.run.checkpoints import KNOWN
+from ocp.run.snapshots import _checksum, decode, encode
 
 USER = """
 import torch
@@ -75,14 +73,13 @@ def changed(data: bytes, generator: random.Random) -> bytes:
         text[at : at + generator.choice((0, size))] = generator.choice((new, b"", generator.randbytes(size)))
     if not signed:
         return bytes(text)
-    checksum = hashlib.sha256(b"%d\n" % VERSION + bytes(text)).hexdigest()
-    return json.dumps({**json.loads(head), "checksum": checksum}).encode() + b"\n" + bytes(text)
+    return json.dumps({**json.loads(head), "checksum": _checksum(bytes(text))}).encode() + b"\n" + bytes(text)
 
 
 def misread(data: bytes) -> str:
     """What is wrong with how a file was read; empty if nothing is."""
     try:
-        decode(data, KNOWN)
+        decode(data)
     except ValueError:
         return ""
     except BaseException:
@@ -91,13 +88,14 @@ def misread(data: bytes) -> str:
 
 
 def fuzz(inputs: int, seed: int, folder: Path) -> list[str]:
-    """The failures among so many inputs."""
+    """The failures among the inputs."""
     generator, failures = random.Random(seed), []
     (folder / "mine.py").write_text(USER)
     with contextlib.chdir(folder):
         CliRunner().invoke(main, ["solve", "mine.py", *LIMITED, "--checkpoint", "first", "--out", "out"])
         good = max(Path("first").glob("*.ocp")).read_bytes()
-        assert encode(decode(good, KNOWN), KNOWN) == good
+        again = encode(decode(good))  # pickle numbers its strings anew the first time
+        assert encode(decode(again)) == again
         for number in range(inputs):
             if number % 4 == 0:
                 line = command_line(generator)

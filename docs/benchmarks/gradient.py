@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from ocp import Binomial, ControlProblem, LeastSquares, Stop, StoreAll, Watch, discretize, minimize
-from ocp.adjoint import sweeps as sweep
+from ocp.adjoint import sweeps
 from ocp.integrators.tableaus import EULER, HEUN, RK4
 from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Antisymmetric, Convolution, Dense
@@ -346,7 +346,7 @@ def overhead() -> dict[str, float]:
     torch.set_num_threads(1)
     network = Network(Case("dense", 8, 256, 128), "cpu")
     problem = ControlProblem(network.layer, network.x, LeastSquares(network.target))
-    spent, sweeps = [0.0], {name: getattr(sweep, name) for name in ("forward", "adjoint")}
+    spent, plain = [0.0], {name: getattr(sweeps, name) for name in ("forward", "adjoint")}
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any) -> Any:
@@ -359,16 +359,16 @@ def overhead() -> dict[str, float]:
         return wrapped
 
     try:
-        for name, call in sweeps.items():
-            setattr(sweep, name, timed(call))
+        for name, call in plain.items():
+            setattr(sweeps, name, timed(call))
         begin = time.process_time()
         result = minimize(
             problem, 128, LBFGS(), stop=Stop(tolerance=0.0, max_iterations=100), watch=Watch(progress=False)
         )
         total = time.process_time() - begin
     finally:
-        for name, call in sweeps.items():
-            setattr(sweep, name, call)
+        for name, call in plain.items():
+            setattr(sweeps, name, call)
     return {"iterations": result.iterations, "seconds": total, "outside_sweeps": 1 - spent[0] / total}
 
 

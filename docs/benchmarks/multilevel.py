@@ -26,8 +26,7 @@ from tabulate import tabulate
 import ocp
 from ocp.cli import catalog, words
 from ocp.multilevel.cycle import coherent
-from ocp.run import json_files as strictjson
-from ocp.run import plots
+from ocp.run import json_files, plots
 from ocp.run.comparison import RunSpec, solve
 
 PROBLEMS = ("spiral", "peaks", "digits", "mnist")
@@ -123,15 +122,15 @@ def tuning(problem: str, smoother: str, folder: Path, budget: dict) -> dict:
     torch.set_num_threads(1)
     path = folder / f"{problem}-{smoother}.json"
     if not path.exists():
-        strictjson.write(path, strictjson.plain(tune(problem, smoother, budget)))
-    return strictjson.read(path)
+        json_files.write(path, json_files.plain(tune(problem, smoother, budget)))
+    return json_files.read(path)
 
 
 def case(problem: str, steps: int, folder: Path, seeds: Sequence[int], smoothers: Sequence[str], budget: dict) -> None:
     """All runs of one problem and number of steps; seeds are the outer loop, so that methods take turns."""
     torch.set_num_threads(1)
     path = folder / f"{problem}-{steps}.json"
-    runs: list[dict] = strictjson.read(path)["runs"] if path.exists() else []
+    runs: list[dict] = json_files.read(path)["runs"] if path.exists() else []
     there = {(r["smoother"], r["method"], r["seed"]) for r in runs}
     for seed in seeds:
         for smoother in smoothers:
@@ -140,7 +139,7 @@ def case(problem: str, steps: int, folder: Path, seeds: Sequence[int], smoothers
                     continue
                 rate = tuning(problem, smoother, folder, budget)["single" if method == "single" else "nested"]
                 runs.append(main_run(problem, steps, smoother, method, seed, rate, budget[method]))
-                strictjson.write(path, {"problem": problem, "steps": steps, "runs": runs})
+                json_files.write(path, {"problem": problem, "steps": steps, "runs": runs})
 
 
 # ---------------------------------------------------------------------------------------------------------- ablation
@@ -192,7 +191,7 @@ def ablation(problem: str, folder: Path, seeds: Sequence[int], budget: float) ->
     """The variants on one problem, N = 128, L-BFGS."""
     torch.set_num_threads(1)
     path = folder / f"{problem}-ablation.json"
-    runs: list[dict] = strictjson.read(path)["runs"] if path.exists() else []
+    runs: list[dict] = json_files.read(path)["runs"] if path.exists() else []
     there = {(r["variant"], r["seed"]) for r in runs}
     for seed in seeds:
         study = catalog.load(problem, seed=seed)
@@ -208,7 +207,7 @@ def ablation(problem: str, folder: Path, seeds: Sequence[int], budget: float) ->
                 stop=ocp.Stop(max_work=budget, tolerance=1e-6),
             )
             runs.append({"variant": name, "seed": seed, **curve(result)})
-            strictjson.write(path, {"problem": problem, "runs": runs})
+            json_files.write(path, {"problem": problem, "runs": runs})
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -228,7 +227,7 @@ def load(folder: Path) -> Iterator[tuple[str, int, list[dict]]]:
         for steps in STEPS:
             path = folder / f"{problem}-{steps}.json"
             if path.exists():
-                yield problem, steps, strictjson.read(path)["runs"]
+                yield problem, steps, json_files.read(path)["runs"]
 
 
 def report(folder: Path) -> str:
@@ -286,7 +285,7 @@ def rates(folder: Path) -> str:
     rows = []
     for problem in PROBLEMS:
         paths = {s: folder / f"{problem}-{s}.json" for s in ("sgd", "adam")}
-        found = {s: strictjson.read(path) for s, path in paths.items() if path.exists()}
+        found = {s: json_files.read(path) for s, path in paths.items() if path.exists()}
         cells = [f"{found[s][m]:g}" if s in found else "-" for s in paths for m in ("single", "nested")]
         rows.append([problem, *cells])
     headers = ("problem", "sgd, single", "sgd, many grids", "adam, single", "adam, many grids")
@@ -295,7 +294,7 @@ def rates(folder: Path) -> str:
 
 def ablated(folder: Path) -> str:
     paths = {p: folder / f"{p}-ablation.json" for p in PROBLEMS}
-    found = {p: strictjson.read(path)["runs"] for p, path in paths.items() if path.exists()}
+    found = {p: json_files.read(path)["runs"] for p, path in paths.items() if path.exists()}
     targets = {}
     for problem in found:
         tuned = tuning(problem, "lbfgs", folder, BUDGET)["targets"]

@@ -24,6 +24,7 @@ from ocp.adjoint.tapes import Tape
 from ocp.integrators.integrator import Integrator, StageWiseIntegrator
 from ocp.integrators.tableaus import Tableau
 from ocp.problem.protocols import Batched, Bindable, StageWise, Traceable
+from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["capability_applies", "choose", "supports_linearization"]
 
@@ -32,8 +33,8 @@ __all__ = ["capability_applies", "choose", "supports_linearization"]
 CHUNK_STEPS = 4
 
 
-def choose(discretization: Discretization, schedule: Schedule, x: Tensor, u: Tensor) -> Tape:
-    """The tape for the steps of a grid.
+def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u: StepControl) -> Tape:
+    """The tape for the steps of a grid, as the schedule says and by the fastest path that problem and integrator allow.
 
     Parameters
     ----------
@@ -51,13 +52,13 @@ def choose(discretization: Discretization, schedule: Schedule, x: Tensor, u: Ten
     plain = Stepwise(integrator, grid, x.new_empty(capacity + 1, *x.shape))
     if span == steps:
         return plain
-    # To record steps on a tape of which nothing is to be remembered would be a waste.
+    # A tape of autograd would be a waste for steps that are only walked through.
     walk = plain if found is None or isinstance(found, Taped) else found
     return Recomputed(schedule, steps, x, found or plain, plain, walk, capacity)
 
 
 def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -> Tape | None:
-    """The fastest tape for ``capacity`` steps that the problem supports; None if there is none but `Stepwise`."""
+    """The fastest tape for ``capacity`` steps that the problem supports; None if only `Stepwise` applies."""
     problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
     f, L, tableau = problem.dynamics, problem.running_cost, _explicit_tableau(integrator)
     on_cuda = x.is_cuda and os.environ.get("OCP_CUDA_FAST_PATHS") == "1"

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ocp.adjoint.discretization import Discretization
 from ocp.adjoint.linearization import Linearization
-from ocp.adjoint.paths import choose, supports_linearization
-from ocp.adjoint.schedules import Schedule
+from ocp.adjoint.paths import supports_linearization
 from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.tapes import Tape
 from ocp.integrators.integrator import SecondOrderIntegrator
@@ -22,22 +21,9 @@ from ocp.problem.protocols import (
     SecondOrderRunningCost,
     SecondOrderTerminalCost,
 )
-from ocp.problem.shapes import BatchState, FlatControl, NodeStates, Scalar, StepControl
+from ocp.problem.shapes import BatchState, FlatControl, NodeStates, Scalar
 
-__all__ = ["adjoint", "forward", "linearize", "record", "second_adjoint", "tangent", "without_hvp"]
-
-
-def record(discretization: Discretization, schedule: Schedule, x: BatchState, u: StepControl) -> Tape:
-    """The tape for the steps of a grid, as the schedule says and by the fastest path that problem and integrator allow.
-
-    Parameters
-    ----------
-    discretization : Discretization
-    schedule : Schedule
-    x, u : Tensor
-        A state and the control of a step: for their shapes, type and device, and to try what the problem supports.
-    """
-    return choose(discretization, schedule, x, u)
+__all__ = ["adjoint", "forward", "linearize", "second_adjoint", "tangent", "without_hvp"]
 
 
 @torch.no_grad()
@@ -50,8 +36,8 @@ def forward(discretization: Discretization, control: FlatControl, states: NodeSt
     control : Tensor
         Flat, shape (N m + s,).
     states : Tensor or Tape
-        Storage of shape (N + 1, batch, *state), overwritten with the trajectory; or a tape from `record`, which
-        remembers what the adjoint sweep needs.
+        Storage of shape (N + 1, batch, *state), overwritten with the trajectory; or a tape, which
+        remembers what the adjoint sweep needs (`ocp.adjoint.paths.choose`).
 
     Returns
     -------

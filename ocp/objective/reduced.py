@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ocp.adjoint import sweeps
+from ocp.adjoint import paths, sweeps
 from ocp.adjoint.discretization import Discretization
 from ocp.adjoint.linearization import Linearization
 from ocp.adjoint.pages import Pages
@@ -91,7 +91,8 @@ class ReducedObjective:
     ):
         self.discretization, self.schedule, self.processes = discretization, schedule, processes
         self._storage = _storage or _Storage()
-        self._steps, self._shape = discretization.grid.steps, tuple(discretization.example()[0].shape)
+        x, _ = discretization.example()
+        self._steps, self._shape, self._like = discretization.grid.steps, tuple(x.shape), x.new_empty(0)
         samples = self._shape[0]
         first, last = (samples * (processes.rank + k) // processes.size for k in (0, 1))
         if _own is None:
@@ -221,8 +222,7 @@ class ReducedObjective:
     def _flat(self, control: AnyControl) -> Tensor:
         flat: Any = control.flat if isinstance(control, Control) else control
         if isinstance(control, np.ndarray) and np.issubdtype(control.dtype, np.floating):
-            like = self.discretization.example()[0]
-            flat = torch.tensor(control, dtype=like.dtype, device=like.device)
+            flat = torch.tensor(control, dtype=self._like.dtype, device=self._like.device)
         if not (isinstance(flat, Tensor) and flat.is_floating_point()):
             got = f"{type(flat).__name__} of {flat.dtype}" if hasattr(flat, "dtype") else type(flat).__name__
             raise TypeError(f"control: expected a Control, or a flat tensor or array of real numbers, got {got}")
@@ -238,7 +238,7 @@ class ReducedObjective:
         key = (control.dtype, control.device, *shape)
         if key not in self._storage.slots:
             x, u = (part.to(control) for part in self._own.example())
-            self._storage.slots[key] = _Slot(sweeps.record(self._own, self.schedule, x, u))
+            self._storage.slots[key] = _Slot(paths.choose(self._own, self.schedule, x, u))
         return self._storage.slots[key]
 
     def _tangents(self, states: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,8 @@ class TorchOptimizer:
         optimizer = self.optimizer([parameter], **self.options)
         if state.memory is not None:
             optimizer.load_state_dict(_copied(state.memory))  # it would change the tensors in place
-        finite, point = True, cast(Evaluation | None, None)
+        finite = True
+        point: Evaluation | None = None
 
         def closure() -> float:
             nonlocal finite, point

@@ -23,7 +23,7 @@ from ocp.run.run import Best
 
 __all__ = ["ALLOWED", "VERSION", "decode", "encode"]
 
-#: Of the format; a file with a greater one is refused.
+#: Of the format; files of other versions are refused.
 VERSION = 2
 
 #: What a snapshot may hold besides tensors, numbers, strings and containers of them.

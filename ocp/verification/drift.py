@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ocp.adjoint.paths import choose
 from ocp.adjoint.recomputed import Recomputed
 from ocp.adjoint.schedules import Reversible
-from ocp.adjoint.sweeps import forward, record
+from ocp.adjoint.sweeps import forward
 from ocp.objective.reduced import ReducedObjective
 from ocp.space.control import Control
 
@@ -50,7 +51,7 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
         got = objective.schedule if isinstance(objective, ReducedObjective) else type(objective).__name__
         raise ValueError(f"objective: expected one from discretize with the schedule Reversible, got {got}")
     discretization, u = objective.discretization, objective._flat(control)
-    steps = record(discretization, objective.schedule, *(part.to(u) for part in discretization.example()))
+    steps = choose(discretization, objective.schedule, *(part.to(u) for part in discretization.example()))
     forward(discretization, u, steps)
     if not isinstance(steps, Recomputed):
         return 0.0

@@ -8,8 +8,8 @@ from math import ceil
 import pytest
 import torch
 
+from ocp.adjoint.paths import choose
 from ocp.adjoint.schedules import Advance, Binomial, Keep, Restore, Reverse, Reversible, Schedule, StoreAll, Take, Undo
-from ocp.adjoint.sweeps import record
 from ocp.multilevel.nested import MGOPT
 from ocp.objective.reduced import discretize
 from ocp.optimize.lbfgs import LBFGS
@@ -195,7 +195,7 @@ def test_slots_in_host_memory_are_pinned_and_give_the_same_derivative_on_a_devic
     few, kept = (discretize(problem, 23, "rk4", schedule) for schedule in (Binomial(5, host=host), StoreAll()))
     u = 0.3 * rand(kept.space.dimension).cuda()
     torch.testing.assert_close(few.derivative(u), kept.derivative(u), rtol=1e-12, atol=1e-14)
-    steps = record(few.discretization, few.schedule, x, u[:20])
+    steps = choose(few.discretization, few.schedule, x, u[:20])
     assert [slot.is_pinned() for slot in steps._slots] == [True] * host + [False] * (5 - host)
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from ocp.adjoint.discretization import Discretization
+from ocp.adjoint.paths import choose
 from ocp.adjoint.schedules import Binomial, StoreAll
 from ocp.adjoint.staged import Staged
 from ocp.adjoint.stepwise import Stepwise
-from ocp.adjoint.sweeps import adjoint, forward, record
+from ocp.adjoint.sweeps import adjoint, forward
 from ocp.adjoint.taped import Taped
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.reduced import ReducedObjective, discretize
@@ -85,7 +86,7 @@ def recorded(request, rand, scheme):
     discretization = Discretization(problem, TimeGrid(0.7, STEPS), INTEGRATORS[scheme])
     control = 0.5 * rand(discretization.space.dimension)
     x, u = problem.initial_state.x, discretization.space.path(control)[0]
-    return discretization, control, record(discretization, StoreAll(), x, u), kind
+    return discretization, control, choose(discretization, StoreAll(), x, u), kind
 
 
 def test_what_is_remembered_gives_the_derivative_of_what_is_computed_again(recorded):

@@ -31,17 +31,6 @@ def problem(seed=0, dtype=torch.float32, scale=1.0):
 ANY_OPTIONS = WITH_OPTIONS.replace("scale=1.0", "**rest").replace("scale +", "rest.get('scale', 1.0) +")
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write a user's file and return its path."""
-
-    def write(text, name="mine.py"):
-        (tmp_path / name).write_text(text)
-        return str(tmp_path / name)
-
-    return write
-
-
 def x0(study):
     return study.problem.initial_state(torch.zeros(0))
 

@@ -95,17 +95,6 @@ def problem():
 """
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write a user's file and return its path."""
-
-    def write(text, name="mine.py"):
-        (tmp_path / name).write_text(text)
-        return str(tmp_path / name)
-
-    return write
-
-
 def invoke(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 

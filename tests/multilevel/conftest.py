@@ -6,17 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ocp import (
     LBFGS,
     Armijo,
-    ControlProblem,
     CrossEntropy,
     GradientDescent,
-    LeastSquares,
     NonlinearCG,
-    QuadraticRunning,
     ShiftedObjective,
     Tikhonov,
     TorchOptimizer,
@@ -26,37 +23,6 @@ from ocp import (
 )
 from ocp.multilevel import cycle as cycles
 from ocp.problem.layers import Dense
-
-
-@dataclass(frozen=True)
-class Linear:
-    """x' = F x + G u."""
-
-    F: Tensor
-    G: Tensor
-
-    @property
-    def control_size(self):
-        return self.G.shape[1]
-
-    def __call__(self, t, x, u):
-        return x @ self.F.T + self.G @ u
-
-    def vjp(self, t, x, u, p):
-        return p @ self.F, (p @ self.G).sum(0)
-
-    def jvp(self, t, x, u, dx, du):
-        return dx @ self.F.T + self.G @ du
-
-
-@pytest.fixture(scope="session")
-def lqr():
-    """A linear system with quadratic costs."""
-    x0 = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
-    F = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
-    G = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    target = LeastSquares(torch.zeros_like(x0), 2.0)
-    return ControlProblem(Linear(F, G), x0, target, QuadraticRunning(1.0, 0.5), horizon=2.0)
 
 
 @pytest.fixture(scope="session")

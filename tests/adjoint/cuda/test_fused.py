@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from ocp.adjoint.discretization import Discretization
+from ocp.adjoint.paths import choose
 from ocp.adjoint.recomputed import Recomputed
 from ocp.adjoint.schedules import Binomial, StoreAll
 from ocp.adjoint.staged import Staged
 from ocp.adjoint.stepwise import Stepwise
-from ocp.adjoint.sweeps import adjoint, forward, record
+from ocp.adjoint.sweeps import adjoint, forward
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.integrators.tableaus import EULER, HEUN
 from ocp.objective.reduced import discretize
@@ -136,7 +137,7 @@ def accurate(found, expected, tolerances):
 
 def reference(discretization, control):
     x, u = discretization.problem.initial_state.x, discretization.space.path(control)[0]
-    steps = record(discretization, StoreAll(), x, u)
+    steps = choose(discretization, StoreAll(), x, u)
     assert type(steps) is Staged
     return swept(discretization, control, steps)
 
@@ -245,7 +246,7 @@ def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precis
     *_, derivative = [objective.derivative(v) for v in (u, 2 * u, 3 * u, 4 * u, u.clone())]  # the last by a graph
     found = objective.final_state(u), derivative
     assert accurate(found, (expected.final_state(control), expected.derivative(control)), PRECISIONS[precision])
-    kept = record(single, StoreAll(), single.problem.initial_state.x, u[: single.problem.control_size])
+    kept = choose(single, StoreAll(), single.problem.initial_state.x, u[: single.problem.control_size])
     assert (type(kept.tape) is compiled.Fused) is (
         single.problem.dynamics.width <= compiled.WIDEST or precision != "highest"
     )
@@ -255,5 +256,5 @@ def test_on_a_gpu_the_kernels_have_values_and_derivatives_of_torch(exact, precis
 def test_on_a_gpu_the_kernels_are_off_unless_asked_for(exact):
     discretization, control = exact
     single = converted(discretization, "cuda", torch.float32)
-    kept = record(single, StoreAll(), single.problem.initial_state.x, control[: single.problem.control_size].cuda())
+    kept = choose(single, StoreAll(), single.problem.initial_state.x, control[: single.problem.control_size].cuda())
     assert type(kept) is Staged

@@ -8,12 +8,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ocp.adjoint import paths
 from ocp.adjoint.cuda import graphs
 from ocp.adjoint.discretization import Discretization
 from ocp.adjoint.paths import choose
 from ocp.adjoint.schedules import Binomial, StoreAll
 from ocp.adjoint.staged import Staged
-from ocp.adjoint.sweeps import adjoint, forward, record
+from ocp.adjoint.sweeps import adjoint, forward
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.reduced import discretize
 from ocp.problem.control_problem import ControlProblem
@@ -96,7 +97,7 @@ def on_grid(problem, scheme):
 def room(discretization, control):
     space = discretization.space
     x = discretization.problem.initial_state(space.parameters(control))
-    return record(discretization, StoreAll(), x, space.path(control)[0])
+    return paths.choose(discretization, StoreAll(), x, space.path(control)[0])
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def as_on_a_device(monkeypatch):
         return graphs.Graphed(tape) if isinstance(tape, Staged) else tape
 
     monkeypatch.setattr(graphs, "capture", counted)
-    monkeypatch.setattr("ocp.adjoint.sweeps.choose", graphed)
+    monkeypatch.setattr(paths, "choose", graphed)
     return recorded
 
 
