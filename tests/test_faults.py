@@ -534,15 +534,15 @@ def scribble(t, x, u):
 
 
 IN_PLACE = {
-    "control": ({"f": grab}, "dynamics: expected .* to leave its arguments as they are, got u changed"),
-    "state": ({"f": scribble}, "dynamics: expected .* to leave its arguments as they are, got x changed"),
+    "control": ({"f": grab}, "dynamics: expected .* to leave its arguments unchanged, got u changed"),
+    "state": ({"f": scribble}, "dynamics: expected .* to leave its arguments unchanged, got x changed"),
     "cost": (
         {"terminal_cost": lambda x: x.square_().sum()},
-        "terminal_cost: expected .* to leave its arguments as they are, got x changed",
+        "terminal_cost: expected .* to leave its arguments unchanged, got x changed",
     ),
     "running cost": (
         {"running_cost": lambda t, x, u: u.square_().sum()},
-        "running_cost: expected .* to leave its arguments as they are, got u changed",
+        "running_cost: expected .* to leave its arguments unchanged, got u changed",
     ),
 }
 
@@ -587,7 +587,7 @@ def test_functions_that_change_their_arguments_later_on_are_named(changes, piece
     problem = cubic(**changes, initial_state=X0[:1].expand(samples, -1).clone())
     objective = discretize(problem, N, integrator, memory)
     u = torch.full((N,), 0.1, dtype=torch.float64)
-    with pytest.raises(ValueError, match=f"{piece}: expected it to leave its arguments as they are, got"):
+    with pytest.raises(ValueError, match=f"{piece}: expected it to leave its arguments unchanged, got"):
         objective.derivative(u)
     assert torch.equal(u, torch.full((N,), 0.1, dtype=torch.float64)) or piece == "dynamics"
 
@@ -602,7 +602,7 @@ def test_a_run_keeps_what_it_had_before_a_function_changed_its_arguments():
             x.mul_(0.5)
         return dx
 
-    with pytest.raises(ValueError, match="dynamics: expected it to leave its arguments as they are") as caught:
+    with pytest.raises(ValueError, match="dynamics: expected it to leave its arguments unchanged") as caught:
         minimize(cubic(f), N, GradientDescent(), stop=Stop(tolerance=0.0))
     assert caught.value.result.status is Status.EXCEPTION
     assert caught.value.result.value < discretize(PROBLEM, N).value(torch.zeros(N, dtype=torch.float64))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
+from ocp.problem.boundary import call
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.initial_state import Opening
-from ocp.problem.modules import leaving
 from ocp.space.bounds import Box, feasible
 from ocp.space.control import Control, ControlSpace, at_midpoints
 from ocp.space.grid import TimeGrid
@@ -162,7 +162,7 @@ def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: A
     copies = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
     names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")[: len(copies)]
     try:
-        return leaving(name, piece, **dict(zip(names, copies, strict=True)))
+        return call(name, piece, **dict(zip(names, copies, strict=True)))
     except (RuntimeError, IndexError, TypeError) as error:  # what torch raises for shapes, types and devices
         if isinstance(error, TypeError) and not _ours(error):
             raise

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint.discretization import Discretization
-from ocp.problem.dynamics import gradients
-from ocp.problem.modules import Mapped
+from ocp.problem.functions import Mapped, gradients
 
 __all__ = ["Linearization"]
 
@@ -40,7 +39,7 @@ class Linearization:
         with torch.enable_grad():
             self._leaves = states[:-1].clone().requires_grad_(), path.detach().clone().requires_grad_()
             z = Mapped(step)(states.new_tensor(grid.nodes[:-1]), *self._leaves)
-            rows = [gradients(entry, self._leaves) for entry in z.unbind(1)]
+            rows = [gradients(entry, self._leaves, torch.ones_like(entry), retain_graph=True) for entry in z.unbind(1)]
             by_state, by_control = (torch.stack(parts, 1).flatten(2) for parts in zip(*rows, strict=True))
             n = by_state.shape[2]
             costates = z.detach().new_ones(z.shape)  # (p_{k+1}, 1)
@@ -70,7 +69,7 @@ class Linearization:
             ]
             hx, hu = (torch.zeros_like(leaf) for leaf in self._leaves)
             if bends:
-                hx, hu = gradients(torch.stack(bends).sum(), self._leaves)
+                hx, hu = gradients(torch.stack(bends).sum(), self._leaves, retain_graph=True)
         costates, shape, dp = [], dp.shape, dp.flatten()
         for J, forced in zip(reversed(self._by_state.unbind(0)), reversed(hx.flatten(1).unbind(0)), strict=True):
             costates.append(dp)

@@ -14,13 +14,7 @@ from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.tapes import Tape
 from ocp.integrators.integrator import SecondOrderIntegrator
 from ocp.problem.costs import Readout
-from ocp.problem.protocols import (
-    SecondOrderControlCost,
-    SecondOrderDynamics,
-    SecondOrderInitialState,
-    SecondOrderRunningCost,
-    SecondOrderTerminalCost,
-)
+from ocp.problem.protocols import SecondOrder
 from ocp.problem.shapes import BatchState, FlatControl, NodeStates, Scalar
 
 __all__ = ["adjoint", "forward", "linearize", "second_adjoint", "tangent", "without_hvp"]
@@ -232,12 +226,12 @@ def without_hvp(discretization: Discretization) -> dict[str, str]:
     """The pieces without second derivatives, each with what was expected and what it is; empty if all have them."""
     problem, last = discretization.problem, discretization.problem.terminal_cost
     pieces: list[tuple[str, Any, type]] = [
-        ("dynamics", problem.dynamics, SecondOrderDynamics),
-        ("initial_state", problem.initial_state, SecondOrderInitialState),
-        ("running_cost", problem.running_cost, SecondOrderRunningCost),
-        ("terminal_cost", last, SecondOrderTerminalCost),
-        ("terminal_cost.cost", last.cost if isinstance(last, Readout) else None, SecondOrderTerminalCost),
-        *(("control_cost", cost, SecondOrderControlCost) for cost in problem.control_cost),
+        ("dynamics", problem.dynamics, SecondOrder),
+        ("initial_state", problem.initial_state, SecondOrder),
+        ("running_cost", problem.running_cost, SecondOrder),
+        ("terminal_cost", last, SecondOrder),
+        ("terminal_cost.cost", last.cost if isinstance(last, Readout) else None, SecondOrder),
+        *(("control_cost", cost, SecondOrder) for cost in problem.control_cost),
         ("integrator", discretization.integrator, SecondOrderIntegrator),
     ]
     return {

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.costs import as_control_costs, as_running_cost, as_terminal_cost
+from ocp.problem.boundary import check_finite
+from ocp.problem.costs import RunningFunction, TerminalFunction, as_control_costs, as_cost
 from ocp.problem.dynamics import as_dynamics
 from ocp.problem.initial_state import as_initial_state
 from ocp.problem.protocols import ControlCost, Divisible, Dynamics, InitialState, RunningCost, TerminalCost
@@ -102,8 +103,8 @@ class ControlProblem:
         fields = {
             "dynamics": dynamics,
             "initial_state": as_initial_state(initial_state),
-            "terminal_cost": as_terminal_cost(terminal_cost),
-            "running_cost": as_running_cost(running_cost),
+            "terminal_cost": as_cost("terminal_cost", terminal_cost, TerminalCost, TerminalFunction, "Phi(x)"),
+            "running_cost": as_cost("running_cost", running_cost, RunningCost, RunningFunction, "L(t, x, u)"),
             "control_cost": as_control_costs(control_cost),
             "horizon": float(horizon),
             "control_size": dynamics.control_size,
@@ -160,9 +161,7 @@ def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> Non
             f"start: expected a Control, a number, a tensor or a function of time, got {type(start).__name__}"
         )
     numbers = start.flat if isinstance(start, Control) else torch.as_tensor(start)
-    bad = int((~torch.isfinite(numbers)).sum())
-    if bad:
-        raise ValueError(f"start: expected finite numbers, got {bad} of {numbers.numel()} that are NaN or infinite")
+    check_finite("start", numbers)
     if not isinstance(start, Control):
         if numbers.ndim > 2 or numbers.shape[-1:] not in ((), (m,)) or not numbers.numel():
             raise ValueError(f"start: expected a number or shape ({m},) or (n, {m}), got shape {tuple(numbers.shape)}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
-from ocp.problem.modules import FlatModule, Mapped, hvp, jvp, leaving, pullback
-from ocp.problem.protocols import Classifier, ControlCost, Divisible, RunningCost, SecondOrderTerminalCost, TerminalCost
+from ocp.problem.boundary import call
+from ocp.problem.functions import Mapped, hvp, jvp, pullback
+from ocp.problem.modules import FlatModule
+from ocp.problem.protocols import Classifier, ControlCost, Divisible, RunningCost, SecondOrder, TerminalCost
 from ocp.problem.shapes import BatchState, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
 
@@ -25,81 +28,67 @@ __all__ = [
     "Tikhonov",
     "TimeSmoothness",
     "as_control_costs",
-    "as_running_cost",
-    "as_terminal_cost",
+    "as_cost",
     "classifies",
 ]
 
 
 @dataclass(frozen=True)
 class TerminalFunction:
-    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` if the problem has parameters."""
+    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` if the problem has parameters.
+
+    It is assumed to treat all samples alike.
+    """
 
     function: Callable[..., Tensor]
 
-    def _call(self, x: BatchState, q: Parameters) -> Scalar:
-        arguments = {"x": x, "q": q} if q.numel() else {"x": x}
-        return leaving("terminal_cost", self.function, **arguments)
-
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
-        return self._call(x, q)
+        arguments = {"x": x, "q": q} if q.numel() else {"x": x}
+        return call("terminal_cost", self.function, **arguments)
 
     def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
-        px, pq = pullback(self._call, (x, q))
-        return px, pq
+        return pullback(self, (x, q))
 
     def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
-        hx, hq = hvp(self._call, (x, q), (dx, dq))
-        return hx, hq
+        return hvp(self, (x, q), (dx, dq))
 
     def take(self, indices: Tensor) -> TerminalFunction:
-        """The function itself: it is assumed to treat all samples alike."""
         return self
 
 
 @dataclass(frozen=True)
 class RunningFunction:
-    """A plain function ``L(t, x, u)`` as running cost."""
+    """A plain function ``L(t, x, u)`` as running cost. It is assumed to treat all samples alike."""
 
     function: Callable[[float, Tensor, Tensor], Tensor]
     _mapped: Mapped = field(init=False, repr=False, compare=False)
+    supports_autograd = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_mapped", Mapped(self.function, "running_cost"))
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
-        return leaving("running_cost", self.function, t=t, x=x, u=u)
+        return call("running_cost", self.function, t=t, x=x, u=u)
 
     def derivative(self, t: float, x: BatchState, u: StepControl) -> tuple[BatchState, StepControl]:
-        px, pu = pullback(lambda x, u: self(t, x, u), (x, u))
-        return px, pu
+        return pullback(partial(self, t), (x, u))
 
     def hvp(
         self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
     ) -> tuple[BatchState, StepControl]:
-        hx, hu = hvp(lambda x, u: self.function(t, x, u), (x, u), (dx, du))
-        return hx, hu
-
-    @property
-    def supports_autograd(self) -> bool:
-        """Its derivatives are those of autograd."""
-        return True
+        return hvp(partial(self.function, t), (x, u), (dx, du))
 
     def take(self, indices: Tensor) -> RunningFunction:
-        """The function itself: it is assumed to treat all samples alike."""
         return self
 
     def supports_batches(self, x: BatchState, u: StepControl) -> bool:
-        """Whether the function can be mapped over many points at once."""
-        shift = torch.linspace(0, 0.2, 3).to(x)
-        return self._mapped.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
+        return self._mapped.agrees_near(x, u)
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         return self._mapped(t, x, u)
 
     def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        px, pu = pullback(lambda x, u: self._mapped(t, x, u).sum(), (x, u))
-        return px, pu
+        return pullback(lambda x, u: self._mapped(t, x, u).sum(), (x, u))
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,6 @@ class PointByPoint:
     cost: RunningCost
 
     def supports_batches(self, x: BatchState, u: StepControl) -> bool:
-        """True for every cost."""
         return True
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
@@ -135,6 +123,7 @@ class QuadraticRunning:
     state_weight: float = 1.0
     control_weight: float = 1.0
     target: Tensor | float = 0.0
+    supports_autograd = True
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
         miss = (x - self.target).square().sum() / len(x)
@@ -148,13 +137,7 @@ class QuadraticRunning:
     ) -> tuple[BatchState, StepControl]:
         return dx * (self.state_weight / len(x)), self.control_weight * du
 
-    @property
-    def supports_autograd(self) -> bool:
-        """Autograd finds the same derivatives."""
-        return True
-
     def supports_batches(self, x: BatchState, u: StepControl) -> bool:
-        """True for all shapes."""
         return True
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
@@ -165,7 +148,6 @@ class QuadraticRunning:
         return (x - self.target) * (self.state_weight / x.shape[1]), self.control_weight * u
 
     def take(self, indices: Tensor) -> QuadraticRunning:
-        """The same cost on some of the samples."""
         if isinstance(self.target, Tensor) and self.target.ndim > 1 and len(self.target) > 1:
             return replace(self, target=self.target[indices])
         return self
@@ -217,16 +199,14 @@ class CrossEntropy:
         return shares * (dx - mean) / len(x), torch.zeros_like(q)
 
     def accuracy(self, x: BatchState, q: Parameters) -> float:
-        """Share of samples whose largest entry is at their label."""
         return float((x.argmax(1) == self.labels).double().mean())
 
     def take(self, indices: Tensor) -> CrossEntropy:
-        """The same cost on some of the samples."""
         return CrossEntropy(self.labels[indices])
 
 
-#: Rows with fewer entries than this, those of a vector register, make torch compute a softmax entry by entry, up to
-#: twenty times slower.
+#: With fewer classes than entries in a vector register, torch computes a softmax entry by entry, up to twenty times
+#: slower.
 VECTOR_ENTRIES = 16
 
 
@@ -267,13 +247,12 @@ class LeastSquares:
         return dx * (self.weight / len(x)), torch.zeros_like(q)
 
     def take(self, indices: Tensor) -> LeastSquares:
-        """The same cost on some of the samples."""
         return replace(self, target=self.target[indices])
 
 
 @dataclass(frozen=True)
 class Readout:
-    """A closing module in front of a terminal cost: Phi(x, q) = cost(module(x; w)), where w is a part of q.
+    """A closing module in front of a terminal cost: Phi(x, q) = cost(module(x; q), q).
 
     Parameters
     ----------
@@ -281,44 +260,32 @@ class Readout:
         For a classifier, typically a linear layer from the state to the logits.
     cost : TerminalCost
         `CrossEntropy`, `LeastSquares`, ...; it sees the output of the module.
-    offset : int
-        Index in q of the module's first parameter.
     """
 
     module: FlatModule
     cost: TerminalCost
-    offset: int = 0
-
-    def _part(self, q: Tensor) -> Tensor:
-        return q[self.offset : self.offset + self.module.size]
 
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
-        return self.cost(self.module(self._part(q), x), q)
+        return self.cost(self.module(q, x), q)
 
     def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
-        w = self._part(q)
-        pz, pq = self.cost.derivative(self.module(w, x), q)
-        pw, px = self.module.pullback(w, x, pz)
-        self._part(pq).add_(pw)
-        return px, pq
+        pz, pq = self.cost.derivative(self.module(q, x), q)
+        by_module, px = self.module.pullback(q, x, pz)
+        return px, pq + by_module
 
     def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
-        w, dw = self._part(q), self._part(dq)
-        z, dz = jvp(self.module, (w, x), (dw, dx))
+        z, dz = jvp(self.module, (q, x), (dq, dx))
         pz, _ = self.cost.derivative(z, q)
-        dpz, hq = cast(SecondOrderTerminalCost, self.cost).hvp(z, q, dz, dq)
-        # The tangent of the transpose dz/d(w, x)^T pz: by the module's own second derivative, and by pz.
-        own, by_cost = hvp(self.module, (w, x), (dw, dx), pz), self.module.pullback(w, x, dpz)
-        hw, hx = (a + b for a, b in zip(own, by_cost, strict=True))
-        self._part(hq).add_(hw)
-        return hx, hq
+        dpz, hq = cast(SecondOrder, self.cost).hvp(z, q, dz, dq)
+        # The tangent of the transpose dz/d(q, x)^T pz: by the module's own second derivative, and by pz.
+        own_q, own_x = hvp(self.module, (q, x), (dq, dx), pz)
+        by_cost_q, by_cost_x = self.module.pullback(q, x, dpz)
+        return own_x + by_cost_x, hq + own_q + by_cost_q
 
     def accuracy(self, x: BatchState, q: Parameters) -> float:
-        """Accuracy of the cost on the output of the module."""
-        return cast(Classifier, self.cost).accuracy(self.module(self._part(q), x), q)
+        return cast(Classifier, self.cost).accuracy(self.module(q, x), q)
 
     def take(self, indices: Tensor) -> Readout:
-        """The same cost on some of the samples."""
         if not isinstance(self.cost, Divisible):
             raise ValueError(
                 "terminal_cost: expected a cost with a method take(indices) for mini-batches, "
@@ -363,26 +330,17 @@ class TimeSmoothness:
         return self.derivative(space, direction)  # linear in its argument
 
 
-def as_terminal_cost(cost: Any) -> TerminalCost | None:
-    """The terminal cost from what a user may give: a function, a `TerminalCost`, or None."""
-    if cost is None or isinstance(cost, TerminalCost):
+def as_cost(name: str, cost: Any, kind: type, adapter: Callable[[Any], Any], signature: str) -> Any:
+    """A terminal or running cost from a function, a cost of the kind, or None."""
+    if cost is None or isinstance(cost, kind):
         return cost
     if callable(cost):
-        return TerminalFunction(cost)
-    raise TypeError(f"terminal_cost: expected a function Phi(x) or a TerminalCost, got {type(cost).__name__}")
-
-
-def as_running_cost(cost: Any) -> RunningCost | None:
-    """The running cost from what a user may give: a function, a `RunningCost`, or None."""
-    if cost is None or isinstance(cost, RunningCost):
-        return cost
-    if callable(cost):
-        return RunningFunction(cost)
-    raise TypeError(f"running_cost: expected a function L(t, x, u) or a RunningCost, got {type(cost).__name__}")
+        return adapter(cost)
+    raise TypeError(f"{name}: expected a function {signature} or a {kind.__name__}, got {type(cost).__name__}")
 
 
 def as_control_costs(costs: Any) -> tuple[ControlCost, ...]:
-    """The control costs from what a user may give: one, several, or None."""
+    """Control costs from one, several, or None."""
     found = () if costs is None else tuple(costs) if isinstance(costs, Iterable) else (costs,)
     for cost in found:
         if not isinstance(cost, ControlCost):

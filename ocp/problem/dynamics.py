@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocp.problem.modules import FlatModule, Mapped, hvp, jvp, leaving, pullback, uncompiled
+from ocp.problem.boundary import call, uncompiled
+from ocp.problem.functions import Mapped, gradients, hvp, jvp, pullback
+from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Dynamics, Evaluations, Stages
 from ocp.problem.shapes import BatchState, StepControl
 
-__all__ = ["FunctionDynamics", "ModuleDynamics", "as_dynamics", "gradients"]
-
+__all__ = ["FunctionDynamics", "ModuleDynamics", "as_dynamics"]
 
 #: The most numbers in a state, all samples together, for which Jacobians are computed: one backward pass for each
 #: number, through all steps at once, instead of one for each step. Tuned on oscillators and on the heat equation.
@@ -38,46 +39,35 @@ class FunctionDynamics:
     (tensor([[-1.,  1.]]), tensor([1.]))
     """
 
+    supports_autograd = True
+
     def __init__(self, function: Callable[[float, Tensor, Tensor], Tensor], control_size: int):
         self.function, self._plain = function, uncompiled(function)
         self.control_size = control_size
         self._mapped = Mapped(function, "dynamics")
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
-        return leaving("dynamics", self.function, t=t, x=x, u=u)
+        return call("dynamics", self.function, t=t, x=x, u=u)
 
     def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
-        px, pu = pullback(lambda x, u: self(t, x, u), (x, u), p)
-        return px, pu
+        return pullback(partial(self, t), (x, u), p)
 
     def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
-        return jvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du))[1]
+        return jvp(partial(self._plain, t), (x, u), (dx, du))[1]
 
     def hvp(
         self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
     ) -> tuple[BatchState, StepControl]:
-        hx, hu = hvp(lambda x, u: self._plain(t, x, u), (x, u), (dx, du), p)
-        return hx, hu
-
-    @property
-    def supports_autograd(self) -> bool:
-        """Its derivatives are those of autograd."""
-        return True
+        return hvp(partial(self._plain, t), (x, u), (dx, du), p)
 
     def supports_stages(self, x: BatchState, u: StepControl) -> bool:
         """Whether Jacobians at all steps at once are faster: for small states of functions that can be mapped."""
-        if x.numel() > JACOBIAN_NUMBERS:
-            return False
-        shift = torch.linspace(0, 0.2, 3).to(x)
-        t, points = shift, x + shift.view(-1, *[1] * x.ndim)
-        return self._mapped.agrees(t, points, u + shift[:, None])
+        return x.numel() <= JACOBIAN_NUMBERS and self._mapped.agrees_near(x, u)
 
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
-        """The function at the stages of consecutive steps, with the Jacobians of all of them at once."""
         return _Jacobians(self._mapped, path, stages)
 
     def arrange(self, x: BatchState) -> BatchState:
-        """The state as it is."""
         return x
 
 
@@ -86,8 +76,7 @@ class _Jacobians:
 
     def __init__(self, mapped: Mapped, path: Tensor, stages: Stages):
         self.mapped, self.path, self.stages = mapped, path, stages
-        self._u = path.unbind(0)
-        self._number = stages.number
+        self._u, self._number = path.unbind(0), stages.number
 
     def value(self, j: int, t: float, x: Tensor) -> Tensor:
         # A copy, since the function may write to it; the transposes need the control as it was.
@@ -100,7 +89,7 @@ class _Jacobians:
         with torch.enable_grad():
             x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
             columns = self.mapped(t, x, u, values).flatten(1).unbind(1)  # each entry of f, at all stages
-        rows = [gradients(entry, (x, u)) for entry in columns]
+        rows = [gradients(entry, (x, u), torch.ones_like(entry), retain_graph=True) for entry in columns]
         by_state, self._by_control = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
         self._by_state = by_state.flatten(2).mT.unbind(0)
         self._costates = [c.view(-1) for c in stages.value]
@@ -115,17 +104,6 @@ class _Jacobians:
         kappa = self.stages.values.flatten(2).unsqueeze(2)  # (S, r, 1, n)
         by_stage = kappa @ self._by_control.unflatten(0, (-1, self._number))
         torch.mul(by_stage.sum(1).squeeze(1), self.stages.h, out=out)
-
-
-def gradients(entry: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
-    """Derivatives of one entry of f at many points, each by the state and control of its own point.
-
-    The tape is kept. The derivative by an argument that the entry does not depend on is zero.
-    """
-    if not entry.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
-    grads = torch.autograd.grad(entry, leaves, torch.ones_like(entry), retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, grads, strict=True)]
 
 
 class ModuleDynamics:
@@ -147,15 +125,15 @@ class ModuleDynamics:
     20
     """
 
+    supports_autograd = True
+
     def __init__(self, module: nn.Module):
-        self.flat = FlatModule(module)
+        self.flat, self._plain = FlatModule(module), FlatModule(uncompiled(module))
         if not self.flat.size:
             raise ValueError(
                 f"module: expected one with parameters that require gradients, the control, got {type(module).__name__}"
             )
         self.control_size = self.flat.size
-        plain = uncompiled(module)
-        self._plain = self.flat if plain is module else FlatModule(plain)
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
         return self.flat(u, x)
@@ -173,15 +151,10 @@ class ModuleDynamics:
         hu, hx = hvp(self._plain, (u, x), (du, dx), p)
         return hx, hu
 
-    @property
-    def supports_autograd(self) -> bool:
-        """Its derivatives are those of autograd."""
-        return True
-
     def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:
         """As for any `Bindable`; there is one leaf of shape (S, *shape) for each parameter of the block."""
         leaves = [part.detach().requires_grad_() for part in self.flat.parts(path)]
-        steps = zip(*(leaf.unbind(0) for leaf in leaves), strict=True) if leaves else iter([()] * len(path))
+        steps = zip(*(leaf.unbind(0) for leaf in leaves), strict=True)
         return leaves, [partial(self._bound, parts) for parts in steps]
 
     def _bound(self, parts: tuple[Tensor, ...], t: float, x: BatchState, u: StepControl) -> Tensor:
@@ -193,7 +166,7 @@ class ModuleDynamics:
 
 
 def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
-    """The dynamics from what a user may give: a function, a module, or `Dynamics`.
+    """Dynamics from a function, a module, or `Dynamics`.
 
     Raises
     ------
@@ -204,12 +177,10 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
         dynamics = ModuleDynamics(dynamics)
     if isinstance(dynamics, Dynamics):
         if control_size not in (None, dynamics.control_size):
-            raise ValueError(
-                f"control_size: expected {dynamics.control_size}, which the dynamics state, got {control_size}"
-            )
+            raise ValueError(f"control_size: expected {dynamics.control_size}, as in the dynamics, got {control_size}")
         return dynamics
-    if not callable(dynamics) or hasattr(dynamics, "vjp"):
-        lacks = [name for name in ("control_size", "__call__", "vjp", "jvp") if not hasattr(dynamics, name)]
+    lacks = [name for name in ("control_size", "__call__", "vjp", "jvp") if name not in dir(dynamics)]
+    if not callable(dynamics) or "vjp" not in lacks:
         raise TypeError(
             "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, __call__(t, x, u), "
             f"vjp and jvp, got {type(dynamics).__name__} without {', '.join(lacks)}"

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.modules import FlatModule, hvp, jvp, pullback
+from ocp.problem.boundary import check_finite
+from ocp.problem.functions import hvp, jvp, pullback
+from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import InitialState
 from ocp.problem.shapes import BatchState, Parameters
 
@@ -35,7 +37,6 @@ class FixedState:
         return torch.zeros_like(q)
 
     def take(self, indices: Tensor) -> FixedState:
-        """Some of the samples."""
         return FixedState(self.x[indices])
 
 
@@ -60,22 +61,16 @@ class StateFunction:
 
 @dataclass(frozen=True, eq=False)
 class Opening:
-    """An opening module on given inputs: X0(q) = module(inputs; w), where w is the part of q from ``offset`` on."""
+    """An opening module on given inputs: X0(q) = module(inputs; q)."""
 
     module: FlatModule
     inputs: Tensor
-    offset: int = 0
-
-    def _part(self, q: Parameters) -> Tensor:
-        return q[self.offset : self.offset + self.module.size]
 
     def __call__(self, q: Parameters) -> BatchState:
-        return self.module(self._part(q), self.inputs)
+        return self.module(q, self.inputs)
 
     def vjp(self, q: Parameters, p: BatchState) -> Parameters:
-        by_parameters = torch.zeros_like(q)
-        self._part(by_parameters).copy_(self.module.by_parameters(self._part(q), self.inputs, p))
-        return by_parameters
+        return self.module.by_parameters(q, self.inputs, p)
 
     def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
         return jvp(self, (q,), (dq,))[1]
@@ -84,32 +79,27 @@ class Opening:
         return hvp(self, (q,), (dq,), p)[0]
 
     def take(self, indices: Tensor) -> Opening:
-        """Some of the samples."""
         return replace(self, inputs=self.inputs[indices])
 
 
 def as_initial_state(x: Any) -> InitialState:
-    """The initial state from what a user may give: a tensor, a function of the parameters, an `InitialState`.
+    """The initial state from a tensor, a function of the parameters, or an `InitialState`.
 
     Raises
     ------
     TypeError, ValueError
         If it is something else, or a tensor of the wrong kind or with numbers that are not finite.
     """
-    if isinstance(x, Tensor):
-        if x.ndim < 2 or not x.is_floating_point():
-            raise ValueError(
-                "initial_state: expected a floating-point tensor of shape (batch, *state), "
-                f"got shape {tuple(x.shape)} of {x.dtype}; a single state of n numbers has the shape (1, n)"
-            )
-        bad = int((~torch.isfinite(x)).sum())
-        if bad:
-            raise ValueError(
-                f"initial_state: expected finite numbers, got {bad} of {x.numel()} that are NaN or infinite"
-            )
-        return FixedState(x)
     if isinstance(x, InitialState):
         return x
     if callable(x):
         return StateFunction(x)
-    raise TypeError(f"initial_state: expected a tensor or a function of the parameters, got {type(x).__name__}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"initial_state: expected a tensor or a function of the parameters, got {type(x).__name__}")
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(
+            "initial_state: expected a floating-point tensor of shape (batch, *state), "
+            f"got shape {tuple(x.shape)} of {x.dtype}; a single state of n numbers has the shape (1, n)"
+        )
+    check_finite("initial_state", x)
+    return FixedState(x)

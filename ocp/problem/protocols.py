@@ -1,10 +1,12 @@
-"""What the pieces of a problem are: the methods that each must have, and those that it may offer besides.
+"""The pieces of a problem: the methods that each must have, and optional ones.
 
 Shapes: a state x is ``(batch, *state)``, the control u of one step ``(m,)``, the parameters q ``(s,)``; a costate p has
 the shape of the state. Times are floats. ``dx``, ``du``, ``dq`` are directions, of the shapes of x, u, q.
 
-The optional methods are protocols of their own, which ``isinstance`` recognizes. A sweep uses them where a piece has
-them; nothing has to be inherited or registered.
+The optional methods are protocols of their own, which ``isinstance`` recognizes; nothing has to be inherited or
+registered. All pieces may be `SecondOrder`, for Hessian products; costs and initial states `Divisible`, for
+mini-batches; terminal costs a `Classifier`. For faster sweeps, dynamics may be `StageWise`, running costs `Batched`,
+and either of them `Traceable`.
 """
 
 from __future__ import annotations
@@ -31,11 +33,7 @@ __all__ = [
     "InitialState",
     "Initializable",
     "RunningCost",
-    "SecondOrderControlCost",
-    "SecondOrderDynamics",
-    "SecondOrderInitialState",
-    "SecondOrderRunningCost",
-    "SecondOrderTerminalCost",
+    "SecondOrder",
     "StageWise",
     "Stages",
     "StateEquation",
@@ -46,10 +44,7 @@ __all__ = [
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """The right-hand side f of x' = f(t, x, u).
-
-    It may also be `SecondOrderDynamics`, for Hessian products, and, for faster sweeps, `StageWise` or `Traceable`.
-    """
+    """The right-hand side f of x' = f(t, x, u)."""
 
     @property
     def control_size(self) -> int:
@@ -66,22 +61,8 @@ class Dynamics(Protocol):
 
 
 @runtime_checkable
-class SecondOrderDynamics(Dynamics, Protocol):
-    """Dynamics with second derivatives."""
-
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
-        """The Hessian of <p, f(t, x, u)> by (x, u) applied to (dx, du)."""
-
-
-@runtime_checkable
 class RunningCost(Protocol):
-    """The integrand L(t, x, u) of the running cost.
-
-    It may also be a `SecondOrderRunningCost`, for Hessian products; `Divisible`, for mini-batches; and, for faster
-    sweeps, `Batched` or `Traceable`.
-    """
+    """The integrand L(t, x, u) of the running cost."""
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
         """The value, a tensor of shape ()."""
@@ -91,35 +72,14 @@ class RunningCost(Protocol):
 
 
 @runtime_checkable
-class SecondOrderRunningCost(RunningCost, Protocol):
-    """A running cost with second derivatives."""
-
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
-        """The Hessian by (x, u) applied to (dx, du)."""
-
-
-@runtime_checkable
 class TerminalCost(Protocol):
-    """The cost Phi(x, q) of the final state.
-
-    It may also be a `SecondOrderTerminalCost`, for Hessian products; `Divisible`, for mini-batches; a `Classifier`.
-    """
+    """The cost Phi(x, q) of the final state."""
 
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         """The value, a tensor of shape ()."""
 
     def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
         """(dPhi/dx, dPhi/dq)."""
-
-
-@runtime_checkable
-class SecondOrderTerminalCost(TerminalCost, Protocol):
-    """A terminal cost with second derivatives."""
-
-    def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
-        """The Hessian by (x, q) applied to (dx, dq)."""
 
 
 @runtime_checkable
@@ -132,10 +92,7 @@ class Classifier(TerminalCost, Protocol):
 
 @runtime_checkable
 class ControlCost(Protocol):
-    """A cost R(u, q) of the control alone.
-
-    It may also be a `SecondOrderControlCost`, for Hessian products.
-    """
+    """A cost R(u, q) of the control alone."""
 
     def __call__(self, space: ControlSpace, flat: FlatControl) -> Scalar:
         """The value at a flat control, a tensor of shape ()."""
@@ -145,19 +102,8 @@ class ControlCost(Protocol):
 
 
 @runtime_checkable
-class SecondOrderControlCost(ControlCost, Protocol):
-    """A control cost with second derivatives."""
-
-    def hvp(self, space: ControlSpace, flat: FlatControl, direction: FlatControl) -> FlatControl:
-        """The Hessian applied to a direction, a dual vector of the shape of ``flat``."""
-
-
-@runtime_checkable
 class InitialState(Protocol):
-    """The map X0 from the parameters q to the initial state.
-
-    It may also be a `SecondOrderInitialState`, for Hessian products, and `Divisible`, for mini-batches.
-    """
+    """The map X0 from the parameters q to the initial state."""
 
     def __call__(self, q: Parameters) -> BatchState:
         """The initial state, shape (batch, *state)."""
@@ -170,11 +116,20 @@ class InitialState(Protocol):
 
 
 @runtime_checkable
-class SecondOrderInitialState(InitialState, Protocol):
-    """An initial state with second derivatives."""
+class SecondOrder(Protocol):
+    """A piece with second derivatives: ``hvp`` is the Hessian of one number applied to directions.
 
-    def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
-        """The Hessian of <p, X0(q)> applied to dq."""
+    - dynamics: ``hvp(t, x, u, p, dx, du)``, of <p, f(t, x, u)> by (x, u);
+    - running cost: ``hvp(t, x, u, dx, du)``, of L(t, x, u) by (x, u);
+    - terminal cost: ``hvp(x, q, dx, dq)``, of Phi(x, q) by (x, q);
+    - control cost: ``hvp(space, flat, direction)``, of R by the flat control;
+    - initial state: ``hvp(q, p, dq)``, of <p, X0(q)> by q.
+
+    It returns one tensor for each argument by which it differentiates, of its shape; a tuple if there are two.
+    """
+
+    @property
+    def hvp(self) -> Callable[..., Any]: ...
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ocp.integrators.integrator import Integrator, as_integrator
 from ocp.integrators.runge_kutta import RungeKutta
+from ocp.problem.boundary import check_finite
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Readout
 from ocp.problem.dynamics import ModuleDynamics
@@ -36,10 +37,10 @@ def residual_network(
 ) -> ControlProblem:
     """The training of a residual network as a control problem, with a start.
 
-    The state is opening(inputs), the dynamics are the block, and the cost is seen through closing. The
-    parameters of opening and closing are the parameters q, in this order. The start holds the modules' own
-    parameters; the block's are the same on every step, so that the start is one function of time on any grid.
-    Frozen parameters (``requires_grad=False``) are no part of the control, and stay what they are.
+    The state is opening(inputs), the dynamics are the block, and the cost is that of closing(final state). The
+    parameters q are those of opening and closing, in this order. The start holds the modules' own parameters, those of
+    the block on every step, so that it is the same function of time on every grid. Frozen parameters
+    (``requires_grad=False``) are not part of the control, and keep their values.
 
     Parameters
     ----------
@@ -48,21 +49,20 @@ def residual_network(
     cost : TerminalCost
         `CrossEntropy` or `LeastSquares` on as many samples.
     block : nn.Module or layer
-        Right-hand side of x' = f(x): a residual block without its skip connection, or a layer of
-        `ocp.layers`, whose initial weights come from ``generator``.
+        Right-hand side of x' = f(x): a residual block without its skip connection, or a layer of `ocp.layers`.
     opening, closing : nn.Module, optional
-        Left out, the inputs are the state, and the state is what the cost sees.
+        By default the inputs are the state, and the cost sees the final state.
     horizon : float
         Final time T; N layers have the step T / N.
     control_cost : ControlCost or sequence of ControlCost, optional
     generator : torch.Generator, optional
-        Of the CPU, for the initial weights of a layer; seed 0 where it is left out.
+        Of the CPU, for the initial weights of a layer; seed 0 by default.
 
     Raises
     ------
     TypeError
-        If the inputs are no tensor, ``block`` is neither a module nor a layer, or ``cost`` is no `TerminalCost`, as a
-        loss of torch is none.
+        If the inputs are not a tensor, ``block`` is neither a module nor a layer, or ``cost`` is not a `TerminalCost`,
+        such as a loss of torch.
     ValueError
         If the inputs are not finite, or the block has no parameters to train.
 
@@ -82,7 +82,7 @@ def residual_network(
         weights = dynamics.flat.start().to(**like)
     elif isinstance(block, Initializable):
         dynamics = block
-        # Drawn in double precision on the CPU, so that a seed means the same weights in any type and place.
+        # Drawn in double precision on the CPU, so that a seed gives the same weights in every type and on every device.
         weights = block.initial(generator or torch.Generator().manual_seed(0), dtype=torch.float64).to(**like)
     else:
         raise TypeError(f"block: expected an nn.Module or a layer of ocp.layers, got {type(block).__name__}")
@@ -99,43 +99,31 @@ def from_blocks(
 ) -> ControlProblem:
     """The further training of a residual network, given as its parts, as a control problem.
 
-    Each block maps x to x + F(x), its skip connection included. The dynamics are F, and the horizon is the
-    number of blocks, so that as many steps of explicit Euler, of length 1, are the given network. The start
-    holds its weights.
+    Each block maps x to x + F(x), including its skip connection. The dynamics are F, and the horizon is the number of
+    blocks: explicit Euler with one step for each block is the given network. The start holds its weights. For the other
+    parameters, see `residual_network`.
 
     Parameters
     ----------
-    opening, closing : nn.Module or None
-        What comes before and after the blocks; None for nothing.
     blocks : sequence of nn.Module
-        Alike but for the values of their parameters.
-    inputs : Tensor
-        Shape (batch, *features).
-    cost : TerminalCost
-        `CrossEntropy` or `LeastSquares` on as many samples.
-    control_cost : ControlCost or sequence of ControlCost, optional
+        Alike except for the values of their parameters.
 
     Raises
     ------
     TypeError
-        If the inputs are no tensor, or a part is no ``nn.Module``.
+        If the inputs are not a tensor, or a part is not an ``nn.Module``.
     ValueError
-        If the inputs are not finite; if there is no block, if the blocks are not alike, or if a block changes
-        the shape of the state.
+        If the inputs are not finite, there is no block, the blocks are not alike, or a block changes the shape of the
+        state.
 
     Examples
     --------
     >>> from ocp.problem.costs import LeastSquares
-    >>> class Block(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.linear = nn.Linear(4, 4)
-    ...
+    >>> class Block(nn.Linear):
     ...     def forward(self, x):
-    ...         return x + torch.tanh(self.linear(x))
-    >>> blocks = [Block() for _ in range(6)]
-    >>> loss = LeastSquares(torch.zeros(5, 1))
-    >>> problem = from_blocks(None, blocks, nn.Linear(4, 1), torch.rand(5, 4), loss)
+    ...         return x + torch.tanh(super().forward(x))
+    >>> blocks = [Block(4, 4) for _ in range(6)]
+    >>> problem = from_blocks(None, blocks, nn.Linear(4, 1), torch.rand(5, 4), LeastSquares(torch.zeros(5, 1)))
     >>> problem.start.path.shape, problem.horizon
     (torch.Size([6, 20]), 6.0)
     """
@@ -159,25 +147,15 @@ def from_blocks(
 def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cost: Any = None) -> ControlProblem:
     """The further training of an ``nn.Sequential`` with a run of residual blocks as a control problem.
 
-    The blocks of `from_blocks` are the longest run of consecutive children of one class with equal parameter
-    shapes, whose output has the shape of their input; what stands before is the opening, what stands behind
-    the closing.
-
-    Parameters
-    ----------
-    model : nn.Sequential
-    inputs : Tensor
-        Shape (batch, *features).
-    cost : TerminalCost
-        `CrossEntropy` or `LeastSquares` on as many samples.
-    control_cost : ControlCost or sequence of ControlCost, optional
+    The longest run of consecutive children of one class, with equal parameter shapes and outputs of the shape of their
+    inputs, are the blocks of `from_blocks`; the children before and after it are the opening and the closing.
 
     Raises
     ------
     TypeError
-        If ``model`` is no ``nn.Sequential``.
+        If ``model`` is not an ``nn.Sequential``.
     ValueError
-        If it holds no run of at least two such blocks; see `from_blocks` for the other cases.
+        If it has no run of at least two blocks; otherwise as in `from_blocks`.
 
     Examples
     --------
@@ -217,11 +195,11 @@ def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cos
 
 
 def to_module(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> nn.Module:
-    """A trained network as a plain torch module, with ordinary weights and without any need of this package.
+    """A trained network as a plain torch module, with ordinary weights, independent of this package.
 
-    It predicts what opening, time steps and closing of the problem predict. The time steps are unrolled in a
-    ``torch.fx.GraphModule`` over one block for each step, so that the module can be trained further, saved
-    with ``torch.save``, and loaded where nothing but torch and the user's own modules are installed.
+    It predicts what opening, time steps and closing of the problem predict. It is a ``torch.fx.GraphModule`` over one
+    block for each time step, which can be trained further, saved with ``torch.save``, and loaded where only torch and
+    the user's own modules are installed.
 
     Parameters
     ----------
@@ -230,33 +208,31 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
     control : Control
         Typically ``result.control``; its grid gives the number of blocks.
     integrator : str or Integrator
-        The one that the control was found with; an explicit Runge-Kutta scheme.
+        The one with which the control was found; an explicit Runge-Kutta scheme.
 
     Returns
     -------
     nn.Module
-        With the children ``opening``, ``blocks`` and, where the cost is seen through a module, ``closing``.
+        With the children ``opening``, ``blocks`` and, if the cost is a `Readout`, ``closing``.
 
     Raises
     ------
     TypeError, ValueError
-        If the problem is no network, the control is none of its controls, or the integrator is not explicit
-        Runge-Kutta.
+        If the problem is not a network, the control belongs to another problem, or the integrator is not an explicit
+        Runge-Kutta scheme.
 
     Examples
     --------
     >>> from ocp.problem.costs import LeastSquares
     >>> from ocp.problem.layers import Dense
-    >>> x, y = torch.rand(5, 3), torch.zeros(5, 1)
-    >>> problem = residual_network(x, LeastSquares(y), Dense(4), nn.Linear(3, 4), nn.Linear(4, 1))
-    >>> module = to_module(problem, problem.start)
-    >>> module(x).shape, module.blocks
-    (torch.Size([5, 1]), Module(
+    >>> problem = residual_network(torch.rand(5, 3), LeastSquares(torch.zeros(5, 4)), Dense(4), nn.Linear(3, 4))
+    >>> to_module(problem, problem.start).blocks
+    Module(
       (0): Sequential(
         (0): Linear(in_features=4, out_features=4, bias=True)
         (1): Tanh()
       )
-    ))
+    )
     """
     start, integrator = problem.initial_state, as_integrator(integrator)
     if not isinstance(start, Opening):
@@ -278,11 +254,9 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
         )
     q, last = control.parameters, problem.terminal_cost
     network = _Unrolled(
-        start.module.with_parameters(q[start.offset : start.offset + start.module.size]),
+        start.module.with_parameters(q),
         [problem.dynamics.to_module(u) for u in control.path],
-        last.module.with_parameters(q[last.offset : last.offset + last.module.size])
-        if isinstance(last, Readout)
-        else None,
+        last.module.with_parameters(q) if isinstance(last, Readout) else None,
         integrator,
         control.space.grid.h,
     )
@@ -345,12 +319,10 @@ def _without_ocp(network: nn.Module) -> nn.Module:
 
 
 def _like(inputs: Tensor) -> dict[str, Any]:
-    """Type and place of the numbers of a network, from its checked inputs."""
+    """Type and device of the numbers of a network, from its inputs, which are checked."""
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs: expected a tensor, got {type(inputs).__name__}")
-    bad = int((~torch.isfinite(inputs)).sum())
-    if bad:
-        raise ValueError(f"inputs: expected finite numbers, got {bad} of {inputs.numel()} that are NaN or infinite")
+    check_finite("inputs", inputs)
     dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
     return {"dtype": dtype, "device": inputs.device}
 
@@ -399,15 +371,16 @@ def _assemble(
             "cost: expected CrossEntropy(labels), LeastSquares(target) or another TerminalCost, which has a method "
             f"derivative(x, q), got {type(cost).__name__}"
         )
-    first, last = FlatModule(opening or nn.Identity()), FlatModule(closing or nn.Identity())
+    first = FlatModule(opening or nn.Identity())
+    last = FlatModule(closing or nn.Identity(), offset=first.size)
     space = ControlSpace(TimeGrid(horizon, len(weights)), dynamics.control_size, first.size + last.size)
     parameters = torch.cat((first.start().to(weights), last.start().to(weights)))
     return ControlProblem(
         dynamics=dynamics,
         initial_state=Opening(first, inputs),
-        terminal_cost=Readout(last, cost, offset=first.size),
+        terminal_cost=Readout(last, cost),
         control_cost=control_cost,
         horizon=horizon,
-        parameter_size=first.size + last.size,
+        parameter_size=space.parameter_size,
         start=Control(space, space.join(weights, parameters)),
     )

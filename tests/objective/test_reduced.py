@@ -222,11 +222,11 @@ def test_the_derivatives_by_the_parameters_of_an_opening_are_those_of_autograd(c
 
 def network(rand, dtype=torch.float64):
     """A small network with every kind of cost and with parameters at both ends."""
-    first, last = FlatModule(nn.Linear(2, 3)), FlatModule(nn.Linear(3, 2))
+    first, last = FlatModule(nn.Linear(2, 3)), FlatModule(nn.Linear(3, 2), offset=9)
     return ControlProblem(
         Dense(3),
         Opening(first, rand(5, 2).to(dtype)),
-        Readout(last, CrossEntropy(LABELS), offset=first.size),
+        Readout(last, CrossEntropy(LABELS)),
         QuadraticRunning(0.1, 0.2),
         (Tikhonov(1e-2), TimeSmoothness(1e-2)),
         parameter_size=first.size + last.size,
@@ -283,7 +283,7 @@ def test_the_hessian_of_a_shifted_objective_is_that_of_its_base(objective, u, ra
         ({"running_cost": First(QuadraticRunning())}, "running_cost: expected a method hvp .*, got First"),
         ({"terminal_cost": First(QuadraticRunning())}, "terminal_cost: expected a method hvp .*, got First"),
         (
-            {"terminal_cost": Readout(FlatModule(nn.Linear(3, 2)), First(CrossEntropy(LABELS)), offset=9)},
+            {"terminal_cost": Readout(FlatModule(nn.Linear(3, 2), offset=9), First(CrossEntropy(LABELS)))},
             r"terminal_cost.cost: expected a method hvp .*, got First",
         ),
         ({"control_cost": (Tikhonov(1.0), First(Tikhonov(1.0)))}, "control_cost: expected a method hvp .*, got First"),

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from ocp.problem.control_problem import ControlProblem
-from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, TerminalFunction, Tikhonov
+from ocp.problem.costs import (
+    CrossEntropy,
+    LeastSquares,
+    QuadraticRunning,
+    Readout,
+    RunningFunction,
+    TerminalFunction,
+    Tikhonov,
+)
 from ocp.problem.initial_state import FixedState, Opening, StateFunction
 from ocp.problem.layers import Dense
 from ocp.problem.modules import FlatModule
@@ -19,7 +27,7 @@ INPUTS = torch.linspace(-1, 1, 10, dtype=torch.float64).view(5, 2)
 INITIAL_STATES = {
     "fixed": FixedState(INPUTS),
     "function": StateFunction(lambda q: torch.outer(torch.sin(q[:5]), q[5:7])),
-    "opening": Opening(FlatModule(nn.Sequential(nn.Linear(2, 2), nn.Tanh())), INPUTS, offset=1),
+    "opening": Opening(FlatModule(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), offset=1), INPUTS),
     "opening without parameters": Opening(FlatModule(nn.Identity()), INPUTS),
 }
 each_initial_state = pytest.mark.parametrize("start", INITIAL_STATES.values(), ids=INITIAL_STATES.keys())
@@ -126,9 +134,17 @@ def test_plain_functions_and_tensors_become_pieces():
     problem = build(running_cost=lambda t, x, u: u.sum(), control_cost=Tikhonov(0.1), horizon=2)
     assert isinstance(problem.initial_state, FixedState)
     assert isinstance(problem.terminal_cost, TerminalFunction)
+    assert isinstance(problem.running_cost, RunningFunction)
     assert problem.control_cost == (Tikhonov(0.1),)
     assert problem.horizon == 2.0
     assert isinstance(build(initial_state=lambda q: torch.ones(4, 2)).initial_state, StateFunction)
+
+
+def test_costs_are_taken_as_they_are():
+    terminal, running = LeastSquares(torch.zeros(4, 2)), QuadraticRunning()
+    problem = build(terminal_cost=terminal, running_cost=running)
+    assert problem.terminal_cost is terminal
+    assert problem.running_cost is running
 
 
 def test_dynamics_state_their_control_size_to_the_problem():
@@ -231,9 +247,17 @@ def test_a_start_may_live_on_any_grid(steps):
         ({"dynamics": 1.0}, TypeError, "dynamics: expected a function"),
         ({"control_size": None}, ValueError, "control_size: expected the length of u"),
         ({"control_size": 1.0}, ValueError, r"control_size: expected the length of u .*, got 1\.0"),
-        ({"terminal_cost": 1.0}, TypeError, "terminal_cost: expected"),
-        ({"running_cost": 1.0}, TypeError, "running_cost: expected"),
-        ({"control_cost": 1.0}, TypeError, "control_cost: expected"),
+        (
+            {"terminal_cost": 1.0},
+            TypeError,
+            r"terminal_cost: expected a function Phi\(x\) or a TerminalCost, got float",
+        ),
+        (
+            {"running_cost": 1.0},
+            TypeError,
+            r"running_cost: expected a function L\(t, x, u\) or a RunningCost, got float",
+        ),
+        ({"control_cost": 1.0}, TypeError, r"control_cost: expected costs such as Tikhonov\(alpha\), got float"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -243,8 +267,8 @@ def test_a_piece_of_the_wrong_kind_is_refused(changes, error, message):
 
 
 def test_a_readout_may_follow_an_opening_in_one_vector_of_parameters(rand):
-    first, last = FlatModule(nn.Linear(2, 3)), FlatModule(nn.Linear(3, 2))
-    readout = Readout(last, CrossEntropy(torch.tensor([0, 1, 1, 0, 1])), offset=first.size)
+    first, last = FlatModule(nn.Linear(2, 3)), FlatModule(nn.Linear(3, 2), offset=9)
+    readout = Readout(last, CrossEntropy(torch.tensor([0, 1, 1, 0, 1])))
     problem = ControlProblem(Dense(3), Opening(first, INPUTS), readout, parameter_size=first.size + last.size)
     q, x = rand(17), rand(5, 3)
     V, c = q[9:15].view(2, 3), q[15:]

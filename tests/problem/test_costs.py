@@ -17,8 +17,6 @@ from ocp.problem.costs import (
     Tikhonov,
     TimeSmoothness,
     as_control_costs,
-    as_running_cost,
-    as_terminal_cost,
 )
 from ocp.problem.modules import FlatModule
 from ocp.space.control import ControlSpace
@@ -26,15 +24,15 @@ from ocp.space.grid import TimeGrid
 
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 TARGET = torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)
-LINEAR = FlatModule(nn.Linear(3, 3))
+LINEAR = FlatModule(nn.Linear(3, 3), offset=2)
 
 TERMINAL = {
     "cross-entropy": CrossEntropy(LABELS),
     "least squares": LeastSquares(TARGET, weight=0.3),
     "function of the state": TerminalFunction(lambda x, *q: x.pow(3).sum()),
     "function of state and parameters": TerminalFunction(lambda x, q: (x @ q[:3]).square().sum() + q.sum()),
-    "cross-entropy after a readout": Readout(LINEAR, CrossEntropy(LABELS), offset=2),
-    "least squares after a readout": Readout(LINEAR, LeastSquares(TARGET), offset=2),
+    "cross-entropy after a readout": Readout(LINEAR, CrossEntropy(LABELS)),
+    "least squares after a readout": Readout(LINEAR, LeastSquares(TARGET)),
 }
 RUNNING = {
     "quadratic": QuadraticRunning(state_weight=0.5, control_weight=2.0, target=TARGET),
@@ -99,8 +97,8 @@ def test_the_hessian_of_a_terminal_cost_agrees_with_autograd(cost, rand, unchang
 
 
 def test_the_hessian_of_a_nonlinear_readout_agrees_with_autograd(rand):
-    module = FlatModule(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
-    cost = Readout(module, CrossEntropy(LABELS), offset=2)
+    module = FlatModule(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), offset=2)
+    cost = Readout(module, CrossEntropy(LABELS))
     x, q, dx, dq = rand(5, 3), rand(36), rand(5, 3), rand(36)
     expected = hessian_applied(cost, (x, q), (dx, dq))
     torch.testing.assert_close(cost.hvp(x, q, dx, dq), expected, rtol=1e-12, atol=1e-13)
@@ -223,34 +221,6 @@ def test_a_target_of_another_shape_than_the_state_is_refused_instead_of_broadcas
     x, q, cost = torch.ones(5, 1), torch.zeros(0), LeastSquares(torch.zeros(shape))
     with pytest.raises(ValueError, match="target: expected"):
         cost(x, q)
-
-
-@pytest.mark.parametrize(
-    ("adapter", "kind"), [(as_terminal_cost, TerminalFunction), (as_running_cost, RunningFunction)]
-)
-def test_a_plain_function_is_taken_as_cost(adapter, kind):
-    assert isinstance(adapter(lambda *arguments: torch.zeros(())), kind)
-
-
-@pytest.mark.parametrize(
-    ("adapter", "cost"), [(as_terminal_cost, CrossEntropy(LABELS)), (as_running_cost, QuadraticRunning())]
-)
-def test_a_cost_is_taken_as_it_is(adapter, cost):
-    assert adapter(cost) is cost
-    assert adapter(None) is None
-
-
-@pytest.mark.parametrize(
-    ("adapter", "message"),
-    [
-        (as_terminal_cost, r"terminal_cost: expected a function Phi\(x\) or a TerminalCost, got float"),
-        (as_running_cost, r"running_cost: expected a function L\(t, x, u\) or a RunningCost, got float"),
-        (as_control_costs, r"control_cost: expected costs such as Tikhonov\(alpha\), got float"),
-    ],
-)
-def test_what_is_no_cost_is_refused(adapter, message):
-    with pytest.raises(TypeError, match=message):
-        adapter(1.0)
 
 
 @pytest.mark.parametrize(

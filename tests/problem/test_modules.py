@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.problem.modules import FlatModule, Mapped, hvp, pullback
+from ocp.problem.functions import Mapped, hvp, pullback
+from ocp.problem.modules import FlatModule
 
 
 @pytest.fixture

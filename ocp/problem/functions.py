@@ -1,0 +1,139 @@
+"""Functions of torch operations: derivatives at one point, values at many points at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from ocp.problem.boundary import call, uncompiled
+
+__all__ = ["Mapped", "gradients", "hvp", "jvp", "pullback"]
+
+Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
+
+
+def gradients(output: Tensor, leaves: Tensors, cotangent: Tensor | None = None, **options: bool) -> Tensors:
+    """Derivatives of ``output`` by the leaves of its tape, zero by those on which it does not depend.
+
+    Parameters
+    ----------
+    cotangent : Tensor, optional
+        Of the shape of the output; optional for a scalar.
+    options
+        ``retain_graph`` and ``create_graph`` of ``torch.autograd.grad``.
+    """
+    if not output.requires_grad:
+        return cast(Tensors, tuple(torch.zeros_like(leaf) for leaf in leaves))
+    grads = torch.autograd.grad(output, leaves, cotangent, allow_unused=True, **options)
+    return cast(Tensors, tuple(torch.zeros_like(a) if g is None else g for a, g in zip(leaves, grads, strict=True)))
+
+
+def pullback(function: Any, arguments: Tensors, cotangent: Tensor | None = None) -> Tensors:
+    """Derivative of one evaluation of ``function``, transposed and applied to ``cotangent``.
+
+    Parameters
+    ----------
+    function : callable
+        Takes ``arguments`` and returns one tensor.
+    cotangent : Tensor, optional
+        Of the shape of the output; optional for a scalar.
+
+    Returns
+    -------
+    tuple of Tensor
+        One for each argument, of its shape.
+    """
+    with torch.enable_grad():
+        leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
+        output = function(*leaves)
+    return gradients(output, leaves, cotangent)
+
+
+def jvp(function: Any, arguments: tuple[Tensor, ...], directions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The value of ``function`` and its derivative along ``directions``, by forward mode."""
+    value, derivative = torch.func.jvp(function, arguments, directions)[:2]
+    return value, derivative
+
+
+def hvp(function: Any, arguments: Tensors, directions: Tensors, cotangent: Tensor | None = None) -> Tensors:
+    """The Hessian of <cotangent, function(arguments)> applied to ``directions``: two passes through one tape.
+
+    Parameters and result are those of `pullback`.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, 2.0])
+    >>> hvp(lambda x: x.pow(3).sum(), (x,), (torch.ones(2),))
+    (tensor([ 6., 12.]),)
+    """
+    with torch.enable_grad():
+        leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
+        slopes = gradients(function(*leaves), leaves, cotangent, create_graph=True)
+        slope = torch.stack([(s * d).sum() for s, d in zip(slopes, directions, strict=True)]).sum()
+    return gradients(slope, leaves)
+
+
+class Mapped:
+    """A function of a point (t, x, u) as a function of many points at once, by ``torch.func.vmap``.
+
+    Python that needs numbers, such as ``math.sin(t)`` or ``if t > 1``, cannot be mapped, and a function may treat
+    tensors and numbers differently. So the values are compared with those of the function itself; where they differ,
+    or cannot be computed, points are taken one by one.
+
+    Parameters
+    ----------
+    function : callable
+        f(t, x, u) with a number t; returns one tensor.
+    name : str
+        What error messages call it.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], name: str = "function"):
+        self.function, self._plain, self.name = function, uncompiled(function), name
+        self._agreed: bool | None = None
+
+    def agrees(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
+        """Whether the mapped function agrees with the function at these points; remembered for later calls."""
+        with torch.no_grad():
+            try:
+                self._agreed = _same(torch.func.vmap(self._plain)(t, x, u), self._one_by_one(t, x, u))
+            except Exception:  # anything: the function was not written for such arguments
+                self._agreed = False
+        return self._agreed
+
+    def agrees_near(self, x: Tensor, u: Tensor) -> bool:
+        """Whether it `agrees` at a few points near a state and a control."""
+        shift = torch.linspace(0, 0.2, 3).to(x)
+        return self.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
+
+    def __call__(self, t: Tensor, x: Tensor, u: Tensor, values: Tensor | None = None) -> Tensor:
+        """The values at n points, stacked; autograd can follow.
+
+        If ``values`` from the function itself are given, they are compared; otherwise the first call is the test.
+        """
+        if self._agreed is None:
+            self.agrees(t, x, u)
+        if self._agreed:
+            try:
+                mapped: Tensor = torch.func.vmap(self._plain)(t, x, u)
+                if values is None or _same(mapped.detach(), values):
+                    return mapped
+            except Exception:  # it needs numbers after all
+                self._agreed = False
+        return self._one_by_one(t, x, u)
+
+    def _one_by_one(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        points = zip(t.tolist(), x.unbind(0), u.unbind(0), strict=True)
+        return torch.stack([call(self.name, self.function, t=t, x=x, u=u) for t, x, u in points])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree up to rounding: many points at once are summed in another order than one."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    rtol = torch.finfo(a.dtype).eps ** 0.75
+    finite = b.nan_to_num(0.0, 0.0, 0.0).abs()
+    return torch.allclose(a, b, rtol=rtol, atol=rtol * float(finite.max()) if b.numel() else 0.0, equal_nan=True)
