@@ -106,28 +106,32 @@ def tables() -> str:
 
 HEAD = """# Classical control problems: results
 
-Written by `docs/benchmarks/classical.py`, one thread. `single` is the problem's smoother (L-BFGS) on the finest grid,
-`mgopt` is MG/OPT on all grids down to the coarsest that the problem suggests. Work is counted in gradients on the
-finest grid.
+Does `ocp` find the optimum of the classical problems, and how much work does it take? Written by
+`docs/benchmarks/classical.py`, on one thread. `single` is the problem's smoother (L-BFGS) on the finest
+grid; `mgopt` is MG/OPT on all grids down to the coarsest that the problem suggests. Work is counted in
+gradients on the finest grid.
 """
 
 
 #: Why some numbers are what they are; written by hand.
-NOTES = """## Why not everywhere
+NOTES = """## The difficult cases
 
-- **catalyst_mixing, Euler.** The cost is affine in the control of each single step, so that optima are bang-bang, in
-  place of the singular arc, and there are very many. Which one is found depends on the start and the method: from some
-  thirty starts L-BFGS, alone and with MG/OPT, ended between 1.3e-3 below and 3.6e-3 above the reference, which is
-  itself only the best known value. The start u = 1 - t led below it on all grids, and is now that of the problem.
-- **pendulum.** The stiff terminal cost makes a narrow curved valley, along which every gradient method here creeps for
-  hundreds of iterations, and Newton-CG for a hundred at four units each; starts that push at the frequency of small
-  swings gain nothing. A prolonged control misses the end and jumps out of the valley; one step mends that. So a coarse
-  grid helps where it has been solved to the end: hence the rule `Settled`. With RK4 on 1024 steps MG/OPT took 212 units
-  on the grids down to 64, as in the second table, and 126 down to 16; nested iteration without cycles 50. With Euler a
-  coarse grid is a poor guide: MG/OPT took 306 on the grids down to 256, and missed with more of them or fewer.
-- **parallel_reactions, RK4.** The bound is active near the end only; after each refinement L-BFGS needs several
-  iterations to find again where, and the grid of 512 steps costs half a unit for each. With `Measured(little=0.2)` it
-  took 4.93, without cycles 5.79, with grids by a factor of four 5.39: each near 5 units, none clearly below.
+- **catalyst_mixing, Euler.** The cost is affine in the control of each single step, so the optima are
+  bang-bang instead of having a singular arc, and there are very many. Which one is found depends on the
+  start and the method: from some thirty starts, L-BFGS, alone and with MG/OPT, ended between 1.3e-3 below
+  and 3.6e-3 above the reference, which is itself only the best known value. The start u = 1 - t led below
+  it on all grids; the problem now uses it.
+- **pendulum.** The stiff terminal cost creates a narrow curved valley. Every gradient method here creeps
+  along it for hundreds of iterations, and Newton-CG for a hundred at four units each; starts that push at
+  the frequency of small swings gain nothing. A prolonged control misses the end and jumps out of the
+  valley, which one step repairs. So a coarse grid helps only if it has been solved to the end: hence the
+  rule `Settled`. With RK4 on 1024 steps, MG/OPT took 212 units on the grids down to 64, as in the second
+  table, and 126 down to 16; nested iteration without cycles took 50. With Euler, a coarse grid is a poor
+  guide: MG/OPT took 306 on the grids down to 256, and missed the target with more grids or fewer.
+- **parallel_reactions, RK4.** The bound is active only near the end. After each refinement, L-BFGS needs
+  several iterations to find where, and on the grid of 512 steps each of them costs half a unit.
+  Alternatives took about 5 units, too: 4.93 with `Measured(little=0.2)`, 5.79 without cycles, 5.39 with
+  grids coarsened by a factor of four.
 """
 
 
@@ -152,8 +156,9 @@ def _reference(rows: list[dict[str, Any]]) -> str:
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
     return f"""## Reference optima
 
-Relative distance to the discrete optimum that an independent direct method found; negative where a better local optimum
-was found. Reached within 1e-6 (1e-5 for the singular arcs of {" and ".join(SINGULAR)}): {reached} of {len(rows)}.
+Relative distance to the discrete optimum that an independent direct method found; negative if a better local
+optimum was found. Reached within 1e-6 (1e-5 for the singular arcs of {" and ".join(SINGULAR)}):
+{reached} of {len(rows)}.
 
 {table}
 """
@@ -171,8 +176,8 @@ def _efficiency(rows: list[dict[str, Any]]) -> str:
     return f"""## Work to the discretization error
 
 N = {rows[0]["steps"]}: work until the objective is within its discretization error |J_N - J| of the discrete optimum
-J_N; both are extrapolated from the reference optima on 100 and 200 steps. The target can be met on a coarse grid, by
-the control prolonged to the finest.
+J_N; both are extrapolated from the reference optima on 100 and 200 steps. A coarse grid can meet the target, too, with
+its control prolonged to the finest grid.
 
 {table}
 """
@@ -187,7 +192,7 @@ def _flat(rows: list[dict[str, Any]]) -> str:
             lines.append([name, method, *(r["fine_iterations"] for r in own)])
     headers = ["problem", "method", *(f"N = {n}" for n in grids)]
     return (
-        "## Iterations on the finest grid\n\nUntil the derivative has 1e-6 of its norm at the start, RK4.\n\n"
+        "## Iterations on the finest grid\n\nUntil the derivative falls to 1e-6 of its initial norm, with RK4.\n\n"
         f"{tabulate(lines, headers=headers, tablefmt='github')}\n"
     )
 

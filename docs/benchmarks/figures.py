@@ -45,7 +45,12 @@ def main(redraw: bool) -> None:
         plots.convergence(comparison.runs, comparison.target).savefig(DOCS / "figures" / f"{name}.png", dpi=110)
         write_convergence(name, comparison)
         tables.append(f"## {name}\n\n```text\n{comparison}\n```\n")
-    head = "# Results\n\nWritten by `docs/benchmarks/figures.py`; N = 128.\n\n"
+    head = (
+        "# Comparisons: results\n\n"
+        "The tables that `ocp compare` prints for the figures of the documentation, N = 128.\n"
+        "[Reading the plots](../plots.md#the-tables-of-ocp-compare) explains the columns. Written by\n"
+        "`docs/benchmarks/figures.py`.\n\n"
+    )
     (DOCS / "results" / "tables.md").write_text(head + "\n".join(tables))
 
 

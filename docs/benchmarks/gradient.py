@@ -406,10 +406,10 @@ def table(rows: list[dict[str, Any]], solver: dict[str, float], device: str) -> 
     ]
     head = [*columns, "time ratio", "memory ratio", "ours, ms", *(name.replace("_", " ") for name in ceiling)]
     where = "one CPU" if device == "cpu" else torch.cuda.get_device_name(device)
-    return f"""# The cost of a gradient
+    return f"""# The cost of a gradient: results
 
-Written by `docs/benchmarks/gradient.py`: ours divided by the baseline's, float32, {where}, torch {torch.__version__}.
-[speed.md](../speed.md) says how it is measured and what it means.
+Time and memory of `ocp` divided by those of the baseline; float32, {where}, torch {torch.__version__}. The page on
+[speed](../speed.md) says how they are measured and what they mean. Written by `docs/benchmarks/gradient.py`.
 
 {tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)}
 

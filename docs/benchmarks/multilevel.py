@@ -357,21 +357,28 @@ def median_curve(runs: Iterable[Sequence], abscissa: int) -> tuple[np.ndarray, n
 
 HEAD = f"""# Many grids: results
 
-Written by `docs/benchmarks/multilevel.py`. Medians over {len(SEEDS)} seeds; a seed that misses the target counts as
-infinite. Work is counted in gradients on the finest grid and all samples. `single` has {BUDGET["single"]:g} units, the
-others have {BUDGET["nested"]:g}. Rates were tuned on other seeds, with N = 128, among
-{", ".join(f"{rate:g}" for rate in RATES)}, apart for `single` and for `nested`; `mgopt` takes those of `nested`.
-Gradient descent and L-BFGS choose their steps by line searches. SGD (momentum 0.9) and Adam take batches of 64.
+How much work and time MG/OPT and nested iteration save against a single grid; [Many grids](../multilevel.md#what-pays)
+discusses the numbers. Written by `docs/benchmarks/multilevel.py`.
+
+Medians over {len(SEEDS)} seeds; a seed that misses the target counts as infinite. Work is counted in gradients on the
+finest grid and all samples. `single` may take {BUDGET["single"]:g} units, the others {BUDGET["nested"]:g}. Rates were
+tuned on other seeds, with N = 128, among {", ".join(f"{rate:g}" for rate in RATES)}, separately for `single` and
+`nested`; `mgopt` uses those of `nested`. Gradient descent and L-BFGS choose their steps by line searches. SGD (momentum
+0.9) and Adam take batches of 64.
 """
-SAME = """`gain` and `in s` are work and seconds of `single` by those of `mgopt`, `on nested` is the work of `nested` by
-that of `mgopt`; `failed` counts the seeds of the three methods that missed. Accuracy: the problem's own target, or what
-the smoother reaches on one grid, less 0.005, where that is lower. Value: what it ends at on one grid; deep value: what
-nested iteration ends at; both on the tuning seeds, with 5 % added.
+SAME = """`gain` and `in s` are the work and seconds of `single` divided by those of `mgopt`; `on nested` is the work
+of `nested` divided by that of `mgopt`. `failed` counts the seeds that missed the target, for the three
+methods in turn. The targets:
+
+- *accuracy*: the problem's own target, or what the smoother reaches on one grid minus 0.005 if that is
+  lower;
+- *value*: the objective at which the smoother ends on one grid, plus 5 %;
+- *deep value*: the objective at which nested iteration ends, plus 5 %; both on the tuning seeds.
 """
-BEST = """The method of any kind that is best on one grid, by work and by seconds, against the best of MG/OPT.
+BEST = """The best method of any kind on one grid, by work and by seconds, against the best smoother with MG/OPT.
 """
-ABLATION = """L-BFGS, N = 128: work to the accuracy and to the deep value of the tables above, with the number of seeds
-that have been run.
+ABLATION = f"""What each part of MG/OPT is worth, with L-BFGS and N = 128: work to the accuracy and to the deep value of
+the tables above, and the number of seeds run. Every variant, `single` included, may take {BUDGET["nested"]:g} units.
 """
 
 
