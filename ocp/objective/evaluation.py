@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,22 +10,29 @@ from ocp.objective.work import Work
 from ocp.space.bounds import Box, masked
 from ocp.space.control import ControlSpace
 
-__all__ = ["Evaluation", "Objective", "free_part", "optimality"]
+__all__ = ["Evaluation", "Objective", "SecondOrderEvaluation", "free_part", "optimality"]
 
 
-class Evaluation(Protocol):
-    """An objective at one control. Value and derivative are computed when first asked for, and then kept.
+@runtime_checkable
+class SecondOrderEvaluation(Protocol):
+    """What second-order methods ask of an evaluation."""
+
+    def hessian_product(self, direction: Tensor) -> Tensor:
+        """Hessian of J at u applied to a direction, a dual vector."""
+
+
+class Evaluation(SecondOrderEvaluation, Protocol):
+    """An objective at one control. It computes its value and derivative when first asked for, and then keeps them.
 
     Nothing else remembers them: to use them again, carry the evaluation along.
     """
 
     @property
-    def objective(self) -> Objective:
-        """Whose evaluation it is."""
+    def objective(self) -> Objective: ...
 
     @property
     def control(self) -> Tensor:
-        """Flat, shape (N m + s,)."""
+        """u, a flat control of shape (N m + s,)."""
 
     @property
     def value(self) -> float:
@@ -33,43 +40,40 @@ class Evaluation(Protocol):
 
     @property
     def derivative(self) -> Tensor:
-        """Derivative of J at u, a dual vector of the shape of the control; not to be written to."""
-
-    def hessian_product(self, direction: Tensor) -> Tensor:
-        """Hessian of J at u applied to a direction, a dual vector; only second-order methods ask for it."""
+        """Derivative of J at u, a dual vector of the shape of the control. Do not write to it."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a method minimizes: a function of flat controls on one grid."""
 
     @property
-    def space(self) -> ControlSpace:
-        """The space of its controls."""
+    def space(self) -> ControlSpace: ...
 
     @property
     def work(self) -> Work:
-        """Where its evaluations are counted."""
+        """The count to which its evaluations are charged."""
 
     @property
     def box(self) -> Box | None:
-        """The controls within the bounds; None where there are no bounds."""
+        """The controls within the bounds; None without bounds."""
 
     def at(self, control: Tensor) -> Evaluation:
         """The evaluation at a flat control; nothing is computed yet."""
 
     def on(self, steps: int) -> Objective:
-        """The objective of the same problem on another grid; the same one at each call."""
+        """The objective of the same problem on another grid; repeated calls return the same one."""
 
     def step_limit(self, control: Tensor, direction: Tensor) -> float:
         """The longest step along a direction that stays in the domain of the objective."""
 
 
 def optimality(point: Evaluation) -> float:
-    """How far a control is from first-order optimality: zero at a stationary point, and only there.
+    """Distance of a control from first-order optimality: zero at stationary points only.
 
-    Without bounds the dual norm of the derivative. With bounds the norm of the projected gradient step,
-    |P(u - g) - u| with the gradient g and the projection P on the box, after Conn, Gould & Toint (2000), "Trust-region
-    methods", section 12.1.4; the two agree where no bound is near.
+    Without bounds, the dual norm of the derivative. With bounds, the norm of the projected gradient step,
+    |P(u - g) - u| with the gradient g and the projection P onto the box: Conn, Gould & Toint (2000), "Trust-region
+    methods", section 12.1.4. The two agree where no bound is near.
     """
     space, box = point.objective.space, point.objective.box
     if box is None:
@@ -78,7 +82,7 @@ def optimality(point: Evaluation) -> float:
 
 
 def free_part(point: Evaluation) -> tuple[Tensor, Tensor | None]:
-    """The derivative in the subspace of the entries that no bound holds back, and their mask, None without bounds."""
+    """The derivative, with zeros where a bound holds an entry back, and the mask of the others; None without bounds."""
     box = point.objective.box
     free = None if box is None else box.free(point.control, point.derivative)
     return masked(point.derivative, free), free

@@ -1,4 +1,4 @@
-"""The processes that share the work: one, or several that each sweep their part of the samples."""
+"""The processes that share the work: one, or several, each of which sweeps its part of the samples."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["SERIAL", "Group", "Processes", "Serial", "launched"]
 
 
 class Processes(Protocol):
-    """Processes that run the same program on parts of the same samples.
+    """Processes that run the same program, each on its part of the samples.
 
-    All of them make the same calls in the same order, and get the same answers: so they decide alike.
+    All of them make the same calls in the same order and get the same answers, so they decide alike.
     """
 
     @property
     def rank(self) -> int:
-        """The number of this process; 0 is the one that writes and prints."""
+        """The number of this process; process 0 writes and prints."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """The number of processes."""
 
     def weighted_sum(self, share: float, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Sums over the processes of each tensor times the process's share, in one exchange."""
+        """The sum of each tensor over the processes, weighted by their shares, in one exchange."""
 
     def maximum(self, *numbers: float) -> tuple[float, ...]:
         """The maximum of each number over the processes."""
 
     def broadcast(self, data: bytes) -> bytes:
-        """The data of the first process, on every process."""
+        """The data of process 0, on every process."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,13 @@ class Serial:
         return data
 
 
-#: One process, without exchanges.
+#: A single process, without exchanges.
 SERIAL = Serial()
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of the initialized default group of ``torch.distributed``.
-
-    Raises
-    ------
-    RuntimeError
-        In an exchange, if another process has ended.
-    """
+    """The default group of ``torch.distributed``; exchanges raise RuntimeError if another process has ended."""
 
     @property
     def rank(self) -> int:
@@ -92,20 +86,15 @@ class Group:
         return tuple(values.tolist())
 
     def broadcast(self, data: bytes) -> bytes:
-        length = torch.tensor([len(data)])
+        message = [data]
         with _exchange():
-            dist.broadcast(length, 0)
-        message = torch.zeros(int(length), dtype=torch.uint8)
-        if self.rank == 0 and data:
-            message = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        with _exchange():
-            dist.broadcast(message, 0)  # of nothing, too, so that all make the same calls
-        return message.numpy().tobytes()
+            dist.broadcast_object_list(message, device=torch.device("cpu"))
+        return message[0]
 
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Say what it means when an exchange fails."""
+    """Explain what it means when an exchange fails."""
     try:
         yield
     except RuntimeError as error:
@@ -117,9 +106,9 @@ def _exchange() -> Iterator[None]:
 
 @contextmanager
 def launched() -> Iterator[Processes]:
-    """The processes that a launcher such as ``torchrun`` has started; a single process without a launcher.
+    """The processes that a launcher such as ``torchrun`` has started; a single one without a launcher.
 
-    Tensors on the CPU are exchanged by gloo, those on a GPU by NCCL; each process takes the GPU of its local rank.
+    Gloo exchanges tensors on the CPU and NCCL those on a GPU; each process takes the GPU of its local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield SERIAL

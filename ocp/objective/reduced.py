@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf, isfinite
 from typing import Any, TypeVar
 
@@ -28,34 +30,36 @@ from ocp.space.grid import TimeGrid
 
 __all__ = ["ReducedEvaluation", "ReducedObjective", "discretize"]
 
-#: A flat control: a tensor, one with its grid, or a NumPy array; derivatives come back as NumPy arrays for the last.
+#: A flat control, as a tensor, with its grid, or as a NumPy array.
 AnyControl = Tensor | Control | NDArray[np.floating[Any]]
 _Given = TypeVar("_Given", Tensor, NDArray[np.floating[Any]])
 
 
 @dataclass(eq=False)
 class _Slot:
-    """The storage of a sweep, and the evaluation whose steps it holds."""
+    """The storage of a sweep, the evaluation whose steps it holds, and the value of that on the own samples."""
 
     tape: Tape
+    value: Tensor
     holder: ReducedEvaluation | None = None
+    tangents: Tensor | None = None
 
 
 @dataclass(eq=False)
 class _Storage:
-    """What the objectives on all grids and batches of a problem share: tapes and tensors by their shape."""
+    """What the objectives on all grids and batches of a problem share."""
 
     slots: dict[tuple[Any, ...], _Slot] = field(default_factory=dict)
-    tangents: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     pages: Pages = field(default_factory=Pages)
 
 
 class ReducedObjective:
     """J(u): the cost of the trajectory that the control u causes.
 
-    ``value``, ``derivative`` and ``value_and_derivative`` compute what they return at each call. An evaluation, from
-    `at`, computes each of them once. Storage is kept between calls and shared with the objectives on other grids and
-    batches. Hessian products and trajectories store all states, whatever the schedule.
+    The methods compute what they return at each call. An evaluation, from `at`, computes each of its numbers once.
+    Storage is kept between calls, and shared with the objectives on other grids and batches. Hessian products and
+    trajectories store all states, whatever the schedule. A control is a flat tensor of shape (N m + s,), a `Control`
+    or a NumPy array.
 
     Parameters
     ----------
@@ -84,56 +88,40 @@ class ReducedObjective:
         work: Work | None = None,
         schedule: Schedule = StoreAll(),
         processes: Processes = SERIAL,
-        *,
-        _own: Discretization | None = None,
-        _storage: _Storage | None = None,
-        _grids: dict[int, ReducedObjective] | None = None,
     ):
         self.discretization, self.schedule, self.processes = discretization, schedule, processes
-        self._storage = _storage or _Storage()
-        x, _ = discretization.example()
-        self._steps, self._shape, self._like = discretization.grid.steps, tuple(x.shape), x.new_empty(0)
-        samples = self._shape[0]
+        steps, (x, _) = discretization.grid.steps, discretization.example()
+        self._shape, self._like, samples = tuple(x.shape), x.new_empty(0), len(x)
         first, last = (samples * (processes.rank + k) // processes.size for k in (0, 1))
-        if _own is None:
-            whole = last - first == samples
-            _own = discretization if whole else discretization.take(torch.arange(first, last))
-        self._own, self._share = _own, (last - first) / samples
-        self.work = Work(self._steps, samples) if work is None else work
-        self._grids = {} if _grids is None else _grids
-        self._grids[self._steps] = self
+        self._own = discretization if last - first == samples else discretization.take(torch.arange(first, last))
+        self._share = (last - first) / samples
+        self.work = Work(steps, samples) if work is None else work
+        self._storage = _Storage()
+        self._grids = {steps: self}
 
     @property
     def box(self) -> Box | None:
-        """The controls within the bounds of the problem; None where it has none."""
         return self.discretization.box
 
     @property
     def space(self) -> ControlSpace:
-        """The space of its controls."""
         return self.discretization.space
 
     def on(self, steps: int) -> ReducedObjective:
         """The objective of the same problem and samples on another number of steps, with the same work count."""
         if steps not in self._grids:
-            self._grids[steps] = ReducedObjective(
-                self.discretization.on(steps),
-                self.work,
-                self.schedule,
-                self.processes,
-                _own=self._own.on(steps),
-                _storage=self._storage,
-                _grids=self._grids,
-            )
+            self._grids[steps] = other = copy(self)
+            other.discretization, other._own = self.discretization.on(steps), self._own.on(steps)
         return self._grids[steps]
 
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
-        part = self.discretization.take(indices)
-        return ReducedObjective(part, self.work, self.schedule, self.processes, _storage=self._storage)
+        part = ReducedObjective(self.discretization.take(indices), self.work, self.schedule, self.processes)
+        part._storage = self._storage
+        return part
 
     def uncounted(self) -> ReducedObjective:
-        """The same objective with storage and a work count of its own, for looking without being charged."""
+        """The same objective with storage and a work count of its own."""
         return ReducedObjective(self.discretization, schedule=self.schedule, processes=self.processes)
 
     def at(self, control: AnyControl) -> ReducedEvaluation:
@@ -145,7 +133,7 @@ class ReducedObjective:
         Raises
         ------
         TypeError, ValueError
-            If it is no control of this grid.
+            If it is not a control on this grid.
         """
         u = self._flat(control)
         return ReducedEvaluation(self, u if u.untyped_storage().resizable() and not u.is_inference() else u.clone())
@@ -156,12 +144,10 @@ class ReducedObjective:
 
     def derivative(self, control: _Given | Control) -> _Given | Tensor:
         """Derivative of J at u, shape (N m + s,), a dual vector; a forward and an adjoint sweep."""
-        return self._returned(control, self.at(control).derivative)
+        return self.value_and_derivative(control)[1]
 
     def value_and_derivative(self, control: _Given | Control) -> tuple[float, _Given | Tensor]:
-        """J(u) and its derivative; a forward and an adjoint sweep.
-
-        For SciPy, which gives and takes NumPy arrays: ``minimize(objective.value_and_derivative, u, jac=True)``.
+        """J(u) and its derivative; a forward and an adjoint sweep. The derivative is an array where the control is one.
 
         Examples
         --------
@@ -173,20 +159,15 @@ class ReducedObjective:
         """
         point = self.at(control)
         derivative = point.derivative
-        return point.value, self._returned(control, derivative)
-
-    @staticmethod
-    def _returned(control: _Given | Control, derivative: Tensor) -> _Given | Tensor:
-        """A derivative as an array where the control is one, in its type."""
-        return derivative.cpu().numpy().astype(control.dtype) if isinstance(control, np.ndarray) else derivative
+        if isinstance(control, np.ndarray):
+            return point.value, derivative.cpu().numpy().astype(control.dtype)
+        return point.value, derivative
 
     def directional(self, control: AnyControl, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
         point = self.at(control)
         states = point.states
-        (slope,) = self.processes.weighted_sum(
-            self._share, sweeps.tangent(self._own, point.control, direction, states)[1]
-        )
+        (slope,) = self._sum(sweeps.tangent(self._own, point.control, direction, states)[1])
         self._charge(2 * FORWARD_SHARE)
         return float(slope)
 
@@ -195,7 +176,7 @@ class ReducedObjective:
         return self.at(control).hessian_product(self._flat(direction))
 
     def step_limit(self, control: Tensor, direction: Tensor) -> float:
-        """The longest step along a direction within the domain: there is no limit."""
+        """Infinite: the domain has no boundary."""
         return inf
 
     def final_state(self, control: AnyControl) -> Tensor:
@@ -224,44 +205,30 @@ class ReducedObjective:
         if isinstance(control, np.ndarray) and np.issubdtype(control.dtype, np.floating):
             flat = torch.tensor(control, dtype=self._like.dtype, device=self._like.device)
         if not (isinstance(flat, Tensor) and flat.is_floating_point()):
-            got = f"{type(flat).__name__} of {flat.dtype}" if hasattr(flat, "dtype") else type(flat).__name__
+            got = type(flat).__name__ + (f" of {flat.dtype}" if isinstance(flat, Tensor | np.ndarray) else "")
             raise TypeError(f"control: expected a Control, or a flat tensor or array of real numbers, got {got}")
-        if flat.shape != (self.space.dimension,):
-            Control(self.space, flat)  # raises the error that says what was expected
-        return flat.detach()
+        return Control(self.space, flat.detach()).flat
 
     def _charge(self, share: float) -> None:
-        self.work.charge(share, self._steps, self._shape[0])
+        self.work.charge(share, self.space.grid.steps, self._shape[0])
+
+    def _sum(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """Sums over all samples, from those over the samples of each process."""
+        return self.processes.weighted_sum(self._share, *own)
 
     def _slot(self, control: Tensor) -> _Slot:
-        shape = (self._steps + 1, round(self._share * self._shape[0]), *self._shape[1:])
-        key = (control.dtype, control.device, *shape)
+        samples = round(self._share * self._shape[0])
+        key = (control.dtype, control.device, self.space.grid.steps, samples, *self._shape[1:])
         if key not in self._storage.slots:
             x, u = (part.to(control) for part in self._own.example())
-            self._storage.slots[key] = _Slot(paths.choose(self._own, self.schedule, x, u))
+            self._storage.slots[key] = _Slot(paths.choose(self._own, self.schedule, x, u), u.new_zeros(()))
         return self._storage.slots[key]
-
-    def _tangents(self, states: Tensor) -> Tensor:
-        """Storage for the tangents of all states."""
-        key = (states.dtype, states.device, *states.shape)
-        if key not in self._storage.tangents:
-            self._storage.tangents[key] = torch.empty_like(states)
-        return self._storage.tangents[key]
 
 
 class ReducedEvaluation:
-    """A `ReducedObjective` at one control: value and derivative are computed when first asked for, and then kept.
+    """A `ReducedObjective` at one flat control; value and derivative are given where they are known already.
 
     The derivative reuses the states of the value as long as no other evaluation has swept since.
-
-    Parameters
-    ----------
-    objective : ReducedObjective
-    control : Tensor
-        Flat, shape (N m + s,).
-    value : float, optional
-    derivative : Tensor, optional
-        Where they are known already.
     """
 
     def __init__(
@@ -273,32 +240,25 @@ class ReducedEvaluation:
     ):
         self.objective, self.control = objective, control
         self._value, self._derivative, self._version = value, derivative, _version(control)
-        self._own_value: Tensor | None = None  # on the samples of this process
-        self._linearized: tuple[Linearization | None] | None = None
 
     @property
     def value(self) -> float:
         """J(u); a forward sweep when first asked for."""
         if self._value is None:
-            if self._own_value is None:
-                self._forward()
-            assert self._own_value is not None
-            (value,) = self.objective.processes.weighted_sum(self.objective._share, self._own_value)
-            self._keep(value)
-        assert self._value is not None
+            (value,) = self.objective._sum(self._forward().value)
+            return self._keep(value)
         return self._value
 
     @property
     def derivative(self) -> Tensor:
         """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep when first asked for."""
         if self._derivative is None:
-            objective, own = self.objective, self._adjoint()
+            objective, (own, own_value) = self.objective, self._adjoint()
             if self._value is None:  # one exchange for both
-                assert self._own_value is not None
-                self._derivative, value = objective.processes.weighted_sum(objective._share, own, self._own_value)
+                self._derivative, value = objective._sum(own, own_value)
                 self._keep(value)
             else:
-                (self._derivative,) = objective.processes.weighted_sum(objective._share, own)
+                (self._derivative,) = objective._sum(own)
             objective._charge(1 - FORWARD_SHARE)
         return self._derivative
 
@@ -311,20 +271,24 @@ class ReducedEvaluation:
         Raises
         ------
         ValueError
-            If a piece of the problem has no second derivative; it names the piece.
+            If a piece of the problem, which the message names, has no second derivative.
         """
         objective, u = self.objective, self.control
         for piece, expected in sweeps.without_hvp(objective.discretization).items():
             raise ValueError(f"{piece}: expected {expected}")
-        states, own = self.states, torch.zeros_like(u)
+        slot, own = self._forward(), torch.zeros_like(u)
         if objective._share > 0:
-            if self._linearized is None:
-                self._linearized = (sweeps.linearize(objective._own, u, states),)
-            tangents = objective._tangents(states)
-            own = sweeps.second_adjoint(objective._own, u, direction, states, tangents, *self._linearized)
-        (product,) = objective.processes.weighted_sum(objective._share, own)
+            states = slot.tape.states
+            if slot.tangents is None:
+                slot.tangents = torch.empty_like(states)
+            own = sweeps.second_adjoint(objective._own, u, direction, states, slot.tangents, self._linearized)
+        (product,) = objective._sum(own)
         objective._charge(2.0)
         return product
+
+    @cached_property
+    def _linearized(self) -> Linearization | None:
+        return sweeps.linearize(self.objective._own, self.control, self.states)
 
     @property
     def states(self) -> Tensor:
@@ -338,7 +302,7 @@ class ReducedEvaluation:
 
     @property
     def known(self) -> tuple[float | None, Tensor | None, bool]:
-        """The value and the derivative as far as they are known, and whether the states are in storage."""
+        """Value and derivative as far as they are known, and whether the states are in storage."""
         return self._value, self._derivative, self.objective._slot(self.control).holder is self
 
     def store_states(self) -> None:
@@ -355,31 +319,30 @@ class ReducedEvaluation:
         self._check_unchanged("while its evaluation is in use")
         slot.holder = None  # so that an exception in the sweep leaves no half-written trajectory behind
         # In the last batch of an epoch there may be nothing for this process.
-        own = sweeps.forward(objective._own, u, slot.tape) if objective._share > 0 else u.new_zeros(())
+        slot.value = sweeps.forward(objective._own, u, slot.tape) if objective._share > 0 else u.new_zeros(())
         self._check_unchanged("by the functions of the problem")
         objective._charge(FORWARD_SHARE)
-        if self._value is None:
-            self._own_value = own
         slot.holder = self
         return slot
 
-    def _adjoint(self) -> Tensor:
-        """The derivative on the samples of this process."""
+    def _adjoint(self) -> tuple[Tensor, Tensor]:
+        """Derivative and value on the samples of this process."""
         objective, u = self.objective, self.control
         slot = self._forward()
         if objective._share == 0:
-            return torch.zeros_like(u)
+            return torch.zeros_like(u), slot.value
         slot.holder = None  # a tape serves one adjoint sweep, also one that is interrupted
         self._check_unchanged("while its evaluation is in use")
         own = sweeps.adjoint(objective._own, u, slot.tape, None, objective._storage.pages.empty_like(u))
         self._check_unchanged("by the functions of the problem")
         slot.holder = self
-        return own
+        return own, slot.value
 
-    def _keep(self, value: Tensor) -> None:
-        self._value, self._own_value = float(value), None
+    def _keep(self, value: Tensor) -> float:
+        self._value = float(value)
         if not isfinite(self._value):
             self.objective.work.fail(self.control)
+        return self._value
 
     def _check_unchanged(self, when: str) -> None:
         if _version(self.control) != self._version:
@@ -400,7 +363,7 @@ def discretize(
     problem : ControlProblem
     steps : int
     integrator : str or Integrator
-        ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `INTEGRATORS`, or one of your own.
+        ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `INTEGRATORS`, or an integrator of your own.
     schedule : Schedule
         ``StoreAll()``, or for less memory and more steps ``Binomial(slots)``, or ``Reversible()`` with an integrator
         whose steps can be undone; the derivative is the same.
@@ -408,7 +371,7 @@ def discretize(
     Raises
     ------
     TypeError, ValueError
-        If a piece of the problem has the wrong shape or type; every piece is evaluated once to see.
+        If a piece of the problem has the wrong shape or type; each piece is evaluated once to find out.
     """
     if not isinstance(problem, ControlProblem):
         raise TypeError(f"problem: expected a ControlProblem, got {type(problem).__name__}")

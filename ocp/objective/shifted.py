@@ -31,7 +31,7 @@ class ShiftedObjective:
     ----------
     base : Objective
     origin : Tensor
-        Where the coarse solve starts.
+        The start of the coarse solve.
     shift : Tensor
         A dual vector.
     radius : float
@@ -48,32 +48,21 @@ class ShiftedObjective:
 
     @property
     def space(self) -> ControlSpace:
-        """The space of its controls."""
         return self.base.space
 
     @property
     def work(self) -> Work:
-        """The work count of the base."""
         return self.base.work
 
     def at(self, control: Tensor) -> ShiftedEvaluation:
-        """The evaluation at a flat control."""
         return self.shifted(self.base.at(control))
 
-    def value(self, control: Tensor) -> float:
-        """The shifted value."""
-        return self.at(control).value
-
-    def derivative(self, control: Tensor) -> Tensor:
-        """The shifted derivative."""
-        return self.at(control).derivative
-
     def shifted(self, point: Evaluation) -> ShiftedEvaluation:
-        """The evaluation at the control of an evaluation of the base, which is used again."""
+        """The evaluation that reuses one of the base."""
         return ShiftedEvaluation(self, point)
 
     def on(self, steps: int) -> Objective:
-        """The objective on another grid, without any shift: a coarser grid makes its own."""
+        """The base on another grid, without a shift: a coarser grid makes its own."""
         return self.base.on(steps)
 
     def step_limit(self, control: Tensor, direction: Tensor) -> float:
@@ -83,7 +72,7 @@ class ShiftedObjective:
         return self.space.reach(control - self.origin, direction, sqrt(_INSIDE) * self.radius)
 
     def confine(self, point: Evaluation) -> Evaluation:
-        """The evaluation itself, or that where the straight line to its control from the origin leaves the ball."""
+        """The evaluation itself, or the one where the line from the origin to its control leaves the ball."""
         step = point.control - self.origin
         limit = self.step_limit(self.origin, step)
         return point if limit >= 1 else self.at(torch.add(self.origin, step, alpha=limit))
@@ -94,14 +83,7 @@ class ShiftedObjective:
 
 
 class ShiftedEvaluation:
-    """A `ShiftedObjective` at one control.
-
-    Parameters
-    ----------
-    objective : ShiftedObjective
-    base : Evaluation
-        Of the base objective, at the same control.
-    """
+    """A `ShiftedObjective` at one control, from the evaluation of its base there."""
 
     def __init__(self, objective: ShiftedObjective, base: Evaluation):
         self.objective, self.base, self.control = objective, base, base.control
@@ -110,7 +92,6 @@ class ShiftedEvaluation:
 
     @property
     def value(self) -> float:
-        """The shifted value."""
         if self._value is None:
             step = self.control - self.objective.origin
             outside = self.objective.space.norm(step) > self.objective.radius
@@ -119,11 +100,10 @@ class ShiftedEvaluation:
 
     @property
     def derivative(self) -> Tensor:
-        """The shifted derivative."""
         if self._derivative is None:
             self._derivative = self.base.derivative - self.objective.shift
         return self._derivative
 
     def hessian_product(self, direction: Tensor) -> Tensor:
-        """That of the base: the shift is linear."""
+        """That of the base, since the shift is linear."""
         return self.base.hessian_product(direction)

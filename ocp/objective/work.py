@@ -24,12 +24,10 @@ class Work:
 
     Attributes
     ----------
-    steps, samples : int
-        Of the finest grid and of the whole data set.
     units : float
         Work so far.
     failures : int
-        How many values were not finite.
+        Number of values that were not finite.
     failed : Tensor or None
         The last control with such a value, for finding out why.
     """
@@ -41,7 +39,7 @@ class Work:
     failed: Tensor | None = None
 
     def charge(self, share: float, steps: int, samples: int) -> None:
-        """Add a share of a gradient on a number of steps and samples."""
+        """Add a share of a gradient on some steps and samples."""
         self.units += share * (steps / self.steps) * (samples / self.samples)
 
     def fail(self, control: Tensor) -> None:
@@ -50,7 +48,7 @@ class Work:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """While this context is open, nothing is counted."""
+        """Count nothing while this context is open."""
         counted = self.units, self.failures, self.failed
         try:
             yield

@@ -1,4 +1,4 @@
-"""Bounds on the control: stated for all times, and as a box of flat controls on one grid."""
+"""Bounds on the control as functions of time, and as a box of flat controls on one grid."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ __all__ = ["Bounds", "Box", "as_bounds", "feasible", "masked"]
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """The flat controls between two flat controls, both included.
-
-    Parameters
-    ----------
-    lower, upper : Tensor
-        Shape (N m + s,), infinite where there is no bound.
+    """The flat controls between ``lower`` and ``upper``, both of shape (N m + s,) and infinite where there is no bound.
 
     Examples
     --------
@@ -34,15 +29,15 @@ class Box:
     upper: Tensor
 
     def project(self, u: Tensor) -> Tensor:
-        """The nearest control of the box; one that lies in it comes back as it is."""
+        """The nearest control in the box; a control that lies in it is returned as it is."""
         return u if bool(((u >= self.lower) & (u <= self.upper)).all()) else u.clamp(self.lower, self.upper)
 
     def free(self, u: Tensor, derivative: Tensor) -> Tensor:
-        """Which entries can decrease the objective to first order: a mask, false where a bound holds them back."""
+        """Mask of the entries that can decrease the objective to first order: false where a bound holds them back."""
         return ~self._held(u, -derivative) & (self.lower < self.upper)
 
     def inward(self, u: Tensor, direction: Tensor) -> Tensor:
-        """The part of a direction along which a projected control moves: zero where it leads out of the box."""
+        """The direction, with zeros where it leads out of the box."""
         return direction.masked_fill(self._held(u, direction), 0.0)
 
     def _held(self, u: Tensor, direction: Tensor) -> Tensor:
@@ -50,26 +45,26 @@ class Box:
 
 
 def feasible(u: Tensor, box: Box | None) -> Tensor:
-    """The nearest control of the box; the control itself where there is no box."""
+    """The nearest control in the box; the control itself if there is no box."""
     return u if box is None else box.project(u)
 
 
 def masked(vector: Tensor, free: Tensor | None) -> Tensor:
-    """The free entries of a vector, zeros in place of the others; the vector itself where there is no mask."""
+    """The vector with zeros in place of the entries that are not free; the vector itself if there is no mask."""
     return vector if free is None else vector * free
 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds lower <= u(t) <= upper on the path of the control; parameters have none.
+    """Bounds lower <= u(t) <= upper on the path of the control, imposed at the midpoint of each step.
 
-    A held control is compared with the bounds at the midpoint of its step.
+    Parameters have no bounds. Bounds compare by identity, like everything that may hold tensors.
 
     Parameters
     ----------
     lower, upper : float, Tensor of shape (m,), or callable
-        A function of the time t gives a number or a tensor of shape (m,). Infinite where there is no bound; equal
-        where the control is given.
+        A callable takes the time t and returns a number or a tensor of shape (m,). Use infinity for no bound, and equal
+        bounds to prescribe the control.
 
     Examples
     --------
@@ -83,13 +78,12 @@ class Bounds:
     upper: TimeFunction = inf
 
     def on(self, space: ControlSpace, like: Tensor) -> Box:
-        """The box of a control space, of the type and on the device of ``like``.
+        """The box in a control space, with the dtype and device of ``like``.
 
         Raises
         ------
         TypeError, ValueError
-            If a bound is no number or has the wrong shape, or if nothing lies between them: a lower bound is above the
-            upper one, one is NaN, or both are infinite on the same side.
+            If a bound is not a number, has the wrong shape or is NaN, or if no finite control lies between the bounds.
         """
         none = like.new_full((space.parameter_size,), inf)
         lower = space.join(at_midpoints("bounds: expected the lower one", self.lower, space, like), -none)
@@ -105,13 +99,7 @@ class Bounds:
 
 
 def as_bounds(bounds: Any) -> Bounds | None:
-    """Whatever a user may give as bounds: `Bounds`, a pair (lower, upper), or None.
-
-    Raises
-    ------
-    TypeError
-        If it is anything else.
-    """
+    """Accept `Bounds`, a pair (lower, upper) whose sides may be None, or None; anything else is a TypeError."""
     if bounds is None or isinstance(bounds, Bounds):
         return bounds
     if isinstance(bounds, tuple | list) and len(bounds) == 2:

@@ -15,7 +15,7 @@ from ocp.space.grid import TimeGrid
 
 __all__ = ["Control", "ControlSpace", "TimeFunction", "at_midpoints"]
 
-#: A function of time: a number, a tensor of shape (m,), or a callable of the time that returns one of these.
+#: A function of time: a number, a tensor of shape (m,), or a callable that takes the time and returns one of these.
 TimeFunction = float | Tensor | Callable[[float], Any]
 
 
@@ -23,23 +23,20 @@ TimeFunction = float | Tensor | Callable[[float], Any]
 class ControlSpace:
     """The space of controls on one time grid.
 
-    A control is the pair of a path u_0, ..., u_{N-1} with values in R^m, held constant on each step, and of
-    parameters q in R^s that do not depend on time. Both live in one flat tensor of N m + s numbers, the path first.
-    The inner product carries the time weight,
+    A control consists of a path u_0, ..., u_{N-1} with values in R^m, constant on each step, and of parameters q in R^s
+    that do not depend on time. One flat tensor of N m + s numbers holds both, the path first. The inner product
 
-        (a, b) = h sum_k <a_k, b_k> + <q_a, q_b>,
+        (a, b) = h sum_k <a_k, b_k> + <q_a, q_b>
 
-    so that a norm, and with it a step length, means the same on every grid. A *derivative* is a dual vector: its plain
-    dot product with a displacement is the change of the objective. A *gradient* is its Riesz image in this inner
-    product, a displacement itself.
+    carries the time weight, so that norms and step lengths mean the same on every grid. A *derivative* is a dual
+    vector: its dot product with a displacement is the change of the objective. A *gradient* is its Riesz image in this
+    inner product, and a displacement itself.
 
     Parameters
     ----------
     grid : TimeGrid
-    control_size : int
-        m, the numbers per step.
-    parameter_size : int
-        s, the numbers that do not depend on time.
+    control_size, parameter_size : int
+        m and s.
 
     Examples
     --------
@@ -62,33 +59,33 @@ class ControlSpace:
 
     @cached_property
     def _length(self) -> int:
-        """Of the path, N m."""
+        """Length of the path, N m."""
         return self.grid.steps * self.control_size
 
     def steps_of(self, flat: Tensor) -> int:
-        """Number of steps of a control of the same problem on whatever grid, from its length."""
+        """Number of steps of a control of the same problem on any grid, from its length."""
         return (flat.numel() - self.parameter_size) // self.control_size
 
     def path(self, flat: Tensor) -> Tensor:
-        """View of shape (N, m) on the path."""
+        """The path, a view of shape (N, m)."""
         return flat[: self._length].view(self.grid.steps, self.control_size)
 
     def parameters(self, flat: Tensor) -> Tensor:
-        """View of shape (s,) on the parameters."""
+        """The parameters, a view of shape (s,)."""
         return flat[self._length :]
 
     def join(self, path: Tensor, parameters: Tensor) -> Tensor:
-        """Flat tensor from a path of shape (N, m) and parameters of shape (s,)."""
+        """The flat tensor of a path of shape (N, m) and parameters of shape (s,)."""
         return torch.cat((path.reshape(-1), parameters.reshape(-1)))
 
     def gradient(self, derivative: Tensor) -> Tensor:
-        """Riesz map: the displacement that represents a dual vector in the inner product."""
+        """Riesz map: the displacement that represents a derivative in the inner product."""
         gradient = derivative.clone()
         self.path(gradient).div_(self.grid.h)
         return gradient
 
     def dual(self, displacement: Tensor) -> Tensor:
-        """Inverse Riesz map: the dual vector that a displacement represents."""
+        """Inverse of `gradient`."""
         dual = displacement.clone()
         self.path(dual).mul_(self.grid.h)
         return dual
@@ -102,7 +99,7 @@ class ControlSpace:
         return sqrt(self.inner(displacement, displacement))
 
     def reach(self, start: Tensor, direction: Tensor, radius: float) -> float:
-        """The multiple of ``direction`` that leads from ``start``, inside the ball of this radius, to its boundary."""
+        """The multiple of ``direction`` that leads from ``start``, inside the ball of a radius, to its boundary."""
         length = self.norm(direction)
         if length == 0:
             return inf
@@ -117,7 +114,6 @@ class ControlSpace:
         return sqrt(self._weighted(derivative, derivative, 1 / self.grid.h))
 
     def _weighted(self, a: Tensor, b: Tensor, weight: float) -> float:
-        """A product whose path has a weight."""
         if not self.parameter_size:
             return weight * float(torch.dot(a, b))
         n = self._length
@@ -126,18 +122,12 @@ class ControlSpace:
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A control: a point of a `ControlSpace`.
-
-    Parameters
-    ----------
-    space : ControlSpace
-    flat : Tensor
-        Shape (N m + s,).
+    """A control: a point ``flat``, of shape (N m + s,), of a `ControlSpace`.
 
     Raises
     ------
     ValueError
-        If the length of ``flat`` is not the dimension of the space.
+        If ``flat`` has another shape.
     """
 
     space: ControlSpace
@@ -153,31 +143,22 @@ class Control:
 
     @property
     def path(self) -> Tensor:
-        """View of shape (N, m): the value of the control on each step."""
+        """The control on each step, a view of shape (N, m)."""
         return self.space.path(self.flat)
 
     @property
     def parameters(self) -> Tensor:
-        """View of shape (s,)."""
+        """The parameters, a view of shape (s,)."""
         return self.space.parameters(self.flat)
 
 
 def at_midpoints(expected: str, function: TimeFunction, space: ControlSpace, like: Tensor) -> Tensor:
-    """The values of a function of time at the midpoints of the steps, shape (N, m).
-
-    Parameters
-    ----------
-    expected : str
-        The beginning of an error message, such as ``"start: expected it"``.
-    function : TimeFunction
-    space : ControlSpace
-    like : Tensor
-        Of the wanted type, on the wanted device.
+    """The values of a function of time at the midpoints of the steps, shape (N, m), like a tensor in dtype and device.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is no number or has the wrong shape.
+        If a value is not a number or has the wrong shape; ``expected`` is how the message begins.
 
     Examples
     --------
@@ -185,7 +166,7 @@ def at_midpoints(expected: str, function: TimeFunction, space: ControlSpace, lik
     >>> at_midpoints("start: expected it", lambda t: 2 * t, space, torch.empty(0)).tolist()
     [[0.5], [1.5]]
     """
-    steps, m = space.grid.steps, space.control_size
+    m = space.control_size
     values = [function(t) for t in space.grid.midpoints] if callable(function) else [function]
     try:
         rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
@@ -197,4 +178,4 @@ def at_midpoints(expected: str, function: TimeFunction, space: ControlSpace, lik
                 f"{expected} to be a number, a tensor of shape ({m},), or a function of t that gives one of these, "
                 f"got shape {tuple(row.shape)}"
             )
-    return torch.stack([row.expand(m) for row in rows]).expand(steps, m)
+    return torch.stack([row.expand(m) for row in rows]).expand(space.grid.steps, m)

@@ -1,4 +1,4 @@
-"""A uniform time grid: its nodes, its step, its coarsening."""
+"""A uniform time grid: its nodes and its step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ __all__ = ["TimeGrid"]
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """``steps`` equal steps on the time interval from 0 to ``horizon``.
-
-    Parameters
-    ----------
-    horizon : float
-        Final time T > 0.
-    steps : int
-        Number of steps N >= 1; the step size is h = T / N.
+    """N = ``steps`` equal steps of size h = T / N on the time interval from 0 to T = ``horizon``.
 
     Examples
     --------
-    >>> TimeGrid(horizon=2.0, steps=8).coarsen(2)
-    TimeGrid(horizon=2.0, steps=4)
+    >>> TimeGrid(horizon=2.0, steps=4).nodes
+    (0.0, 0.5, 1.0, 1.5, 2.0)
     """
 
     horizon: float
@@ -37,7 +30,7 @@ class TimeGrid:
 
     @property
     def h(self) -> float:
-        """Step size."""
+        """The step size."""
         return self.horizon / self.steps
 
     @cached_property
@@ -47,17 +40,5 @@ class TimeGrid:
 
     @property
     def midpoints(self) -> tuple[float, ...]:
-        """The N midpoints of the steps, on which controls are centered."""
+        """The N midpoints of the steps, at which functions of time are sampled for controls."""
         return tuple((k + 0.5) * self.horizon / self.steps for k in range(self.steps))
-
-    def coarsen(self, factor: int) -> TimeGrid:
-        """The grid that joins ``factor`` neighboring steps into one.
-
-        Raises
-        ------
-        ValueError
-            If ``factor`` does not divide the number of steps.
-        """
-        if factor < 1 or self.steps % factor:
-            raise ValueError(f"factor: expected a divisor of {self.steps} steps, got {factor}")
-        return TimeGrid(self.horizon, self.steps // factor)

@@ -1,8 +1,8 @@
-"""Between two grids: prolongation and restriction of controls, and the transpose for derivatives."""
+"""Between two grids: prolongation and restriction of controls and of derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -14,20 +14,20 @@ from torch import Tensor
 from ocp.space.bounds import Box
 from ocp.space.control import ControlSpace
 
-__all__ = ["CONSTANT", "INTERPOLATIONS", "LINEAR", "Interpolation", "Transfer", "coarse_grids", "depth"]
+__all__ = ["CONSTANT", "LINEAR", "Interpolation", "Transfer", "coarse_grids", "depth"]
 
 #: From (coarse steps, fine steps) to lists over the fine steps: left and right coarse neighbor, weight of the right.
 Interpolation = Callable[[int, int], tuple[list[int], list[int], list[float]]]
 
 
 def CONSTANT(coarse: int, fine: int) -> tuple[list[int], list[int], list[float]]:
-    """Each fine step takes the value of the coarse step that contains it."""
+    """Give each fine step the value of the coarse step that contains it."""
     owner = [k * coarse // fine for k in range(fine)]
     return owner, owner, [0.0] * fine
 
 
 def LINEAR(coarse: int, fine: int) -> tuple[list[int], list[int], list[float]]:
-    """Linear between the midpoints of the coarse steps, extended linearly to both ends; reproduces linear paths."""
+    """Interpolate between the midpoints of the coarse steps, and extrapolate to both ends: exact for linear paths."""
     if coarse == 1:
         return CONSTANT(coarse, fine)
     position = [(k + 0.5) * coarse / fine - 0.5 for k in range(fine)]
@@ -35,15 +35,11 @@ def LINEAR(coarse: int, fine: int) -> tuple[list[int], list[int], list[float]]:
     return left, [j + 1 for j in left], [s - j for s, j in zip(position, left, strict=True)]
 
 
-#: The interpolations by name.
-INTERPOLATIONS: Mapping[str, Interpolation] = {"constant": CONSTANT, "linear": LINEAR}
-
-
 @lru_cache(maxsize=64)
 def _stencil(
     interpolation: Interpolation, coarse: int, fine: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The lists as tensors; no weights where the left neighbor counts alone."""
+    """The lists of an interpolation as tensors; no weights if only the left neighbor counts."""
     left, right, weight = interpolation(coarse, fine)
     weights = torch.tensor(weight, dtype=dtype, device=device).unsqueeze(1) if any(weight) else None
     return torch.tensor(left, device=device), torch.tensor(right, device=device), weights
@@ -51,21 +47,18 @@ def _stencil(
 
 @dataclass(frozen=True)
 class Transfer:
-    """Maps between the controls of a fine grid and those of a coarse grid that joins its steps.
-
-    Parameters are the same on every grid and pass unchanged.
+    """Maps between the controls on a fine grid and those on a coarse grid; parameters pass unchanged.
 
     Parameters
     ----------
     fine, coarse : ControlSpace
-        The steps of the coarse grid must divide those of the fine one.
     interpolation : callable
         `CONSTANT` or `LINEAR`.
 
     Raises
     ------
     ValueError
-        If the grids do not nest, or are of different problems.
+        If the coarse number of steps does not divide the fine one, or if the spaces belong to different problems.
 
     Examples
     --------
@@ -92,14 +85,14 @@ class Transfer:
         return _stencil(self.interpolation, self.coarse.grid.steps, self.fine.grid.steps, like.dtype, like.device)
 
     def prolong(self, v: Tensor) -> Tensor:
-        """P v: a coarse displacement or control on the fine grid."""
+        """P v: interpolate a coarse displacement or control."""
         left, right, weight = self._stencil(v)
         path = self.coarse.path(v)
         fine = path[left] if weight is None else torch.lerp(path[left], path[right], weight)
         return self.fine.join(fine, self.coarse.parameters(v))
 
     def restrict_dual(self, derivative: Tensor) -> Tensor:
-        """P^T d: a fine derivative on the coarse grid, by the transpose of `prolong`."""
+        """P^T d: apply the transpose of `prolong` to a fine derivative."""
         left, right, weight = self._stencil(derivative)
         path = self.fine.path(derivative)
         coarse = path.new_zeros(self.coarse.grid.steps, self.coarse.control_size)
@@ -110,28 +103,27 @@ class Transfer:
         return self.coarse.join(coarse, self.fine.parameters(derivative))
 
     def restrict(self, u: Tensor) -> Tensor:
-        """R u: the mean of the fine control over each coarse step."""
-        steps, m = self.coarse.grid.steps, self.coarse.control_size
-        path = self.fine.path(u).view(steps, -1, m).mean(dim=1)
+        """R u: average a fine control over each coarse step."""
+        path = self.fine.path(u).unflatten(0, (self.coarse.grid.steps, -1)).mean(dim=1)
         return self.coarse.join(path, self.fine.parameters(u))
 
     def restrict_box(self, box: Box, u: Tensor, free: Tensor, origin: Tensor) -> Box:
-        """A coarse box around ``origin`` such that u + P_f e is in the fine box for every ``origin`` + e in the coarse.
+        """A coarse box around ``origin`` such that, for ``origin`` + e in it, u + P_f e is in the fine box.
 
-        P_f is the prolongation followed by a mask of the free entries, the truncation of Kornhuber (1994), "Monotone
-        multigrid methods for elliptic variational inequalities I". The box is that of Gratton, Mouffe, Toint &
-        Weber-Mendonca (2008), "A recursive l-infinity trust-region method for bound-constrained nonlinear
-        optimization", section 2: each coarse entry gets the smallest slack of the free fine entries that it moves,
-        divided by the largest row sum of |P|. A coarse entry that moves no free one is held.
+        P_f masks the prolongation by the free entries, the truncation of Kornhuber (1994), "Monotone multigrid methods
+        for elliptic variational inequalities I". Gratton, Mouffe, Toint & Weber-Mendonca (2008), "A recursive
+        l-infinity trust-region method for bound-constrained nonlinear optimization", section 2: each coarse entry gets
+        the smallest slack of the free fine entries that it moves, divided by the largest row sum of |P|. A coarse entry
+        that moves no free one is held.
 
         Parameters
         ----------
         box : Box
-            Of the fine grid.
+            On the fine grid.
         u : Tensor
-            A fine control of the box.
+            A fine control in the box.
         free : Tensor
-            Of booleans, of the shape of ``u``.
+            The free entries of ``u``, of booleans.
         origin : Tensor
             A coarse control.
         """
@@ -154,24 +146,24 @@ class Transfer:
         return Box(origin - down, origin + up)
 
     def prolong_dual(self, derivative: Tensor) -> Tensor:
-        """A coarse derivative on the fine grid: its gradient is prolonged as the displacement that it is."""
+        """Prolong a coarse derivative by its gradient, which is a displacement."""
         return self.fine.dual(self.prolong(self.coarse.gradient(derivative)))
 
 
 def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tuple[int, ...]:
-    """Numbers of steps of a hierarchy, the finest first.
+    """Numbers of steps of a hierarchy, from the finest grid to the coarsest.
 
     Parameters
     ----------
     steps : int
-        Of the finest grid.
+        Number of steps of the finest grid.
     levels : int or sequence of int
-        How many grids, each ``factor`` times coarser than the one before; or their numbers of steps.
+        The number of grids, each ``factor`` times coarser than the one before; or their numbers of steps.
 
     Raises
     ------
     ValueError
-        If a number of steps does not divide the one before; the message names a hierarchy that exists.
+        If a number of steps does not divide the one before; the message suggests a hierarchy that exists.
 
     Examples
     --------
@@ -206,7 +198,7 @@ def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tu
 
 
 def depth(steps: int, coarsest: int) -> int:
-    """How many grids there are from ``steps`` down by halving, none with fewer than ``coarsest`` steps.
+    """The number of grids from ``steps`` down by halving, none with fewer than ``coarsest`` steps.
 
     Examples
     --------

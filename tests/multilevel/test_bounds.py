@@ -172,7 +172,7 @@ def test_the_model_of_a_bounded_problem_agrees_with_it_to_first_order_in_what_is
     derivative = objective.derivative(start)
     free = derivative * objective.box.free(start, derivative)
     expected = Transfer(objective.space, models[0].space).restrict_dual(free)
-    torch.testing.assert_close(models[0].derivative(models[0].origin), expected)
+    torch.testing.assert_close(models[0].at(models[0].origin).derivative, expected)
     assert not torch.equal(free, derivative)
 
 

@@ -67,7 +67,7 @@ def mismatch(model, finer, interpolation):
     """How far a model's derivative at its origin is from the restricted derivative of a finer evaluation."""
     restricted = Transfer(finer.objective.space, model.space, interpolation).restrict_dual(finer.derivative)
     space = model.space
-    return space.dual_norm(model.derivative(model.origin) - restricted) / space.dual_norm(restricted)
+    return space.dual_norm(model.at(model.origin).derivative - restricted) / space.dual_norm(restricted)
 
 
 @pytest.mark.parametrize(("shape", "visits"), [("V", [2, 4]), ("W", [2, 4, 4, 2, 4, 4]), ("F", [2, 4, 4, 2, 4])])
@@ -137,7 +137,7 @@ def test_a_coarse_solve_without_a_minimum_stays_within_its_radius(smoother, mode
     (model,), ((_, correction, _),) = models, search.log
     far = 1e9 * model.space.gradient(model.shift)
     unlimited = ShiftedObjective(model.base, model.origin, model.shift)
-    assert unlimited.value(model.origin + far) < -1e3
+    assert unlimited.at(model.origin + far).value < -1e3
     assert 0.99 * model.radius <= objective.space.norm(correction) <= model.radius * (1 + 1e-12)
 
 

@@ -645,11 +645,11 @@ def test_the_shifted_objective_agrees_with_the_finer_one_to_first_order(objectiv
     origin, restricted = transfer.restrict(u), transfer.restrict_dual(objective.derivative(u))
     shifted = ShiftedObjective(coarse, origin, coarse.derivative(origin) - restricted)
     e = rand(*origin.shape)
-    assert relative(shifted.derivative(origin), restricted) < 1e-12
-    assert float(shifted.derivative(origin) @ e) == pytest.approx(
+    assert relative(shifted.at(origin).derivative, restricted) < 1e-12
+    assert float(shifted.at(origin).derivative @ e) == pytest.approx(
         float(objective.derivative(u) @ transfer.prolong(e)), rel=1e-12
     )
-    assert shifted.value(origin) == coarse.value(origin)
+    assert shifted.at(origin).value == coarse.value(origin)
 
 
 @pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
@@ -660,19 +660,21 @@ def test_on_three_levels_the_second_shift_acts_on_the_shifted_derivative(objecti
     v = v + 0.1 * rand(*v.shape)  # where smoothing on the middle level has gone
     w, base = lower.restrict(v), first.on(3)
     assert base is coarse
-    second = ShiftedObjective(base, w, base.derivative(w) - lower.restrict_dual(first.derivative(v)))
+    second = ShiftedObjective(base, w, base.derivative(w) - lower.restrict_dual(first.at(v).derivative))
     e = rand(*w.shape)
-    assert relative(second.derivative(w), lower.restrict_dual(first.derivative(v))) < 1e-12
-    assert float(second.derivative(w) @ e) == pytest.approx(float(first.derivative(v) @ lower.prolong(e)), rel=1e-12)
-    assert relative(lower.restrict_dual(first.derivative(v)), lower.restrict_dual(middle.derivative(v))) > 1e-2
+    assert relative(second.at(w).derivative, lower.restrict_dual(first.at(v).derivative)) < 1e-12
+    assert float(second.at(w).derivative @ e) == pytest.approx(
+        float(first.at(v).derivative @ lower.prolong(e)), rel=1e-12
+    )
+    assert relative(lower.restrict_dual(first.at(v).derivative), lower.restrict_dual(middle.derivative(v))) > 1e-2
 
 
 def test_the_shifted_value_is_the_base_minus_a_linear_term(objective, u, rand):
     origin, shift = rand(*u.shape), rand(*u.shape)
     shifted = ShiftedObjective(objective, origin, shift)
     expected = objective.value(u) - float(shift @ (u - origin))
-    assert shifted.value(u) == pytest.approx(expected, rel=1e-13)
-    assert torch.equal(shifted.derivative(u), objective.derivative(u) - shift)
+    assert shifted.at(u).value == pytest.approx(expected, rel=1e-13)
+    assert torch.equal(shifted.at(u).derivative, objective.derivative(u) - shift)
     assert shifted.space == objective.space
     assert shifted.work is objective.work
 
@@ -681,7 +683,7 @@ def test_the_shifted_value_is_the_base_minus_a_linear_term(objective, u, rand):
 def test_outside_its_radius_the_shifted_objective_is_infinite_and_free(objective, u, rand, length, inside):
     shifted = ShiftedObjective(objective, u, torch.zeros_like(u), radius=2.0)
     e = rand(*u.shape)
-    value = shifted.value(u + e * (2.0 * length / objective.space.norm(e)))
+    value = shifted.at(u + e * (2.0 * length / objective.space.norm(e))).value
     assert (value < inf) == inside
     assert (objective.work.units > 0) == inside
 
@@ -700,7 +702,7 @@ def test_the_longest_step_ends_at_the_boundary_and_is_zero_outside(ball, rand, b
     end = control + limit * direction
     assert ball.space.norm(end - ball.origin) == pytest.approx(max(begin, 2.0), rel=1e-4)
     assert ball.at_boundary(end)
-    assert (ball.value(end) < inf) == (begin < 2.0)
+    assert (ball.at(end).value < inf) == (begin < 2.0)
 
 
 def test_without_a_radius_or_a_direction_there_is_no_longest_step(objective, ball, u):
@@ -721,7 +723,7 @@ def test_a_control_is_confined_to_the_radius(ball, u, rand, length, kept):
     confined = ball.confine(ball.at(u + e)).control
     assert ball.space.norm(confined - u) == pytest.approx(kept, rel=1e-5)
     torch.testing.assert_close(confined - u, e * (kept / length), rtol=1e-5, atol=1e-12)
-    assert ball.value(confined) < inf
+    assert ball.at(confined).value < inf
 
 
 @pytest.mark.parametrize("call", ["value", "derivative", "final_state", "trajectory"])
