@@ -47,10 +47,9 @@ from ocp.training import networks as network
 from ocp.training.batches import Batches
 from ocp.training.networks import residual_network
 from ocp.verification.drift import drift
-from ocp.verification.report import Report
 from ocp.verification.slopes import Slope, quick_check
 from ocp.verification.taylor import taylor_test
-from ocp.verification.verify import verify
+from ocp.verification.verify import Report, verify
 
 if TYPE_CHECKING:
     from ocp.run import plots

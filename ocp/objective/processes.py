@@ -1,4 +1,4 @@
-"""The processes that share the work: one, or several, each of which sweeps its part of the samples."""
+"""The processes that share the work: one, or several that each sweep their share of the samples."""
 
 from __future__ import annotations
 

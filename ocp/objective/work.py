@@ -1,4 +1,4 @@
-"""The count of work: what a solve has spent, in gradients on the finest grid and all samples."""
+"""The count of work, in gradients on the finest grid and all samples."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ocp.adjoint.trajectory import Trajectory
 from ocp.run.results import Record, Result, Target
-from ocp.verification.report import Report
+from ocp.verification.verify import Report
 
 __all__ = ["convergence", "grids", "taylor", "trajectory"]
 

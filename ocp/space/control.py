@@ -1,4 +1,4 @@
-"""The control: one flat tensor, the views on it, and its time-weighted inner product."""
+"""The control: one flat tensor, the views of it, and its time-weighted inner product."""
 
 from __future__ import annotations
 

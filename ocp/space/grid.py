@@ -1,4 +1,4 @@
-"""A uniform time grid: its nodes and its step."""
+"""A uniform time grid: its nodes and its step size."""
 
 from __future__ import annotations
 

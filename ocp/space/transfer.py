@@ -1,4 +1,4 @@
-"""Between two grids: prolongation and restriction of controls and of derivatives."""
+"""Prolongation and restriction of controls between two grids, and the transpose for derivatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far undone steps drift from those that were taken."""
+"""How far undone steps drift from the original ones."""
 
 from __future__ import annotations
 
@@ -17,25 +17,15 @@ __all__ = ["drift"]
 
 @torch.no_grad()
 def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
-    """How far the states of the way back come from those of the way forward, where `Reversible` undoes steps.
+    """How far the states on the way back are from those on the way forward, where `Reversible` undoes steps.
 
-    The largest difference at any node, as a share of the largest entry of all states. How much of it the derivative
-    feels depends on the problem. All states are stored meanwhile.
-
-    Parameters
-    ----------
-    objective : ReducedObjective
-        From `discretize`, with the schedule in question.
-    control : Tensor or Control
+    The largest difference at any node, relative to the largest entry of all states, which are stored meanwhile. How
+    strongly it affects the derivative depends on the problem.
 
     Raises
     ------
     ValueError
-        If the objective has another schedule.
-
-    Returns
-    -------
-    float
+        If the objective does not come from `discretize` with the schedule `Reversible`.
 
     Examples
     --------
@@ -50,7 +40,7 @@ def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     if not isinstance(objective, ReducedObjective) or not isinstance(objective.schedule, Reversible):
         got = objective.schedule if isinstance(objective, ReducedObjective) else type(objective).__name__
         raise ValueError(f"objective: expected one from discretize with the schedule Reversible, got {got}")
-    discretization, u = objective.discretization, objective._flat(control)
+    discretization, u = objective.discretization, objective.at(control).control
     steps = choose(discretization, objective.schedule, *(part.to(u) for part in discretization.example()))
     forward(discretization, u, steps)
     if not isinstance(steps, Recomputed):

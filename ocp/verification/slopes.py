@@ -1,4 +1,4 @@
-"""Slopes of an objective as its values show them, compared with those that its derivative states."""
+"""Slopes of an objective, measured by differences of its values and stated by its derivative."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from ocp.objective.evaluation import Evaluation, Objective
 from ocp.space.bounds import feasible
 
-__all__ = ["AROUND", "Slope", "measure_slope", "normal", "quick_check"]
+__all__ = ["AROUND", "Slope", "draw_direction", "measure_slope", "normal", "quick_check"]
 
 
 @dataclass(frozen=True)
 class Slope:
-    """A slope of the objective as its values show it, and the one that its derivative states.
+    """A slope of the objective along a direction d, as measured by its values and as stated by its derivative.
 
     Attributes
     ----------
@@ -29,9 +29,9 @@ class Slope:
     scale : float
         |dJ(u)| |d|.
     decrease : float
-        The largest decrease among the values, less than their noise.
+        The largest decrease among the values, less their noise.
     eps : float
-        Of the numbers.
+        Machine precision.
     """
 
     measured: float
@@ -45,7 +45,7 @@ class Slope:
     def contradicted(self) -> bool:
         """Whether values and derivative cannot both be right.
 
-        Where the difference quotients are good, they differ from a right slope by less than the square root of eps.
+        Good difference quotients differ from a right slope by less than the square root of eps.
         """
         bound = 4 * self.error + 10 * self.eps**0.5 * self.scale
         return isfinite(bound) and abs(self.measured - self.stated) > bound
@@ -55,11 +55,11 @@ class Slope:
 
 
 def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]) -> Slope:
-    """The slope of an objective along a direction by central differences of several lengths.
+    """The slope of an objective along a direction, by central differences of several lengths.
 
-    The best is the one that differs least from the next longer one, and that difference, with the noise of the values,
-    is taken for its error: after Ridders (1982), "Accurate computation of F'(x) and F'(x) F''(x)". The noise is at
-    least that of rounding; values that differ more when the control is moved by its rounding errors have more.
+    The best quotient is the one that differs least from that of the next longer difference. This difference, together
+    with the noise of the values, is the estimated error: after Ridders (1982), "Accurate computation of F'(x) and
+    F'(x) F''(x)". The noise is at least rounding, and more if values change more when rounding moves the control.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]
     direction : Tensor
         Flat.
     lengths : sequence of float
-        In multiples of the norm of the control, or of 1 where that is smaller; the longest first.
+        The longest first, in multiples of the norm of the control, or of 1 where that is smaller.
     """
     objective, control = start.objective, start.control
     space, eps = objective.space, torch.finfo(control.dtype).eps
@@ -83,7 +83,7 @@ def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]
         rounding = 8 * eps * max(map(abs, ends))  # more than that of a value which is zero
         quotients.append(((ends[0] - ends[1]) / (2 * step), max(noise, rounding) / step))
     for (longer, _), (quotient, uncertain) in pairwise(quotients):
-        if abs(longer - quotient) + uncertain < error:  # not so where one is NaN or infinite
+        if abs(longer - quotient) + uncertain < error:  # false where one is NaN or infinite
             best, error = quotient, abs(longer - quotient) + uncertain
     stated = float(torch.dot(derivative, direction))
     return Slope(best, error, stated, space.dual_norm(derivative) * norm, value - low - noise, eps)
@@ -94,9 +94,9 @@ AROUND = (64.0, 8.0, 1.0)
 
 
 def quick_check(objective: Objective, control: Tensor, seed: int = 0) -> Slope:
-    """The slope at a control and at one nearby, as values show it: a check of a derivative for some eight gradients.
+    """Compare values and derivative at a control and at one nearby, for about eight gradients.
 
-    Of the two, that which contradicts more is returned. A derivative that is stale is right at one of them at most.
+    Returns the slope that is contradicted, if there is one. A stale derivative is right at one of the two at most.
 
     Parameters
     ----------
@@ -104,24 +104,29 @@ def quick_check(objective: Objective, control: Tensor, seed: int = 0) -> Slope:
     control : Tensor
         Flat.
     seed : int
-        Of the random directions.
+        Seed of the random directions.
     """
     generator, space = torch.Generator().manual_seed(seed), objective.space
     lengths = [k * torch.finfo(control.dtype).eps ** (1 / 3) for k in AROUND]
     way = normal(control, generator)
     way *= 0.1 * max(1.0, space.norm(control)) / space.norm(way)
-    nearby = feasible(control + way, objective.box)
-    slopes = []
-    for u in (control, nearby):
-        point = objective.at(u)
-        direction, gradient = normal(u, generator), space.gradient(point.derivative)
-        length = space.norm(gradient)
-        if isfinite(length) and length > 0:
-            direction = direction / space.norm(direction) + gradient / length
-        slopes.append(measure_slope(point, direction, lengths))
+    points = [objective.at(u) for u in (control, feasible(control + way, objective.box))]
+    slopes = [measure_slope(point, draw_direction(point, generator), lengths) for point in points]
     return next((slope for slope in slopes if slope.contradicted), slopes[0])
 
 
+def draw_direction(point: Evaluation, generator: torch.Generator) -> Tensor:
+    """A direction of unit norm, half random and half along the gradient."""
+    space, direction = point.objective.space, normal(point.control, generator)
+    direction /= space.norm(direction)
+    gradient = space.gradient(point.derivative)
+    length = space.norm(gradient)
+    if isfinite(length) and length > 0:
+        direction += gradient / length
+        direction /= space.norm(direction)
+    return direction
+
+
 def normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal random numbers of the shape, type and device of a tensor; drawn on the CPU, so the same everywhere."""
+    """Normal random numbers with the shape, dtype and device of a tensor; drawn on the CPU, so the same everywhere."""
     return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite, log
+from math import isfinite, log, nan
+from statistics import linear_regression
 
 import torch
 from torch import Tensor
 
 from ocp.adjoint.sweeps import without_hvp
-from ocp.objective.evaluation import Evaluation, Objective
+from ocp.objective.evaluation import Evaluation, SecondOrderEvaluation
 from ocp.objective.reduced import ReducedEvaluation
 from ocp.objective.shifted import ShiftedEvaluation
 
-__all__ = ["Taylor", "expand", "taylor_test"]
+__all__ = ["Taylor", "taylor_test"]
 
 #: Step lengths of a Taylor test, in multiples of a direction of unit norm.
 STEPS = tuple(0.2 * 2.0**-k for k in range(22))
@@ -45,64 +46,44 @@ class Taylor:
     third: tuple[float, ...] | None = None
 
     def order(self, remainders: tuple[float, ...]) -> float:
-        """Observed order: slope of a straight line through the four finest points above the noise, in logarithms.
+        """Observed order: the slope of a line fitted to the four finest points above the noise, in logarithms.
 
         NaN where fewer than two points are above the noise.
         """
-        points = [
-            (log(e), log(r)) for e, r in zip(self.steps, remainders, strict=True) if isfinite(r) and r > self.noise
-        ]
-        points = points[-4:]
-        if len(points) < 2:
-            return float("nan")
-        x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
-        slope: float = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-        return slope
+        points = zip(self.steps, remainders, strict=True)
+        logs = [(log(e), log(r)) for e, r in points if isfinite(r) and r > self.noise][-4:]
+        return linear_regression(*zip(*logs, strict=True)).slope if len(logs) > 1 else nan
 
 
-def taylor_test(objective: Objective, control: Tensor, direction: Tensor) -> Taylor:
-    """Remainders of the Taylor expansion at ``control`` along ``direction``, for halved steps.
-
-    Parameters
-    ----------
-    objective : Objective
-    control, direction : Tensor
-        Flat.
+def taylor_test(point: Evaluation, direction: Tensor) -> Taylor:
+    """Remainders of the Taylor expansion of an objective at one control along a flat direction, for halved steps.
 
     Examples
     --------
     >>> from ocp import ControlProblem, discretize
-    >>> problem = ControlProblem(
-    ...     lambda t, x, u: u * x, torch.ones(1, 1).double(), lambda x: x.square().sum(), control_size=1
-    ... )
-    >>> objective = discretize(problem, steps=8)
-    >>> taylor = taylor_test(objective, torch.zeros(8).double(), torch.ones(8).double())
+    >>> x = torch.ones(1, 1).double()
+    >>> problem = ControlProblem(lambda t, x, u: u * x, x, lambda x: x.square().sum(), control_size=1)
+    >>> taylor = taylor_test(discretize(problem, steps=8).at(torch.zeros(8).double()), torch.ones(8).double())
     >>> round(taylor.order(taylor.second), 1)
     2.0
     """
-    return expand(objective.at(control), direction)
-
-
-def expand(start: Evaluation, direction: Tensor) -> Taylor:
-    """What `taylor_test` returns, from the evaluation at the control."""
-    objective, control = start.objective, start.control
-    value, slope = start.value, float(torch.dot(start.derivative, direction))
-    changes = tuple(objective.at(torch.add(control, direction, alpha=e)).value - value for e in STEPS)
-    third = None
-    if _has_hessian(start):
-        bend = float(torch.dot(start.hessian_product(direction), direction))
-        third = tuple(abs(c - e * slope - 0.5 * e**2 * bend) for e, c in zip(STEPS, changes, strict=True))
-    second = tuple(abs(change - e * slope) for e, change in zip(STEPS, changes, strict=True))
+    objective, control = point.objective, point.control
+    value, slope = point.value, float(torch.dot(point.derivative, direction))
+    changes = [(e, objective.at(torch.add(control, direction, alpha=e)).value - value) for e in STEPS]
+    second, third = tuple(abs(change - e * slope) for e, change in changes), None
+    if _has_hessian(point):
+        bend = float(torch.dot(point.hessian_product(direction), direction))
+        third = tuple(abs(change - e * slope - 0.5 * e**2 * bend) for e, change in changes)
     # What is left at the smallest steps is rounding, also that of parts of the objective which cancel in its value.
     left = max((r for r in second[-2:] if isfinite(r)), default=0.0)
     rounding = 100 * torch.finfo(control.dtype).eps * max(abs(value), abs(slope) * STEPS[0])
-    return Taylor(STEPS, tuple(abs(change) for change in changes), second, max(rounding, 4 * left), third)
+    return Taylor(STEPS, tuple(abs(change) for _, change in changes), second, max(rounding, 4 * left), third)
 
 
 def _has_hessian(point: Evaluation) -> bool:
-    """Whether an evaluation has second derivatives, down to the pieces of the problem; a user's own may do without."""
+    """Whether an evaluation, with all pieces of its problem, has second derivatives."""
     if isinstance(point, ShiftedEvaluation):
         return _has_hessian(point.base)
     if isinstance(point, ReducedEvaluation):
         return not without_hvp(point.objective.discretization)
-    return hasattr(point, "hessian_product")
+    return isinstance(point, SecondOrderEvaluation)

@@ -1,33 +1,68 @@
-"""Are the derivatives right? Taylor, dot-product and coherence tests as a report."""
+"""Are the derivatives right? Taylor, dot-product and coherence tests, with a report."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import isfinite
+from dataclasses import asdict, dataclass, replace
+from math import isfinite, isnan
+from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation, Objective
 from ocp.objective.reduced import ReducedObjective
 from ocp.objective.shifted import ShiftedObjective
-from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Tikhonov
 from ocp.space.control import Control
 from ocp.space.transfer import CONSTANT, LINEAR, Transfer
-from ocp.verification.report import Check, Report, agreement
-from ocp.verification.slopes import AROUND, measure_slope, normal
-from ocp.verification.taylor import Taylor, expand
+from ocp.verification.slopes import AROUND, draw_direction, measure_slope, normal
+from ocp.verification.taylor import Taylor, taylor_test
 
-__all__ = ["verify"]
+__all__ = ["Check", "Report", "verify"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a report: what was measured, what was expected, and whether they agree."""
+
+    name: str
+    measured: float
+    expected: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of `verify`: all checks, and the remainders of the Taylor test among them."""
+
+    checks: tuple[Check, ...]
+    taylor: Taylor
+
+    @property
+    def passed(self) -> bool:
+        """Whether all checks passed."""
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        # No order can be seen where a remainder is zero up to rounding.
+        seen = ["none" if c.passed and isnan(c.measured) else f"{c.measured:.3g}" for c in self.checks]
+        rows = [(c.name, s, c.expected, "pass" if c.passed else "FAIL") for c, s in zip(self.checks, seen, strict=True)]
+        table = tabulate(rows, headers=("check", "measured", "expected", ""), disable_numparse=True)
+        failed = sum(not check.passed for check in self.checks)
+        verdict = "All checks passed." if self.passed else f"{failed} of {len(self.checks)} checks FAILED."
+        return f"{table}\n{verdict}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as nested dictionaries and lists."""
+        return {"passed": self.passed, **asdict(self)}
 
 
 def verify(objective: Objective, control: Tensor | Control | None = None, seed: int = 0) -> Report:
     """Check the derivative of an objective, the pieces it is made of, and its coherence with coarser grids.
 
-    Where all pieces have second derivatives, the Hessian is checked, too. Nothing is changed: not the control, not the
-    count of work. float64 is what a verification wants; in float32 the same checks run with wider bounds, but for the
-    Hessian, of which only the symmetry can be seen.
+    Where all pieces have second derivatives, the Hessian is checked, too. Nothing is changed, neither the control nor
+    the count of work. Use float64: in float32 the bounds are wider, and only the symmetry of the Hessian is checked.
 
     Parameters
     ----------
@@ -36,7 +71,7 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     control : Tensor or Control, optional
         Where to check; by default the problem's start, moved at random, so that no zero hides an error.
     seed : int
-        Of the random directions.
+        Seed of the random directions.
 
     Returns
     -------
@@ -46,90 +81,89 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     Raises
     ------
     TypeError
-        If it is a problem, which has no grid yet, or no objective at all.
+        If it is not an objective, for example a problem, which has no grid yet.
     ValueError
-        If the objective is not finite there.
+        If the objective is not finite there, or needs a control.
 
     Examples
     --------
     >>> from ocp import ControlProblem, discretize
-    >>> problem = ControlProblem(
-    ...     lambda t, x, u: u - x**3, torch.ones(1, 1).double(), lambda x: x.square().sum(), control_size=1
-    ... )
+    >>> x = torch.ones(1, 1).double()
+    >>> problem = ControlProblem(lambda t, x, u: u - x**3, x, lambda x: x.square().sum(), control_size=1)
     >>> verify(discretize(problem, steps=8)).passed
     True
     """
-    if not hasattr(objective, "at"):
+    if not isinstance(objective, Objective):
         raise TypeError(
             f"objective: expected one, such as ocp.discretize(problem, steps), got {type(objective).__name__}"
         )
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(control, Control):
-        u = control.flat
-    elif control is not None:
-        u = control
-    elif isinstance(objective, ReducedObjective):
+    u = control.flat if isinstance(control, Control) else control
+    if u is None:
+        if not isinstance(objective, ReducedObjective):
+            raise ValueError(
+                "control: expected one, since this objective does not know the start of its problem; got None"
+            )
         start = objective.discretization.start().flat
         u = start + 0.1 * normal(start, generator)
-    else:
-        raise ValueError("control: expected one, since this objective does not know the start of its problem; got None")
     with objective.work.looking():
         point = objective.at(u)
         if not isfinite(point.value):
             at = "at this control" if control is not None else "near the start of the problem"
             raise ValueError(f"objective: expected a finite value {at}, got {point.value}")
-        taylor, checks = _taylor_checks(point, generator)
+        direction = draw_direction(point, generator)
+        taylor = taylor_test(point, direction)
+        checks = _slope_checks(point, direction, taylor)
         if isinstance(objective, ReducedObjective):
             checks += _transpose_checks(objective, point, generator)
         checks += _multilevel_checks(point, generator)
         if taylor.third is not None:
-            checks += _hessian_checks(point, taylor, generator)
+            checks += _hessian_checks(point, taylor.third, taylor, generator)
     return Report(tuple(checks), taylor)
 
 
-def _taylor_checks(point: Evaluation, generator: torch.Generator) -> tuple[Taylor, list[Check]]:
-    """Orders of the remainders along a direction that is half random, half along the gradient."""
+def _at_most(name: str, measured: float, bound: float) -> Check:
+    return Check(name, measured, f"<= {bound:.0e}", measured <= bound)
+
+
+def _agreement(name: str, a: float, b: float, scale: float, dtype: torch.dtype) -> Check:
+    """A check that two numbers agree up to rounding relative to a scale."""
+    return _at_most(name, abs(a - b) / (scale if scale > 0 else 1.0), 1e-11 if dtype == torch.float64 else 1e-4)
+
+
+def _slope_checks(point: Evaluation, direction: Tensor, taylor: Taylor) -> list[Check]:
+    """The derivative along a direction: orders of the remainders, and differences here and nearby."""
     objective, u = point.objective, point.control
-    space, double = objective.space, u.dtype == torch.float64
-    direction = normal(u, generator)
-    direction /= space.norm(direction)
-    gradient = space.gradient(point.derivative)
-    length = space.norm(gradient)
-    if length > 0:
-        direction = direction + gradient / length
-        direction /= space.norm(direction)
-    taylor = expand(point, direction)
-    tolerance = 0.1 if double else 0.3
-    checks = []
-    for name, order, remainders in (
-        ("Taylor order of the value alone", 1, taylor.first),
-        ("Taylor order with the derivative", 2, taylor.second),
-    ):
-        observed = taylor.order(remainders)
-        # A remainder that is rounding error everywhere is zero: no order can be seen, nor is one needed.
-        exact = order == 2 and all(r <= 10 * taylor.noise for r in remainders)
-        # At a stationary point the first remainder is of second order, as it should be.
-        flat = order == 1 and observed > 1 and length <= 1e-6 * abs(point.value)
-        passed = exact or flat or abs(observed - order) <= tolerance
-        checks.append(Check(name, observed, f"{order} +- {tolerance}" + (" or exact" if exact else ""), passed))
+    double, tiny, e = u.dtype == torch.float64, torch.finfo(u.dtype).tiny, torch.finfo(u.dtype).eps ** (1 / 3)
+    tolerance, bound = (0.1, 1e-5) if double else (0.3, 2e-2)
+    length = objective.space.dual_norm(point.derivative)
+    first, second = taylor.order(taylor.first), taylor.order(taylor.second)
+    # At a stationary point the first remainder is of second order, as it should be.
+    flat = first > 1 and length <= 1e-6 * abs(point.value)
+    # A remainder that is rounding error everywhere is zero: no order can be seen, nor is one needed.
+    exact = all(r <= 10 * taylor.noise for r in taylor.second)
+    right, expected = exact or abs(second - 2) <= tolerance, f"2 +- {tolerance}" + (" or exact" if exact else "")
+    checks = [
+        Check("Taylor order of the value alone", first, f"1 +- {tolerance}", flat or abs(first - 1) <= tolerance),
+        Check("Taylor order with the derivative", second, expected, right),
+    ]
     slope = float(torch.dot(point.derivative, direction))
-    e = torch.finfo(u.dtype).eps ** (1 / 3)
     central = (objective.at(u + e * direction).value - objective.at(u - e * direction).value) / (2 * e)
-    bound = 1e-5 if double else 2e-2
     # Near an optimum the slope is small against the rounding errors of the two values.
-    scale = max(abs(slope), 1e-3 * length, 1e-4 * abs(point.value), torch.finfo(u.dtype).tiny)
-    error = abs(central - slope) / scale
-    checks.append(Check("derivative against central difference", error, f"<= {bound:.0e}", error <= bound))
+    scale = max(abs(slope), 1e-3 * length, 1e-4 * abs(point.value), tiny)
+    checks.append(_at_most("derivative against central difference", abs(central - slope) / scale, bound))
     nearby = objective.at(u + 0.1 * direction)
     if isfinite(nearby.value):  # a derivative left over from another control is right there, not here
         moved = measure_slope(nearby, direction, [k * e for k in AROUND])
-        off = abs(moved.measured - moved.stated) / max(moved.scale, torch.finfo(u.dtype).tiny)
+        off = abs(moved.measured - moved.stated) / max(moved.scale, tiny)
         expected = f"<= {bound:.0e}" if not moved.contradicted else "within the errors of differences"
         checks.append(Check("derivative at another control", off, expected, not moved.contradicted))
-    return taylor, checks
+    return checks
 
 
-def _hessian_checks(point: Evaluation, taylor: Taylor, generator: torch.Generator) -> list[Check]:
+def _hessian_checks(
+    point: Evaluation, remainders: tuple[float, ...], taylor: Taylor, generator: torch.Generator
+) -> list[Check]:
     """Symmetry of the Hessian; in double precision its action against differences, and the order of remainders."""
     objective, u = point.objective, point.control
     space, double = objective.space, u.dtype == torch.float64
@@ -139,22 +173,20 @@ def _hessian_checks(point: Evaluation, taylor: Taylor, generator: torch.Generato
     # Where the Hessian is small, the rounding errors of derivatives, and of the values they belong to, show.
     scale = max(1e-3 * space.dual_norm(point.derivative), 1e-4 * abs(point.value))
     scale = max(scale, space.dual_norm(Ha), space.dual_norm(Hb), torch.finfo(u.dtype).tiny)
-    asymmetry, bound = abs(float(torch.dot(a, Hb) - torch.dot(b, Ha))) / scale, 1e-10 if double else 1e-3
-    checks = [Check("symmetry of the Hessian", asymmetry, f"<= {bound:.0e}", asymmetry <= bound)]
-    if not double or taylor.third is None:  # rounding errors hide the third order, and long differences cross kinks
-        return checks
+    asymmetry = abs(float(torch.dot(a, Hb) - torch.dot(b, Ha))) / scale
+    symmetry = _at_most("symmetry of the Hessian", asymmetry, 1e-10 if double else 1e-3)
+    if not double:  # rounding errors hide the third order, and long differences cross kinks
+        return [symmetry]
     e = torch.finfo(u.dtype).eps ** (1 / 3)
     central = (objective.at(u + e * a).derivative - objective.at(u - e * a).derivative) / (2 * e)
-    error, bound = space.dual_norm(central - Ha) / scale, 1e-5
-    checks.append(Check("Hessian against central difference", error, f"<= {bound:.0e}", error <= bound))
-    observed, exact = taylor.order(taylor.third), all(r <= 10 * taylor.noise for r in taylor.third)
+    difference = _at_most("Hessian against central difference", space.dual_norm(central - Ha) / scale, 1e-5)
+    observed, exact = taylor.order(remainders), all(r <= 10 * taylor.noise for r in remainders)
     # A kink, such as that of ReLU, takes the third order away where a step crosses it. It leaves the second order, and
     # the short difference; a wrong derivative fails the one, a wrong Hessian the other.
     third = abs(observed - 3) <= 0.1
-    kinks = not third and error <= bound and not taylor.order(taylor.second) < 1.9
+    kinks = not third and difference.passed and not taylor.order(taylor.second) < 1.9
     expected = "3 +- 0.1" + (" or exact" if exact else " or kinks" if kinks else "")
-    checks.append(Check("Taylor order with the Hessian", observed, expected, exact or third or kinks))
-    return checks
+    return [symmetry, difference, Check("Taylor order with the Hessian", observed, expected, exact or third or kinks)]
 
 
 def _transpose_checks(objective: ReducedObjective, point: Evaluation, generator: torch.Generator) -> list[Check]:
@@ -164,31 +196,27 @@ def _transpose_checks(objective: ReducedObjective, point: Evaluation, generator:
     derivative, direction = point.derivative, normal(u, generator)
     scale = max(space.dual_norm(derivative), 1e-3 * abs(point.value)) * space.norm(direction)
     slope, tangent = float(torch.dot(derivative, direction)), objective.directional(u, direction)
-    checks = [agreement("adjoint sweep against tangent sweep", slope, tangent, scale, u.dtype)]
     k = space.grid.steps // 2
     x, uk, t = objective.trajectory(u).x[k], space.path(u)[k], space.grid.nodes[k]
     dx, p, du = normal(x, generator), normal(x, generator), normal(uk, generator)
 
-    def pair(name: str, df: Tensor, px: Tensor, pu: Tensor) -> Check:
-        left, right = float((p * df).sum()), float((px * dx).sum() + (pu * du).sum())
-        return agreement(name, left, right, float((p * df).abs().sum()), u.dtype)
+    def pair(name: str, tangent: Tensor, *transposed: tuple[Tensor, Tensor]) -> Check:
+        left, right = float((p * tangent).sum()), float(sum((a * b).sum() for a, b in transposed))
+        return _agreement(name, left, right, float((p * tangent).abs().sum()), u.dtype)
 
-    f = problem.dynamics
-    checks.append(pair("dynamics: vjp against jvp", f.jvp(t, x, uk, dx, du), *f.vjp(t, x, uk, p)))
-    plain = _without_cost(problem)
+    f, plain = problem.dynamics, replace(problem, running_cost=None, control_cost=(Tikhonov(0.0),))
+    fx, fu = f.vjp(t, x, uk, p)
     step, _ = integrator.tangent(plain, t, h, x, uk, dx, du)
-    checks.append(pair("one step: pullback against tangent", step, *integrator.pullback(plain, t, h, x, uk, p)))
+    px, pu = integrator.pullback(plain, t, h, x, uk, p)
+    checks = [
+        _agreement("adjoint sweep against tangent sweep", slope, tangent, scale, u.dtype),
+        pair("dynamics: vjp against jvp", f.jvp(t, x, uk, dx, du), (fx, dx), (fu, du)),
+        pair("one step: pullback against tangent", step, (px, dx), (pu, du)),
+    ]
     if problem.parameter_size:
-        q, dq = space.parameters(u), space.parameters(direction)
-        dx0 = problem.initial_state.jvp(q, dq)
-        left, right = float((p * dx0).sum()), float(torch.dot(problem.initial_state.vjp(q, p), dq))
-        checks.append(agreement("initial state: vjp against jvp", left, right, float((p * dx0).abs().sum()), u.dtype))
+        q, dq, x0 = space.parameters(u), space.parameters(direction), problem.initial_state
+        checks.append(pair("initial state: vjp against jvp", x0.jvp(q, dq), (x0.vjp(q, p), dq)))
     return checks
-
-
-def _without_cost(problem: ControlProblem) -> ControlProblem:
-    """The problem with its running cost left out, so that a step is the map of states alone."""
-    return replace(problem, running_cost=None, control_cost=(Tikhonov(0.0),))
 
 
 def _multilevel_checks(point: Evaluation, generator: torch.Generator) -> list[Check]:
@@ -206,7 +234,7 @@ def _multilevel_checks(point: Evaluation, generator: torch.Generator) -> list[Ch
             v, d = normal(transfer.restrict(u), generator), normal(u, generator)
             a, b = float(torch.dot(transfer.prolong(v), d)), float(torch.dot(v, transfer.restrict_dual(d)))
             name = f"restriction is the transpose of {interpolation.__name__} prolongation"
-            checks.append(agreement(name, a, b, float(v.norm() * d.norm()), u.dtype))
+            checks.append(_agreement(name, a, b, float(v.norm() * d.norm()), u.dtype))
         transfer = Transfer(fine.space, coarse.space)
         u, derivative = transfer.restrict(u), transfer.restrict_dual(derivative)
         origin = coarse.at(u)
@@ -215,6 +243,6 @@ def _multilevel_checks(point: Evaluation, generator: torch.Generator) -> list[Ch
         model = ShiftedObjective(coarse, u, origin.derivative - derivative)
         mismatch = model.space.dual_norm(model.at(u).derivative - derivative)
         scale = max(model.space.dual_norm(derivative), model.space.dual_norm(origin.derivative))
-        checks.append(agreement(f"coherence of the derivative on {levels} levels", mismatch, 0.0, scale, u.dtype))
+        checks.append(_agreement(f"coherence of the derivative on {levels} levels", mismatch, 0.0, scale, u.dtype))
         fine = model
     return checks
