@@ -22,7 +22,7 @@ from outputs import DOCS, RAW
 from tabulate import tabulate
 
 from ocp import Result, Target, Watch
-from ocp.cli import catalog
+from ocp.cli import catalog, words
 from ocp.run.comparison import RunSpec, solve
 
 FOLDER = RAW / "classical"
@@ -39,7 +39,7 @@ def run(name: str, method: str, steps: int, scheme: str, **settings: Any) -> Res
     study = catalog.load(name)
     stop = replace(study.stop, **{"max_iterations": 10**6, **settings})
     watch = Watch(finest="target" in settings, progress=False)
-    return solve(name, study, RunSpec(method, steps=steps, integrator=scheme, stop=stop, watch=watch))
+    return solve(name, study, RunSpec(words.METHODS[method], steps=steps, integrator=scheme, stop=stop, watch=watch))
 
 
 def row(name: str, scheme: str, steps: int, method: str, result: Result) -> dict[str, Any]:

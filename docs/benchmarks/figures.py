@@ -14,7 +14,7 @@ from outputs import DOCS, RAW, write_convergence
 
 from ocp import Stop, plots
 from ocp.cli import catalog
-from ocp.cli.words import SMOOTHERS
+from ocp.cli.words import METHODS, SMOOTHERS
 from ocp.run.comparison import Comparison, RunSpec, compare
 
 ADAM = SMOOTHERS["adam"](1e-2)
@@ -39,7 +39,7 @@ def main(redraw: bool) -> None:
     for name, (problem, options) in CASES.items():
         folder = RAW / name
         if not redraw:
-            runs = [RunSpec(method, **options) for method in ("single", "nested", "mgopt")]
+            runs = [RunSpec(method, **options) for method in METHODS.values()]
             compare(problem, partial(load, problem), runs, SEEDS).save(folder)
         comparison = Comparison.load(folder)
         plots.convergence(comparison.runs, comparison.target).savefig(DOCS / "figures" / f"{name}.png", dpi=110)

@@ -46,7 +46,7 @@ BUDGET = {"single": 60.0, "nested": 30.0, "mgopt": 30.0}
 def main_run(problem: str, steps: int, smoother: str, method: str, seed: int, rate: float, budget: float) -> dict:
     """One run, as a curve of its improvements."""
     run = RunSpec(
-        method,
+        words.METHODS[method],
         words.SMOOTHERS[smoother](rate),
         steps=steps,
         batch_size=SMOOTHERS[smoother],

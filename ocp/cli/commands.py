@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import ast
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from tabulate import tabulate
 
 import ocp
 import ocp.problems
 from ocp.cli import catalog
 from ocp.cli.help import Grouped
-from ocp.cli.words import DTYPES, SMOOTHERS
+from ocp.cli.words import DTYPES, METHODS, SMOOTHERS
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.processes import launched
 from ocp.objective.reduced import discretize
 from ocp.optimize.status import Status
-from ocp.problem.control_problem import ControlProblem
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint, writable
-from ocp.run.comparison import METHODS, Comparison, RunSpec, compare, solve
+from ocp.run.comparison import Comparison, RunSpec, compare, solve
 from ocp.run.json_files import write
 from ocp.run.results import Result, Target
 from ocp.run.study import Study
@@ -74,10 +74,21 @@ def _in_user_code(error: BaseException, name: str | None) -> bool:
     return False
 
 
+_COUNT, _LIMIT = click.IntRange(1), click.FloatRange(0)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+_STEPS = click.option("--steps", type=_COUNT, help="Steps of the finest grid; the default is the problem's own.")
+_INTEGRATOR = click.option(
+    "--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own."
+)
+_SET = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument of problem(), such as width=32."
+)
 # Digits (width 16, two cores): two threads took 1.3 times as long as one on an idle machine, 25 times on a busy one.
 _THREADS = click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=_COUNT,
     default=1,
     show_default=True,
     expose_value=False,
@@ -85,42 +96,31 @@ _THREADS = click.option(
     help="Threads of torch on the CPU; wide states gain from more, narrow ones lose.",
 )
 
-_SET = click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument of problem(), such as width=32."
-)
-
-_SHARED = (
-    click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="Method on each grid."),
-    click.option("--learning-rate", default=1e-2, show_default=True, help="Learning rate of adam and sgd."),
-    click.option("--steps", type=click.IntRange(1), help="Steps of the finest grid; the default is the problem's own."),
-    click.option("--levels", type=click.IntRange(1), help="Number of grids; the default is the problem's own."),
-    click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own."),
-    click.option("--batch-size", type=click.IntRange(1), help="Samples in a mini-batch; the default is all."),
-    click.option("--max-work", type=click.FloatRange(0), help="Limit of work, in gradients on the finest grid."),
-    click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
-    click.option("--tolerance", type=click.FloatRange(0), help="Norm of the derivative, relative to the start."),
-    click.option("--device", default=None, help="Device, such as cpu or cuda."),
-    click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
-    _THREADS,
-    _SET,
-    click.option("--quiet", is_flag=True, help="Show no live line."),
-)
-
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_SHARED):
+    """The options that ``solve`` and ``compare`` share."""
+    for option in (
+        click.option("--quiet", is_flag=True, help="Show no live line."),
+        _SET,
+        _THREADS,
+        click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
+        click.option("--device", help="Device, such as cpu or cuda."),
+        click.option("--tolerance", type=_LIMIT, help="Norm of the derivative, relative to the start."),
+        click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
+        click.option("--max-work", type=_LIMIT, help="Limit of work, in gradients on the finest grid."),
+        click.option("--batch-size", type=_COUNT, help="Samples in a mini-batch; the default is all."),
+        _INTEGRATOR,
+        click.option("--levels", type=_COUNT, help="Number of grids; the default is the problem's own."),
+        _STEPS,
+        click.option("--learning-rate", default=1e-2, show_default=True, help="Learning rate of adam and sgd."),
+        click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="Method on each grid."),
+    ):
         command = option(command)
     return command
 
 
-def _limits(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `Stop` that were given."""
-    names = ("max_work", "max_iterations", "tolerance")
-    return {name: options[name] for name in names if options[name] is not None}
-
-
 def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE pairs, the values as Python literals where they are such, else as text."""
+    """KEY=VALUE pairs, the values as Python literals where possible, else as text."""
     arguments = {}
     for pair in sets:
         key, found, text = pair.partition("=")
@@ -135,28 +135,37 @@ def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
     return arguments
 
 
-def _load(name: str, seed: int, device: str | None, dtype: str | None, sets: tuple[str, ...]) -> Study:
+def _load(name: str, seed: int, options: Mapping[str, Any]) -> Study:
+    """The study of a problem, which stops as the options say."""
+    device, dtype = options["device"], options["dtype"]
     if device is not None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device: expected an available device, got {device!r} ({error})") from error
     chosen = {"seed": seed, "device": device, "dtype": None if dtype is None else DTYPES[dtype]}
-    return catalog.load(name, **{**chosen, **_arguments(sets)})
+    study = catalog.load(name, **{**chosen, **_arguments(options["sets"])})
+    limits = {key: options.get(key) for key in ("max_work", "max_iterations", "tolerance")}
+    return replace(study, stop=replace(study.stop, **{key: n for key, n in limits.items() if n is not None}))
 
 
-def _spec(options: dict[str, Any], method: str, seed: int = 0) -> RunSpec:
-    smoother, quiet = options["smoother"], options["quiet"]
+def _spec(method: str, options: Mapping[str, Any]) -> RunSpec:
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    smoother = options["smoother"]
     return RunSpec(
-        method,
+        METHODS[method],
         None if smoother is None else SMOOTHERS[smoother](options["learning_rate"]),
         options["steps"],
         options["levels"],
         options["integrator"],
         options["batch_size"],
-        seed,
-        watch=Watch(progress=False if quiet else None),
+        watch=Watch(progress=False if options["quiet"] else None, check_derivative=options.get("check", False)),
     )
+
+
+def _folder(out: Path | None, name: str, what: str) -> Path:
+    return writable("out", out or Path("ocp-out", Path(name).stem, what))
 
 
 @click.group()
@@ -169,31 +178,25 @@ def main() -> None:
 @_one_line
 def list_() -> None:
     """List the problems."""
-    summaries = catalog.summaries()
-    width = max(map(len, summaries))
-    for name, summary in summaries.items():
-        click.echo(f"{name:<{width}}  {summary}")
+    click.echo(tabulate(catalog.summaries().items(), tablefmt="plain"))
 
 
 @main.command("verify", cls=Grouped, example="ocp verify van_der_pol --steps 32")
 @click.argument("name")
-@click.option("--steps", type=click.IntRange(1), help="The default is the problem's own.")
-@click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own.")
+@_STEPS
+@_INTEGRATOR
 @click.option("--seed", default=0, show_default=True)
-@click.option(
-    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report to this file."
-)
+@click.option("--json", "file", type=_FILE, help="Also write the report to this file.")
 @_SET
 @_one_line
-def verify_(
-    name: str, steps: int | None, integrator: str | None, seed: int, file: Path | None, sets: tuple[str, ...]
-) -> None:
+def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
     """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen."""
     if file is not None:
         writable("json", file.parent)
     dtype = "float64" if catalog.takes(name, "dtype") else None
-    study = _load(name, seed, None, dtype, sets)
-    report = verify(discretize(study.problem, steps or study.steps, integrator or study.integrator), seed=seed)
+    study = _load(name, seed, {**options, "device": None, "dtype": dtype})
+    steps, integrator = options["steps"] or study.steps, options["integrator"] or study.integrator
+    report = verify(discretize(study.problem, steps, integrator), seed=seed)
     click.echo(str(report))
     if file is not None:
         write(file, {"problem": name, **report.to_dict()})
@@ -212,34 +215,15 @@ def verify_(
     help="Refine the grid until the estimated relative discretization error is below it; --steps is then the first "
     "grid.",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder; the default is ocp-out/NAME/METHOD.",
-)
+@click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/METHOD.")
 @click.option("--checkpoint", type=click.Path(file_okay=False), help="Save the run to this folder.")
-@click.option("--every", type=click.IntRange(1), help="Iterations between two checkpoints; the default is ten seconds.")
+@click.option("--every", type=_COUNT, help="Iterations between two checkpoints; the default is ten seconds.")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint; start afresh if there is none.")
-@click.option(
-    "--resume-from", type=click.Path(dir_okay=False, path_type=Path), help="Resume from this checkpoint of the folder."
-)
+@click.option("--resume-from", type=_FILE, help="Resume from this checkpoint of the folder.")
 @click.option("--check", is_flag=True, help="First compare the derivative with differences of values.")
 @_shared
 @_one_line
-def solve_(
-    name: str,
-    method: str,
-    seed: int,
-    target: str | None,
-    grid_error: float | None,
-    out: Path | None,
-    checkpoint: str | None,
-    every: int | None,
-    resume: bool,
-    resume_from: Path | None,
-    check: bool,
-    **options: Any,
-) -> None:
+def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
     """Solve problem NAME, or that of the file NAME; write result.json, control.pt, convergence.png, grids.png.
 
     For a problem with a single sample, as those of classical control, also write the states, control and costates as
@@ -250,89 +234,80 @@ def solve_(
     written, if it was interrupted, or if an argument does not fit; 2 if an option is unknown.
     """
     goal = None if target is None else Target.parse(target)
-    study = _load(name, seed, options["device"], options["dtype"], options["sets"])
-    limits = _limits(options) | ({} if goal is None else {"target": goal})
-    run = replace(_spec(options, method, seed), stop=replace(study.stop, **limits))
-    run = replace(run, watch=replace(run.watch, check_derivative=check))
-    if grid_error is not None:
-        run = replace(run, steps=Adaptive(grid_error, options["steps"] or study.steps))
-    if checkpoint is not None:
-        title = ", ".join((name, f"seed {seed}", *options["sets"]))
-        often: dict[str, Any] = {} if every is None else {"every": every, "seconds": 0.0}
-        saves = Checkpoint(checkpoint, name=title, resume=resume_from or resume, **often)
-        run = replace(run, checkpoint=saves)
-    elif resume or resume_from is not None:
-        raise ValueError("resume: --resume and --resume-from require --checkpoint FOLDER")
+    study = _load(name, seed, options)
+    if goal is not None:
+        study = replace(study, stop=replace(study.stop, target=goal))
+    run = replace(_spec(method, options), seed=seed, checkpoint=_checkpoint(name, seed, **options))
+    if options["grid_error"] is not None:
+        run = replace(run, steps=Adaptive(options["grid_error"], options["steps"] or study.steps))
     with launched() as processes:
         folder = _folder(out, name, method) if processes.rank == 0 else None
         result = solve(name, study, replace(run, processes=processes))
     if folder is not None:
-        _report(name, study, method, result, goal, folder)
+        _report(study, method, result, goal, folder)
     if result.status in FAILURES:
         raise SystemExit(1)
 
 
-def _report(name: str, study: Study, method: str, result: Result, goal: Target | None, folder: Path) -> None:
+def _checkpoint(
+    name: str,
+    seed: int,
+    sets: tuple[str, ...],
+    checkpoint: str | None,
+    every: int | None,
+    resume: bool,
+    resume_from: Path | None,
+    **others: Any,
+) -> Checkpoint | None:
+    if checkpoint is not None:
+        often: dict[str, Any] = {} if every is None else {"every": every, "seconds": 0.0}
+        return Checkpoint(
+            checkpoint, name=", ".join((name, f"seed {seed}", *sets)), resume=resume_from or resume, **often
+        )
+    if resume or resume_from is not None:
+        raise ValueError("resume: --resume and --resume-from require --checkpoint FOLDER")
+    return None
+
+
+def _report(study: Study, method: str, result: Result, goal: Target | None, folder: Path) -> None:
     """Write a result to a folder and print it."""
     result.save(folder)
     ocp.plots.convergence({method: result}, goal).savefig(folder / "convergence.png", dpi=150)
     ocp.plots.grids(result).savefig(folder / "grids.png", dpi=150)
     click.echo(str(result))
-    for label, value in (("validation", result.validation_accuracy), ("test", result.test_accuracy)):
-        if value is not None:
-            click.echo(f"{label + ' accuracy':>20}: {value:.4f}")
-    error = result.about.get("discretization_error")
-    if error is not None:
-        click.echo(f"{'discretization error':>20}: {error:.2e} (estimated, on {result.about['steps']} steps)")
     if study.optimum is not None:
         click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
-    written = ["result.json", "control.pt", "convergence.png", "grids.png", *_trajectory(result, study.problem, folder)]
+    written = ["result.json", "control.pt", "convergence.png", "grids.png"]
+    files = [folder / name for name in ("trajectory.csv", "trajectory.png")]
+    for file in files:  # of another problem that was solved into this folder before
+        file.unlink(missing_ok=True)
+    if discretize(study.problem, 1).work.samples == 1:
+        trajectory = result.trajectory(study.problem)
+        trajectory.save(files[0])
+        ocp.plots.trajectory(trajectory).savefig(files[1], dpi=150)
+        written += [file.name for file in files]
     click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
-
-
-def _trajectory(result: Result, problem: ControlProblem, folder: Path) -> tuple[str, ...]:
-    """Write a table and a figure of the trajectory where there is a single sample, and return the names of the files.
-
-    Those of another problem that was solved into the folder before do not stay.
-    """
-    files = ("trajectory.csv", "trajectory.png")
-    for name in files:
-        (folder / name).unlink(missing_ok=True)
-    if discretize(problem, 1).work.samples > 1:
-        return ()
-    trajectory = result.trajectory(problem)
-    trajectory.save(folder / files[0])
-    ocp.plots.trajectory(trajectory).savefig(folder / files[1], dpi=150)
-    return files
 
 
 @main.command("compare", cls=Grouped, example="ocp compare lqr --methods single,mgopt --seeds 1")
 @click.argument("name")
 @click.option("--methods", default="single,nested,mgopt", show_default=True, help="Methods, separated by commas.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds, counted from 0.")
+@click.option("--seeds", type=_COUNT, default=3, show_default=True, help="Number of seeds, counted from 0.")
 @click.option("--target", help="accuracy=0.95 or value=0.1; the default is the problem's own.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder; the default is ocp-out/NAME/compare.",
-)
+@click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/compare.")
 @_shared
 @_one_line
 def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path | None, **options: Any) -> None:
     """Compare methods on problem NAME from the same starts; write compare.json and convergence.png."""
     goal = None if target is None else Target.parse(target)
-    runs = [_spec(options, method.strip()) for method in methods.split(",")]
+    runs = [_spec(method.strip(), options) for method in methods.split(",")]
     if seeds > 1 and not catalog.takes(name, "seed"):
         click.echo("problem() takes no seed: one run of each method.", err=True)
         seeds = 1
     folder = _folder(out, name, "compare")
-
-    def load(seed: int) -> Study:
-        study = _load(name, seed, options["device"], options["dtype"], options["sets"])
-        return replace(study, stop=replace(study.stop, **_limits(options)))
-
-    comparison = compare(name, load, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
+    make = partial(_load, name, options=options)
+    comparison = compare(name, make, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
     ocp.plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))
     click.echo(f"written to {folder}")
@@ -340,7 +315,7 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
 
 @main.command("plot", cls=Grouped, example="ocp plot ocp-out/lqr/compare --out convergence.png")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="convergence.png", show_default=True)
+@click.option("--out", type=_FILE, default="convergence.png", show_default=True)
 @_one_line
 def plot_(folders: tuple[Path, ...], out: Path) -> None:
     """Draw the saved results of FOLDERS, each written by solve or by compare, into one figure."""
@@ -350,8 +325,7 @@ def plot_(folders: tuple[Path, ...], out: Path) -> None:
     for folder in folders:
         if (folder / "compare.json").exists():
             saved = Comparison.load(folder)
-            target = saved.target
-            found = dict(saved.runs)
+            target, found = saved.target, saved.runs
         elif (folder / "result.json").exists():
             result = Result.load(folder)
             found = {str(result.about.get("label", folder.name)): (result,)}
@@ -362,7 +336,3 @@ def plot_(folders: tuple[Path, ...], out: Path) -> None:
             groups[label] = (*groups.get(label, ()), *results)
     ocp.plots.convergence(groups, target).savefig(out, dpi=150)
     click.echo(f"written to {out}")
-
-
-def _folder(out: Path | None, name: str, what: str) -> Path:
-    return writable("out", out if out is not None else Path("ocp-out") / Path(name).stem / what)

@@ -13,8 +13,12 @@ from ocp.optimize.method import Method
 from ocp.optimize.newton_cg import NewtonCG
 from ocp.optimize.scipy_optimizer import SciPy
 from ocp.optimize.torch_optimizer import TorchOptimizer
+from ocp.run.comparison import mgopt, nested, single
 
-__all__ = ["DTYPES", "SMOOTHERS"]
+__all__ = ["DTYPES", "METHODS", "SMOOTHERS"]
+
+#: Ways to use the grids by name.
+METHODS: Mapping[str, Callable[..., Method]] = {"single": single, "nested": nested, "mgopt": mgopt}
 
 #: Smoothers by name, as functions of the learning rate, which those with a line search do not need.
 SMOOTHERS: Mapping[str, Callable[[float], Method]] = {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,36 +32,46 @@ from ocp.run.watching import Watch
 from ocp.space.transfer import depth
 from ocp.training.batches import Batches
 
-__all__ = ["METHODS", "Comparison", "RunSpec", "compare", "solve", "title"]
-
-#: Ways to use the grids by name, as functions of the levels and the smoother, the interpolation and the rule to refine.
-METHODS: Mapping[str, Callable[..., Method]] = {
-    "single": lambda levels, smoother, **grids: smoother,
-    "nested": lambda levels, smoother, **grids: Nested(levels, Forgetful(smoother), **grids),
-    "mgopt": MGOPT,
-}
-
-#: What MG/OPT takes on all grids but the finest under gradient descent, which is slow even there. It took 4 to more
-#: than 10 times less work than nested iteration to tight objectives, N = 128.
-SOLVER = LBFGS()
+__all__ = ["Comparison", "RunSpec", "compare", "mgopt", "nested", "single", "solve", "title"]
 
 #: Epochs on each coarse grid with mini-batches. On the spiral and the peaks with Adam and SGD, 5 ended at
 #: objectives up to twice as high; 20 gained little and took half as long again.
 EPOCHS = 10
 
 
+def single(levels: int, smoother: Method, batches: Batches | None, **grids: Any) -> Method:
+    """The smoother on the finest grid alone."""
+    return smoother
+
+
+def nested(levels: int, smoother: Method, batches: Batches | None, **grids: Any) -> Method:
+    """Nested iteration that forgets the smoother's memory at each refinement."""
+    return Nested(levels, Forgetful(smoother), **grids)
+
+
+def mgopt(levels: int, smoother: Method, batches: Batches | None, **grids: Any) -> Method:
+    """MG/OPT; with mini-batches nested iteration that carries the smoother's memory along."""
+    if batches is not None:  # a correction fits the batch it was made from: without corrections runs end lower
+        return Nested(levels, smoother, **grids)
+    # Gradient descent is slow even on coarse grids. With L-BFGS there MG/OPT took 4 to more than 10 times less work
+    # than nested iteration to tight objectives, N = 128.
+    solver = LBFGS() if isinstance(smoother, GradientDescent) else None
+    return MGOPT(levels, smoother, solver=solver, **grids)
+
+
 @dataclass(frozen=True, eq=False)
 class RunSpec:
-    """How to solve a study. Where something is left out, the study's suggestion is taken.
+    """How to solve a study. What is left out is as the study suggests.
 
     Parameters
     ----------
-    method : str
-        A key of `METHODS`.
+    method : callable
+        How to use the grids: `single`, `nested`, `mgopt`, or another function of the levels, the smoother, the batches,
+        and ``interpolation`` and ``refine``, which returns a `Method`. It goes by its name.
     smoother : Method, optional
     steps : int or Adaptive, optional
     levels : int, optional
-        The default is as many as the coarsest grid that the study suggests allows.
+        By default as many as lead down to the coarsest grid that the study suggests.
     integrator : str or Integrator, optional
     batch_size : int, optional
         Mini-batches of this size.
@@ -74,10 +83,10 @@ class RunSpec:
     checkpoint : Checkpoint, optional
     processes : Processes
     label : str
-        In tables and figures; by default the method.
+        In tables and figures; by default the name of the method.
     """
 
-    method: str = "mgopt"
+    method: Callable[..., Method] = mgopt
     smoother: Method | None = None
     steps: int | Adaptive | None = None
     levels: int | None = None
@@ -91,16 +100,16 @@ class RunSpec:
     label: str = ""
 
     def __post_init__(self) -> None:
-        if not self.label:
-            object.__setattr__(self, "label", self.method)
-        if self.method not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if not hasattr(self.method, "__name__"):
+            raise TypeError(f"method: expected a function such as mgopt, got {self.method!r}")
         if self.smoother is not None:
             as_method("smoother", self.smoother)
+        if not self.label:
+            object.__setattr__(self, "label", self.method.__name__)
 
 
 def solve(name: str, study: Study, run: RunSpec) -> Result:
-    """Solve a study; the result says what was run, and holds the test accuracy where there are test samples.
+    """Solve a study; the result says what was run, and holds the test accuracy if there are test samples.
 
     Parameters
     ----------
@@ -110,22 +119,17 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
     run : RunSpec
     """
     steps, smoother = run.steps or study.steps, run.smoother or study.smoother
+    integrator = run.integrator or study.integrator
     finest = steps.first if isinstance(steps, Adaptive) else steps
     levels = run.levels or depth(finest, max(study.steps >> (study.levels - 1), 1))
-    batches, refine, integrator = None, study.refine, run.integrator or study.integrator
+    batches, refine = None, study.refine
     if run.batch_size is not None:
         batches = Batches(run.batch_size, run.seed)
-        samples = discretize(study.problem, 1).work.samples
-        refine = Scheduled(EPOCHS * batches.per_epoch(samples))
-    make = METHODS[run.method]
-    if run.method == "mgopt":
-        # A correction fits the batch it was made from: with mini-batches, MG/OPT is better off without.
-        solver = SOLVER if isinstance(smoother, GradientDescent) else None
-        make = Nested if batches is not None else partial(MGOPT, solver=solver)
+        refine = Scheduled(EPOCHS * batches.per_epoch(discretize(study.problem, 1).work.samples))
     result = minimize(
         study.problem,
         steps,
-        make(levels, smoother, interpolation=study.interpolation, refine=refine),
+        run.method(levels, smoother, batches, interpolation=study.interpolation, refine=refine),
         integrator=integrator,
         batches=batches,
         stop=run.stop or study.stop,
@@ -136,8 +140,8 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
     if study.test is not None:
         assert result.control is not None
         result = replace(result, test_accuracy=accuracy(study.test, result.control, integrator))
-    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method, "smoother": title(smoother)}
-    about |= {"levels": 1 if run.method == "single" else levels, "seed": run.seed}
+    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method.__name__}
+    about |= {"smoother": title(smoother), "levels": 1 if run.method is single else levels, "seed": run.seed}
     return result.describe(**about)
 
 
@@ -162,71 +166,48 @@ class Comparison:
 
     def __str__(self) -> str:
         """Two tables with medians over the seeds and ranges in brackets; a seed that missed the target is a failure."""
-        headers: tuple[str, ...] = ("at the end", "objective", "validation", "test", "work", "corrections", "ended")
-        rows = [self._at_end(*item) for item in self.runs.items()]
-        at_end = tabulate(rows, headers=headers, disable_numparse=True)
+        headers = ["at the end", "objective", "validation", "test", "work", "corrections", "ended"]
+        rows = [(label, *_at_end(results)) for label, results in self.runs.items()]
         note = "Medians over seeds, [ranges]; work in gradients on the finest grid and all samples."
+        text = f"{tabulate(rows, headers=headers, disable_numparse=True)}\n{note}"
         if self.target is None:
-            return f"{at_end}\n{note}"
-        headers = (f"to {self.target}", "reached", "work", "gain", "seconds", "on steps")
-        rows = [self._at_target(*item) for item in self.runs.items()]
-        return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{at_end}\n{note} Gain: against single."
+            return text
+        headers = [f"to {self.target}", "reached", "work", "gain", "seconds", "on steps"]
+        rows = [(label, *self._at_target(label)) for label in self.runs]
+        return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{text} Gain: against single."
 
-    def _met(self, result: Result) -> Record | None:
-        """The first record that met the target, None if it was missed or there is no target."""
-        return self.target.first(result.history) if self.target else None
+    def _met(self, label: str) -> list[Record | None]:
+        """The first record of each seed that met the target, None if it was missed or there is no target."""
+        return [self.target.first(r.history) if self.target else None for r in self.runs.get(label, ())]
 
-    def _at_target(self, name: str, results: Sequence[Result]) -> list[str]:
-        reached = [record for record in map(self._met, results) if record is not None]
-        if len(reached) < len(results) or not results:
-            return [name, f"{len(reached)} of {len(results)}", "missed", "-", "missed", "-"]
-        return [
-            name,
-            f"{len(reached)} of {len(results)}",
+    def _at_target(self, label: str) -> tuple[str, ...]:
+        met = self._met(label)
+        reached = [record for record in met if record is not None]
+        count = f"{len(reached)} of {len(met)}"
+        if len(reached) < len(met) or not met:
+            return (count, "missed", "-", "missed", "-")
+        pairs = list(zip(self._met("single"), reached, strict=False))
+        gains = [one.work_units / own.work_units for one, own in pairs if one is not None and own.work_units > 0]
+        return (
+            count,
             _summary([record.work_units for record in reached], ".2f"),
-            self._gain(name),
+            f"{median(gains):.1f}x" if gains and len(gains) == len(pairs) else "-",
             _summary([record.seconds for record in reached], ".2f"),
             _summary([record.steps for record in reached], ".0f"),
-        ]
-
-    def _at_end(self, name: str, results: Sequence[Result]) -> list[str]:
-        ended = Counter(result.status.name for result in results)
-        return [
-            name,
-            _summary([r.value for r in results], ".4g"),
-            _summary([r.validation_accuracy for r in results], ".3f"),
-            _summary([r.test_accuracy for r in results], ".3f"),
-            _summary([r.work_units for r in results], ".2f"),
-            _summary([r.counts.get("corrections", 0) for r in results], ".0f"),
-            ", ".join(f"{count} {status}" for status, count in ended.items()),
-        ]
-
-    def _gain(self, name: str) -> str:
-        """Median over the seeds of the ratio of the single-level method's work to this one's."""
-        pairs = [
-            (self._met(single), self._met(result))
-            for single, result in zip(self.runs.get("single", ()), self.runs[name], strict=False)
-        ]
-        ratios = [single.work_units / own.work_units for single, own in pairs if single and own and own.work_units > 0]
-        return f"{median(ratios):.1f}x" if pairs and len(ratios) == len(pairs) else "-"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON can hold it."""
-        runs = []
-        for results in self.runs.values():
-            for result in results:
-                met = self._met(result)
-                reached = {
-                    "work_units_to_target": met.work_units if met else None,
-                    "seconds_to_target": met.seconds if met else None,
-                }
-                runs.append({**result.to_dict(), **reached})
-        target = {"quantity": self.target.quantity, "threshold": self.target.threshold} if self.target else None
-        return {"target": target, "runs": runs}
+        )
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``compare.json`` to a folder, which is made where it is missing."""
-        write(Path(folder) / "compare.json", self.to_dict())
+        """Write ``compare.json`` to a folder, which is created if necessary."""
+        runs = []
+        for label, results in self.runs.items():
+            for result, met in zip(results, self._met(label), strict=True):
+                cost = {
+                    "work_units_to_target": None if met is None else met.work_units,
+                    "seconds_to_target": None if met is None else met.seconds,
+                }
+                runs.append(result.to_dict() | cost)
+        target = None if self.target is None else asdict(self.target)
+        write(Path(folder) / "compare.json", {"target": target, "runs": runs})
         return Path(folder)
 
     @classmethod
@@ -242,6 +223,26 @@ class Comparison:
             raise ValueError(f"{folder}: expected a saved comparison, got {type(error).__name__}: {error}") from error
 
 
+def _at_end(results: Sequence[Result]) -> tuple[str, ...]:
+    ended = Counter(result.status.name for result in results)
+    return (
+        _summary([r.value for r in results], ".4g"),
+        _summary([r.validation_accuracy for r in results], ".3f"),
+        _summary([r.test_accuracy for r in results], ".3f"),
+        _summary([r.work_units for r in results], ".2f"),
+        _summary([r.counts.get("corrections", 0) for r in results], ".0f"),
+        ", ".join(f"{count} {status}" for status, count in ended.items()),
+    )
+
+
+def _summary(values: Sequence[float | None], form: str) -> str:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    middle, low, high = (format(v, form) for v in (median(numbers), min(numbers), max(numbers)))
+    return middle if low == high else f"{middle} [{low}, {high}]"
+
+
 def compare(
     name: str,
     make: Callable[[int], Study],
@@ -252,8 +253,8 @@ def compare(
 ) -> Comparison:
     """Solve the studies of several seeds with several methods.
 
-    The seeds are the outer loop and the methods the inner one, so that a machine's changing speed meets all methods
-    alike. The finest grid is watched, and no run stops at the target: what it took is read off the history. An
+    The seeds are the outer loop and the methods the inner one, so that all methods meet the same changes of a machine's
+    speed. The finest grid is watched, and no run stops at the target: what it took is read off the history. An
     interrupt ends the comparison; the interrupted run is its last.
 
     Parameters
@@ -261,7 +262,7 @@ def compare(
     name : str
     make : callable
         From a seed to a study; all methods get the same one.
-    runs : sequence of Run
+    runs : sequence of RunSpec
         One for each method.
     seeds : int
     target : Target, optional
@@ -274,33 +275,19 @@ def compare(
     labels = [run.label for run in runs]
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(f"runs: expected at least one, and every label once, got {', '.join(labels) or 'none'}")
-    comparison = Comparison(dict.fromkeys(labels, ()), target)
+    found: dict[str, tuple[Result, ...]] = dict.fromkeys(labels, ())
     for seed in range(seeds):
         study = make(seed)
         target = study.target if target is None else target
-        if seed == 0:
-            _warm_up(study, runs[0])
+        if seed == 0:  # a gradient before the clock runs, so that the first method does not pay for torch's start
+            objective = discretize(study.problem, study.steps, study.integrator)
+            objective.derivative(objective.discretization.start().flat)
         for run in runs:
             result = solve(name, study, replace(run, seed=seed, watch=replace(run.watch, finest=True)))
-            results = {**comparison.runs, run.label: (*comparison.runs[run.label], result)}
-            comparison = Comparison(results, target)
+            found[run.label] += (result,)
+            comparison = Comparison(dict(found), target)
             if save is not None:
                 save(comparison)
             if result.status is Status.INTERRUPTED:
                 return comparison
     return comparison
-
-
-def _warm_up(study: Study, run: RunSpec) -> None:
-    """A gradient before the clock runs, so that the first method does not pay for torch's start."""
-    steps = study.steps if run.steps is None or isinstance(run.steps, Adaptive) else run.steps
-    objective = discretize(study.problem, steps, run.integrator or study.integrator)
-    objective.derivative(objective.discretization.start().flat)
-
-
-def _summary(values: Sequence[float | None], form: str) -> str:
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return "-"
-    middle, low, high = (format(v, form) for v in (median(numbers), min(numbers), max(numbers)))
-    return middle if low == high else f"{middle} [{low}, {high}]"

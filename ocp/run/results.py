@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ from ocp.space.grid import TimeGrid
 __all__ = ["Record", "Result", "Target"]
 
 
+#: Counted events in words; braces stand for the ending of the plural.
+EVENTS = {
+    "corrections": "coarse correction{} taken",
+    "refused": "coarse correction{} refused",
+    "skipped": "coarse correction{} skipped",
+    "refused_grids": "coarse grid{} refused",
+    "not_finite": "value{} not finite",
+    "not_saved": "checkpoint{} not written",
+}
+
+
 @dataclass(frozen=True)
 class Record:
     """One line of the history.
@@ -33,14 +45,14 @@ class Record:
     level, steps : int
         The grid that was worked on; level 0 is the finest.
     work_units, seconds : float
-        Spent so far. Looking (accuracy, records of mini-batch runs) is in neither.
+        Spent so far. Monitoring (accuracy, records of mini-batch runs) counts toward neither.
     value, derivative_norm : float
         Of the objective on this record's grid, at the control after the iteration: its value and the dual norm of its
         derivative, or with bounds that of the projected gradient step (`ocp.objective.reduced.optimality`).
     finest_value : float or None
-        Of the objective on the finest grid, at the control prolonged to it; None where nobody looked.
+        Of the objective on the finest grid, at the control prolonged to it; None if it was not evaluated.
     validation_accuracy : float or None
-        Of the control prolonged to the finest grid; None where there are no validation samples.
+        Of the control prolonged to the finest grid; None without validation samples.
     """
 
     iteration: int
@@ -114,11 +126,11 @@ class Result:
     work_units, seconds : float
     history : tuple of Record
     counts : mapping
-        Coarse corrections taken, refused and skipped; grids refused; values that were not finite.
+        How often each of `EVENTS` happened.
     about : mapping
         What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
-        device; the derivative's norm at the start, by which the tolerance is measured; ``resumed``, the iteration at
-        which the run was taken up again, if it was; and whatever the caller adds.
+        device; ``start_norm``, the derivative's norm to which the tolerance is relative; ``resumed``, the iteration at
+        which the run was resumed, if it was; and whatever the caller adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
     """
@@ -156,23 +168,23 @@ class Result:
         return self
 
     def describe(self, **about: Any) -> Result:
-        """The same result with more said about the run."""
+        """The same result with more in ``about``."""
         return replace(self, about={**self.about, **about})
 
     def trajectory(self, problem: ControlProblem, integrator: Integrator | str | None = None) -> Trajectory:
-        """States, costates and gradient of ``control``, computed anew and charged to nobody.
+        """States, costates and gradient of ``control``, whose work is not counted.
 
         Parameters
         ----------
         problem : ControlProblem
-            The one that was solved. The control is brought to its type and device.
+            The one that was solved. The control is converted to its dtype and device.
         integrator : str or Integrator, optional
-            By default the one that ``about`` names; one of your own has to be given again.
+            By default the one that ``about`` names; one of your own must be given again.
 
         Raises
         ------
         ValueError
-            If there is no control, if the problem does not fit it, or if there is no integrator of the name.
+            If there is no control, if the problem does not fit it, or if no integrator has the name.
         """
         if self.control is None:
             raise ValueError("control: expected a result with its control, got none")
@@ -186,49 +198,42 @@ class Result:
         return f"Result({self.status.name}, value={self.value:.10g}, {self.iterations} iterations)"
 
     def __str__(self) -> str:
-        counts = ", ".join(_event(name, count) for name, count in self.counts.items() if count)
-        steps, scheme, resumed = (self.about.get(name) for name in ("steps", "integrator", "resumed"))
-        lines = {
-            "status": f"{self.status.name} (success: {self.success})",
-            "message": self.message,
-            **({"target": self._target()} if self.about.get("target") else {}),
-            **(self._grids(scheme) if steps and scheme else {}),
-            **({} if resumed is None else {"resumed": f"at iteration {resumed}"}),
-            "value": f"{self.value:.10g}",
-            "derivative norm": f"{self.derivative_norm:.3e}{self._relative()}",
-            "work": f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations",
-            "events": counts or "none",
-        }
+        about: Mapping[str, Any] = defaultdict(lambda: None, self.about)
+        lines = {"status": f"{self.status.name} (success: {self.success})", "message": self.message}
+        if about["target"]:
+            missed = ", not reached" + (", but the tolerance was met" if self.success else "")
+            lines["target"] = about["target"] + (missed if about["target_reached"] is False else "")
+        if about["steps"] and about["integrator"]:
+            used = {about["steps"], *(r.steps for r in self.history), *(v.coarse for v in self.visits)}
+            steps = [str(n) for n in sorted(used, reverse=True)]
+            shown = ", ".join(steps if len(steps) <= 4 else [*steps[:2], "...", steps[-1]])
+            shown += f" step{'s' * (max(used) > 1)} of {about['integrator']}"
+            lines["grids" if len(steps) > 1 else "grid"] = shown
+        if about["resumed"] is not None:
+            lines["resumed"] = f"at iteration {about['resumed']}"
+        lines["value"] = f"{self.value:.10g}"
+        lines["derivative norm"] = f"{self.derivative_norm:.3e}"
+        if about["start_norm"] and about["tolerance"] is not None:
+            relative = f"{self.derivative_norm / about['start_norm']:.1e} of the start's"
+            lines["derivative norm"] += f", {relative} (tolerance {about['tolerance']:g})"
+        lines["work"] = f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations"
+        events = [f"{n} {EVENTS.get(name, name).format('s' * (n > 1))}" for name, n in self.counts.items() if n]
+        lines["events"] = ", ".join(events) or "none"
+        for name, accuracy in (("validation", self.validation_accuracy), ("test", self.test_accuracy)):
+            if accuracy is not None:
+                lines[f"{name} accuracy"] = f"{accuracy:.4f}"
+        if about["discretization_error"] is not None:
+            estimate = f"{about['discretization_error']:.2e} (estimated, on {about['steps']} steps)"
+            lines["discretization error"] = estimate
         return "\n".join(f"{name:>20}: {text}" for name, text in lines.items())
-
-    def _grids(self, scheme: str) -> dict[str, str]:
-        """The grids that were worked on, the finest first."""
-        used = {self.about["steps"], *(r.steps for r in self.history), *(v.coarse for v in self.visits)}
-        steps = [str(n) for n in sorted(used, reverse=True)]
-        if len(steps) == 1:
-            return {"grid": f"{steps[0]} step{'s' * (steps[0] != '1')} of {scheme}"}
-        shown = steps if len(steps) <= 4 else [*steps[:2], "...", steps[-1]]
-        return {"grids": f"{', '.join(shown)} steps of {scheme}"}
-
-    def _target(self) -> str:
-        if self.about.get("target_reached", True):
-            return str(self.about["target"])
-        return f"{self.about['target']}, not reached" + (", but the tolerance was met" if self.success else "")
-
-    def _relative(self) -> str:
-        """The derivative's norm by that at the start, and the tolerance, where these are known."""
-        start, tolerance = self.about.get("start_norm"), self.about.get("tolerance")
-        if not start or tolerance is None:
-            return ""
-        return f", {self.derivative_norm / start:.1e} of the start's (tolerance {tolerance:g})"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
-        apart = ("control", "about", "history", "visits")
+        apart = ("control", "about", "visits", "history")
         values = {name: value for name, value in vars(self).items() if name not in apart}
-        values["visits"] = [asdict(visit) for visit in self.visits]
-        values |= {"status": self.status.name, "success": self.success, "counts": dict(self.counts)}
-        saved: dict[str, Any] = plain({**self.about, **values, "history": [asdict(record) for record in self.history]})
+        values |= {"status": self.status.name, "success": self.success}
+        values |= {"visits": [asdict(v) for v in self.visits], "history": [asdict(r) for r in self.history]}
+        saved: dict[str, Any] = plain({**self.about, **values})
         return saved
 
     @classmethod
@@ -240,43 +245,32 @@ class Result:
         ValueError
             If a field is missing, or is not what it should be.
         """
+        names = {field.name for field in fields(cls)} - {"control", "about"}
         try:
-            return cls._from_dict(values)
+            missing = sorted(names - set(values))
+            if missing:
+                raise ValueError(f"result: expected the fields of a saved result, got none for {', '.join(missing)}")
+            if not values["history"]:
+                raise ValueError("result: expected a history of at least one record, got none")
+            own = _with_nan({name: values[name] for name in names}) | {
+                "status": Status[values["status"]],
+                "history": tuple(Record(**_with_nan(record)) for record in values["history"]),
+                "visits": tuple(Visit(**visit) for visit in values["visits"]),
+            }
+            about = {name: value for name, value in values.items() if name not in names | {"success"}}
+            return cls(control=None, about=about, **own)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"result: expected what a result saved, got {type(error).__name__}: {error}") from error
 
-    @classmethod
-    def _from_dict(cls, values: Mapping[str, Any]) -> Result:
-        own = set(cls.__dataclass_fields__) - {"control", "about", "history", "status", "visits"}
-        missing = sorted((own | {"history", "status"}) - set(values))
-        if missing:
-            raise ValueError(f"result: expected the fields of a saved result, got none for {', '.join(missing)}")
-        if not values["history"]:
-            raise ValueError("result: expected a history of at least one record, got none")
-        numbers_only = ("value", "derivative_norm")
-        records: list[dict[str, Any]] = [
-            {k: float("nan") if v is None and k in numbers_only else v for k, v in record.items()}
-            for record in values["history"]
-        ]
-        about = {k: v for k, v in values.items() if k not in own | {"history", "status", "success", "visits"}}
-        numbers = {k: values[k] for k in own}
-        for name in numbers_only:
-            numbers[name] = float("nan") if numbers[name] is None else numbers[name]
-        history = tuple(Record(**record) for record in records)
-        visits = tuple(Visit(**visit) for visit in values.get("visits", ()))  # older results have none
-        status = Status[values["status"]]
-        return cls(control=None, status=status, history=history, about=about, visits=visits, **numbers)
-
     def save(self, folder: str | Path) -> Path:
-        """Write ``result.json`` and ``control.pt`` to a folder, which is made where it is missing."""
+        """Write ``result.json`` and ``control.pt`` to a folder, which is created if necessary."""
         folder = Path(folder)
         write(folder / "result.json", self.to_dict())
         (folder / "control.pt").unlink(missing_ok=True)
         if self.control is not None:
             space = self.control.space
             sizes = {"control_size": space.control_size, "parameter_size": space.parameter_size}
-            grid = {"horizon": space.grid.horizon, "steps": space.grid.steps}
-            torch.save({"flat": self.control.flat.cpu(), **sizes, **grid}, folder / "control.pt")
+            torch.save({"flat": self.control.flat.cpu(), **sizes, **asdict(space.grid)}, folder / "control.pt")
         return folder
 
     @classmethod
@@ -292,26 +286,12 @@ class Result:
         return replace(result, control=Control(space, saved["flat"]))
 
 
-#: Events by the names under which they are counted: what was counted, and what became of it.
-EVENTS = {
-    "corrections": ("coarse correction", "taken"),
-    "refused": ("coarse correction", "refused"),
-    "skipped": ("coarse correction", "skipped"),
-    "refused_grids": ("coarse grid", "refused"),
-    "not_finite": ("value", "not finite"),
-    "not_saved": ("checkpoint", "not written"),
-}
-
-
-def _event(name: str, count: int) -> str:
-    if name not in EVENTS:
-        return f"{count} {name}"
-    what, fate = EVENTS[name]
-    return f"{count} {what}{'s' * (count != 1)} {fate}"
+def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers that were not finite, and became null, as nan."""
+    numbers = ("value", "derivative_norm")
+    return {name: nan if value is None and name in numbers else value for name, value in values.items()}
 
 
 def _sizes(space: ControlSpace) -> str:
-    return (
-        f"{space.control_size} numbers per step, {space.parameter_size} parameters and the horizon "
-        f"{space.grid.horizon:g}"
-    )
+    numbers, horizon = space.control_size, space.grid.horizon
+    return f"{numbers} numbers per step, {space.parameter_size} parameters and the horizon {horizon:g}"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 
 import pytest
@@ -14,6 +15,7 @@ from ocp import (
     ControlSpace,
     CrossEntropy,
     LeastSquares,
+    Nested,
     Record,
     Result,
     Status,
@@ -23,12 +25,12 @@ from ocp import (
     accuracy,
     residual_network,
 )
-from ocp.cli.words import SMOOTHERS
+from ocp.cli.words import METHODS, SMOOTHERS
 from ocp.optimize.conjugate_gradients import NonlinearCG
 from ocp.optimize.gradient_descent import GradientDescent
 from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Dense
-from ocp.run.comparison import METHODS, Comparison, RunSpec, compare, solve, title
+from ocp.run.comparison import Comparison, RunSpec, compare, mgopt, single, solve, title
 from ocp.run.stopping import Stop
 from ocp.space.transfer import LINEAR
 
@@ -58,7 +60,7 @@ def learning(seed):
 
 
 ADAM = SMOOTHERS["adam"](1e-2)
-RUNS = [RunSpec(method) for method in ("single", "nested", "mgopt")]
+RUNS = [RunSpec(method) for method in METHODS.values()]
 
 
 def tables(comparison):
@@ -89,12 +91,12 @@ def made(work, *values, seconds=0.5, **changes):
 
 
 @pytest.mark.parametrize("smoother", [make(0.1) for make in SMOOTHERS.values()], ids=SMOOTHERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_runs_with_every_smoother(method, smoother):
     result = solve("control", CONTROL, RunSpec(method, smoother, stop=Stop(max_iterations=60)))
     assert result.value < result.history[-1].value + 1e-12
     assert result.value < 0.7
-    assert (result.about["method"], result.about["smoother"]) == (method, title(smoother))
+    assert (result.about["method"], result.about["smoother"]) == (method.__name__, title(smoother))
 
 
 def test_a_run_takes_what_the_study_suggests_unless_it_says_otherwise():
@@ -107,7 +109,7 @@ def test_a_run_takes_what_the_study_suggests_unless_it_says_otherwise():
 
 def test_the_seed_is_that_of_the_batches():
     one, same, other = (
-        solve("learning", learning(0), RunSpec("single", ADAM, batch_size=4, seed=seed)) for seed in (1, 1, 2)
+        solve("learning", learning(0), RunSpec(single, ADAM, batch_size=4, seed=seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(one.control.flat, same.control.flat)
     assert not torch.equal(one.control.flat, other.control.flat)
@@ -116,7 +118,7 @@ def test_the_seed_is_that_of_the_batches():
 def test_with_mini_batches_mgopt_carries_its_memory_and_makes_no_cycles():
     stop = Stop(max_iterations=60, tolerance=0.0)
     noisy, exact = (
-        solve("learning", learning(0), RunSpec("mgopt", smoother, batch_size=size, stop=stop))
+        solve("learning", learning(0), RunSpec(mgopt, smoother, batch_size=size, stop=stop))
         for smoother, size in ((ADAM, 4), (GradientDescent(), None))
     )
     assert [min(record.level for record in result.history) for result in (noisy, exact)] == [0, 0]
@@ -127,17 +129,26 @@ def test_with_mini_batches_mgopt_carries_its_memory_and_makes_no_cycles():
 def test_under_gradient_descent_mgopt_solves_the_coarse_grids_with_lbfgs():
     stop = Stop(max_iterations=60, tolerance=0.0)
     slow, fast = (
-        solve("learning", learning(0), RunSpec("mgopt", smoother, stop=stop))
-        for smoother in (GradientDescent(), LBFGS())
+        solve("learning", learning(0), RunSpec(mgopt, smoother, stop=stop)) for smoother in (GradientDescent(), LBFGS())
     )
     coarse = [[record.value for record in result.history if record.level > 0] for result in (slow, fast)]
     assert coarse[0] == coarse[1]
     assert slow.value != fast.value
 
 
-def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match=r"method: expected one of .*, got 'multigrid'"):
-        RunSpec("multigrid")
+@pytest.mark.parametrize("wrong", ["mgopt", LBFGS(), partial(mgopt)])
+def test_a_method_that_is_no_function_with_a_name_is_refused(wrong):
+    with pytest.raises(TypeError, match="method: expected a function such as mgopt, got "):
+        RunSpec(wrong)
+
+
+def test_a_run_takes_a_function_of_ones_own_for_a_method():
+    def coarse_only(levels, smoother, batches, **grids):
+        return Nested(levels, smoother, **grids)
+
+    result = solve("control", CONTROL, RunSpec(coarse_only))
+    assert (result.about["method"], result.about["label"]) == ("coarse_only", "coarse_only")
+    assert result.history[0].steps == 2
 
 
 def test_a_smoother_that_is_no_method_is_refused():
@@ -274,7 +285,7 @@ def test_a_comparison_needs_a_seed(seeds):
 
 
 @pytest.mark.parametrize(
-    "runs", [[], [RunSpec("single"), RunSpec("single", NonlinearCG())], [RunSpec("single"), RunSpec(label="single")]]
+    "runs", [[], [RunSpec(single), RunSpec(single, NonlinearCG())], [RunSpec(single), RunSpec(label="single")]]
 )
 def test_a_comparison_needs_runs_that_can_be_told_apart(runs):
     with pytest.raises(ValueError, match="runs: expected at least one, and every label once"):
@@ -282,7 +293,7 @@ def test_a_comparison_needs_runs_that_can_be_told_apart(runs):
 
 
 def test_labels_tell_runs_of_one_method_apart(tmp_path):
-    runs = [RunSpec("single", label="L-BFGS"), RunSpec("single", NonlinearCG(), label="CG")]
+    runs = [RunSpec(single, label="L-BFGS"), RunSpec(single, NonlinearCG(), label="CG")]
     comparison = compare("control", lambda seed: CONTROL, runs, seeds=1)
     assert {label: results[0].about["smoother"] for label, results in comparison.runs.items()} == {
         "L-BFGS": "LBFGS",
@@ -345,17 +356,17 @@ def test_levels_that_are_asked_for_must_exist():
         solve("control", CONTROL, RunSpec(levels=5))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_run_can_choose_its_grid(method):
     result = solve("control", CONTROL, RunSpec(method, steps=Adaptive(2e-2, first=8)))
     assert result.status is Status.CONVERGED
     assert result.about["steps"] > 8
     assert result.about["discretization_error"] <= 2e-2 * result.value
-    assert result.about["levels"] == (1 if method == "single" else 3)
+    assert result.about["levels"] == (1 if method is single else 3)
 
 
 def test_runs_that_choose_their_grids_can_be_compared():
-    runs = [RunSpec(method, steps=Adaptive(2e-2, first=8)) for method in METHODS]
+    runs = [RunSpec(method, steps=Adaptive(2e-2, first=8)) for method in METHODS.values()]
     comparison = compare("control", lambda seed: CONTROL, runs, seeds=1)
     assert {results[0].status for results in comparison.runs.values()} == {Status.CONVERGED}
     assert len({results[0].about["steps"] for results in comparison.runs.values()}) == 1
@@ -363,6 +374,6 @@ def test_runs_that_choose_their_grids_can_be_compared():
 
 def test_the_test_accuracy_of_a_chosen_grid_is_that_on_it():
     stop = Stop(max_iterations=300, tolerance=1e-2)
-    result = solve("learning", learning(0), RunSpec("single", steps=Adaptive(0.5, first=2, limit=8), stop=stop))
+    result = solve("learning", learning(0), RunSpec(single, steps=Adaptive(0.5, first=2, limit=8), stop=stop))
     assert result.about["steps"] > 2
     assert result.test_accuracy == accuracy(learning(0).test, result.control)

@@ -32,7 +32,7 @@ from ocp import (
 )
 from ocp.optimize.conjugate_gradients import NonlinearCG
 from ocp.problem.layers import Dense
-from ocp.run.comparison import RunSpec, solve
+from ocp.run.comparison import RunSpec, nested, solve
 from ocp.space.transfer import depth
 
 KEYS = {
@@ -133,7 +133,7 @@ def test_a_saved_result_has_the_keys_that_comparisons_rely_on(solved, tmp_path):
 
 
 def test_a_saved_result_says_what_was_run(tmp_path):
-    result = solve("control", CONTROL, RunSpec("nested", NonlinearCG(), seed=3, stop=Stop(max_iterations=4)))
+    result = solve("control", CONTROL, RunSpec(nested, NonlinearCG(), seed=3, stop=Stop(max_iterations=4)))
     saved = strict(result.save(tmp_path) / "result.json")
     said = {key: saved[key] for key in ("problem", "method", "smoother", "steps", "levels", "seed", "dtype", "device")}
     assert said == {
