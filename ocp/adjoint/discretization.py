@@ -16,6 +16,7 @@ from ocp.integrators.integrator import Integrator, SelectiveIntegrator
 from ocp.problem.boundary import call
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.initial_state import Opening
+from ocp.problem.protocols import Checked
 from ocp.space.bounds import Box, feasible
 from ocp.space.control import Control, ControlSpace, at_midpoints
 from ocp.space.grid import TimeGrid
@@ -60,13 +61,18 @@ class Discretization:
     def example(self) -> tuple[Tensor, Tensor]:
         """An initial state and the control of one step, both at the start of the problem."""
         problem, start = self.problem, self.problem.start
-        if isinstance(start, Control):
-            return problem.initial_state(start.parameters), start.path[0]
+        x = problem.initial_state(self._parameters())
+        return x, start.path[0] if isinstance(start, Control) else x.new_zeros(problem.dynamics.control_size)
+
+    def _parameters(self) -> Tensor:
+        """The parameters q at the start of the problem."""
+        problem = self.problem
+        if isinstance(problem.start, Control):
+            return problem.start.parameters
         # An opening computes in the type of its inputs; a function of the parameters gets the default type.
         like = problem.initial_state.inputs if isinstance(problem.initial_state, Opening) else torch.empty(0)
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-        x = problem.initial_state(like.new_zeros(problem.parameter_size, dtype=dtype))
-        return x, x.new_zeros(problem.dynamics.control_size)
+        return like.new_zeros(problem.parameter_size, dtype=dtype)
 
     def check(self) -> None:
         """Evaluate every piece once and compare shapes and types.
@@ -78,12 +84,15 @@ class Discretization:
             `SelectiveIntegrator` also checks the problem.
         """
         problem = self.problem
+        q = self._parameters()
+        _try(problem.initial_state, q)
         x, u = _evaluate("initial_state", f"to take q of shape ({problem.parameter_size},)", self.example)
         self.box  # noqa: B018  raises where the bounds do not fit
-        q = problem.start.parameters if isinstance(problem.start, Control) else x.new_zeros(problem.parameter_size)
+        q = q.to(x)
         shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
         if x.dtype != u.dtype:
             raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
+        _try(problem.dynamics, 0.0, x, u)
         f = _evaluate("dynamics", f"to take {shapes}", problem.dynamics, 0.0, x, u)
         if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
             raise ValueError(
@@ -94,6 +103,7 @@ class Discretization:
         if problem.running_cost is not None:
             values["running_cost"] = _evaluate("running_cost", f"to take {shapes}", problem.running_cost, 0.0, x, u)
         if problem.terminal_cost is not None:
+            _try(problem.terminal_cost, x, q)
             shapes = f"a final state of shape {tuple(x.shape)}"
             values["terminal_cost"] = _evaluate("terminal_cost", f"to take {shapes}", problem.terminal_cost, x, q)
         for name, value in values.items():
@@ -155,6 +165,12 @@ class Discretization:
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("start: expected finite numbers, got a function of time that returns NaN or infinity")
         return Control(space, feasible(flat, self.box))
+
+
+def _try(piece: object, *arguments: Any) -> None:
+    """Have a piece check itself, where it can."""
+    if isinstance(piece, Checked):
+        piece.check(*arguments)
 
 
 def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:

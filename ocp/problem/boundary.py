@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["call", "check_finite", "check_module", "uncompiled"]
+__all__ = ["call", "check_finite", "check_module", "copied", "identical", "same", "uncompiled"]
 
 
 def check_finite(name: str, numbers: Tensor) -> None:
@@ -40,23 +41,40 @@ def call(name: str, function: Callable[..., Tensor], **arguments: Any) -> Tensor
     return value
 
 
-def check_module(module: nn.Module) -> None:
-    """Refuse what is not a module, and a module whose value and derivative would belong to different functions.
+def check_module(name: str, module: nn.Module) -> None:
+    """Refuse a module that is not a function of its input and its real parameters, as far as can be seen without a run.
 
     Raises
     ------
     TypeError
         If it is not an ``nn.Module``.
     ValueError
-        If it holds dropout or batch statistics in training mode.
+        If it has dropout or batch statistics in training mode, or parameters that are lazy or complex, share memory, or
+        have gradient hooks.
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
-    for name, part in module.named_modules():
+        raise TypeError(f"{name}: expected an nn.Module, got {type(module).__name__}")
+    for place, part in module.named_modules():
         if part.training and _varies(part):
             raise ValueError(
-                f"module: expected a deterministic module, got {type(part).__name__} ({name}) in training mode; "
+                f"{name}: expected a deterministic module, got {type(part).__name__} ({place}) in training mode; "
                 "remove it or call .eval() on it"
+            )
+    owners: dict[int, str] = {}
+    for place, p in module.named_parameters():
+        if isinstance(p, nn.UninitializedParameter):
+            raise ValueError(f"{name}: expected initialized parameters, got lazy {place}; run the module once")
+        if p.requires_grad and not p.is_floating_point():
+            raise ValueError(f"{name}: expected real parameters, got {place} of {p.dtype}")
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
+            raise ValueError(
+                f"{name}: expected parameters without gradient hooks, which would have no effect, got one on {place}; "
+                "to fix entries, use torch.nn.utils.prune or a parametrization"
+            )
+        if p.numel() and owners.setdefault(p.data_ptr(), place) != place:
+            raise ValueError(
+                f"{name}: expected parameters that share no memory, got {owners[p.data_ptr()]} and {place}; "
+                "to tie weights, use the same nn.Parameter"
             )
 
 
@@ -69,6 +87,35 @@ def _varies(part: nn.Module) -> bool:
     if isinstance(part, nn.modules.instancenorm._InstanceNorm):
         return part.track_running_stats
     return isinstance(part, nn.RReLU | nn.modules.batchnorm._BatchNorm)
+
+
+def copied(name: str, module: nn.Module) -> nn.Module:
+    """A deep copy of a module. Tensors computed from parameters, as by weight norm, are copied without their tape."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # anything: classes define their own copies
+        raise ValueError(
+            f"{name}: expected a module that copy.deepcopy can copy, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN being the same as NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two floating-point tensors agree up to rounding: sums depend on the order of their terms."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    rtol = torch.finfo(a.dtype).eps ** 0.75
+    finite = b.nan_to_num(0.0, 0.0, 0.0).abs()
+    return torch.allclose(a, b, rtol=rtol, atol=rtol * float(finite.max()) if b.numel() else 0.0, equal_nan=True)
 
 
 def uncompiled(function: Any) -> Any:

@@ -282,6 +282,9 @@ class Readout:
         by_cost_q, by_cost_x = self.module.pullback(q, x, dpz)
         return own_x + by_cost_x, hq + own_q + by_cost_q
 
+    def check(self, x: BatchState, q: Parameters) -> None:
+        self.module.check(q, x)
+
     def accuracy(self, x: BatchState, q: Parameters) -> float:
         return cast(Classifier, self.cost).accuracy(self.module(q, x), q)
 

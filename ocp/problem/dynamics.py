@@ -113,6 +113,8 @@ class ModuleDynamics:
     ----------
     module : nn.Module
         Maps (batch, *state) to the same shape; a residual block without its skip connection.
+    name : str
+        What error messages call it.
 
     Raises
     ------
@@ -125,13 +127,12 @@ class ModuleDynamics:
     20
     """
 
-    supports_autograd = True
-
-    def __init__(self, module: nn.Module):
-        self.flat, self._plain = FlatModule(module), FlatModule(uncompiled(module))
+    def __init__(self, module: nn.Module, name: str = "dynamics"):
+        self.flat, plain = FlatModule(module, name=name), uncompiled(module)
+        self._plain = self.flat if plain is module else FlatModule(plain, name=name)
         if not self.flat.size:
             raise ValueError(
-                f"module: expected one with parameters that require gradients, the control, got {type(module).__name__}"
+                f"{name}: expected one with parameters that require gradients, the control, got {type(module).__name__}"
             )
         self.control_size = self.flat.size
 
@@ -150,6 +151,14 @@ class ModuleDynamics:
     ) -> tuple[BatchState, StepControl]:
         hu, hx = hvp(self._plain, (u, x), (du, dx), p)
         return hx, hu
+
+    @property
+    def supports_autograd(self) -> bool:
+        """Whether one tape may span several steps: not if the block also runs while its derivative is taken."""
+        return self.flat.runs_again is False
+
+    def check(self, t: float, x: BatchState, u: StepControl) -> None:
+        self.flat.check(u, x)
 
     def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:
         """As for any `Bindable`; there is one leaf of shape (S, *shape) for each parameter of the block."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ocp.problem.boundary import call, uncompiled
+from ocp.problem.boundary import call, same, uncompiled
 
 __all__ = ["Mapped", "gradients", "hvp", "jvp", "pullback"]
 
 Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
+Result = TypeVar("Result")
 
 
 def gradients(output: Tensor, leaves: Tensors, cotangent: Tensor | None = None, **options: bool) -> Tensors:
@@ -52,10 +56,28 @@ def pullback(function: Any, arguments: Tensors, cotangent: Tensor | None = None)
     return gradients(output, leaves, cotangent)
 
 
-def jvp(function: Any, arguments: tuple[Tensor, ...], directions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The value of ``function`` and its derivative along ``directions``, by forward mode."""
-    value, derivative = torch.func.jvp(function, arguments, directions)[:2]
-    return value, derivative
+def jvp(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor, Tensor]:
+    """The value of ``function`` and its derivative along ``directions``: by forward mode, or by transposing twice.
+
+    Raises
+    ------
+    NotImplementedError
+        If torch can do neither.
+    """
+
+    def forward() -> tuple[Tensor, Tensor]:
+        value, derivative = torch.func.jvp(function, arguments, directions)[:2]
+        return value, derivative
+
+    def transposed() -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
+            output = function(*leaves)
+            cotangent = torch.zeros_like(output).requires_grad_()
+            slope = _slope(output, leaves, directions, cotangent)
+        return output.detach(), gradients(slope, (cotangent,))[0]
+
+    return _possible("derivatives in forward mode", function, arguments, forward, transposed)
 
 
 def hvp(function: Any, arguments: Tensors, directions: Tensors, cotangent: Tensor | None = None) -> Tensors:
@@ -63,17 +85,47 @@ def hvp(function: Any, arguments: Tensors, directions: Tensors, cotangent: Tenso
 
     Parameters and result are those of `pullback`.
 
+    Raises
+    ------
+    NotImplementedError
+        If torch cannot differentiate the function twice.
+
     Examples
     --------
     >>> x = torch.tensor([1.0, 2.0])
     >>> hvp(lambda x: x.pow(3).sum(), (x,), (torch.ones(2),))
     (tensor([ 6., 12.]),)
     """
-    with torch.enable_grad():
-        leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
-        slopes = gradients(function(*leaves), leaves, cotangent, create_graph=True)
-        slope = torch.stack([(s * d).sum() for s, d in zip(slopes, directions, strict=True)]).sum()
-    return gradients(slope, leaves)
+
+    def product() -> Tensors:
+        with torch.enable_grad():
+            leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
+            slope = _slope(function(*leaves), leaves, directions, cotangent)
+        return gradients(slope, leaves)
+
+    return _possible("second derivatives", function, arguments, product)
+
+
+def _slope(output: Tensor, leaves: Tensors, directions: Tensors, cotangent: Tensor | None) -> Tensor:
+    """The derivative of <cotangent, output> along directions, with its tape."""
+    slopes = gradients(output, leaves, cotangent, create_graph=True)
+    return torch.stack([(s * d).sum() for s, d in zip(slopes, directions, strict=True)]).sum()
+
+
+def _possible(wanted: str, function: Any, arguments: Tensors, *ways: Callable[[], Result]) -> Result:
+    """The result of the first way that torch implements for the operations of a function.
+
+    Fused attention has first derivatives in reverse mode and no others; then plain operations take its place.
+    """
+    errors = []
+    for way, attention in itertools.product(ways, (nullcontext(), sdpa_kernel(SDPBackend.MATH))):
+        try:
+            with attention:
+                return way()
+        except (NotImplementedError, RuntimeError) as error:
+            errors.append(error)
+    function(*arguments)  # an error of its own passes
+    raise NotImplementedError(f"expected operations with {wanted}, got {errors[0]}") from errors[0]
 
 
 class Mapped:
@@ -99,7 +151,7 @@ class Mapped:
         """Whether the mapped function agrees with the function at these points; remembered for later calls."""
         with torch.no_grad():
             try:
-                self._agreed = _same(torch.func.vmap(self._plain)(t, x, u), self._one_by_one(t, x, u))
+                self._agreed = same(torch.func.vmap(self._plain)(t, x, u), self._one_by_one(t, x, u))
             except Exception:  # anything: the function was not written for such arguments
                 self._agreed = False
         return self._agreed
@@ -119,7 +171,7 @@ class Mapped:
         if self._agreed:
             try:
                 mapped: Tensor = torch.func.vmap(self._plain)(t, x, u)
-                if values is None or _same(mapped.detach(), values):
+                if values is None or same(mapped.detach(), values):
                     return mapped
             except Exception:  # it needs numbers after all
                 self._agreed = False
@@ -128,12 +180,3 @@ class Mapped:
     def _one_by_one(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         points = zip(t.tolist(), x.unbind(0), u.unbind(0), strict=True)
         return torch.stack([call(self.name, self.function, t=t, x=x, u=u) for t, x, u in points])
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree up to rounding: many points at once are summed in another order than one."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    rtol = torch.finfo(a.dtype).eps ** 0.75
-    finite = b.nan_to_num(0.0, 0.0, 0.0).abs()
-    return torch.allclose(a, b, rtol=rtol, atol=rtol * float(finite.max()) if b.numel() else 0.0, equal_nan=True)

@@ -78,6 +78,9 @@ class Opening:
     def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
         return hvp(self, (q,), (dq,), p)[0]
 
+    def check(self, q: Parameters) -> None:
+        self.module.check(q, self.inputs)
+
     def take(self, indices: Tensor) -> Opening:
         return replace(self, inputs=self.inputs[indices])
 

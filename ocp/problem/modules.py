@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ocp.problem.boundary import check_module
+from ocp.problem.boundary import check_module, copied
 from ocp.problem.functions import pullback
+from ocp.problem.rehearsal import rehearse
 
 __all__ = ["FlatModule"]
 
@@ -18,19 +19,22 @@ __all__ = ["FlatModule"]
 class FlatModule:
     """A module as a function of a vector q with its parameters, in the order of ``named_parameters``.
 
-    Frozen parameters (``requires_grad=False``) are not part of the vector, and keep their values.
+    Frozen parameters (``requires_grad=False``) are not part of the vector, and keep their values. Copies run, one for
+    each thread: the module itself is not changed, and changing it later, as by ``train()``, has no effect.
 
     Parameters
     ----------
     module : nn.Module
-        Must be deterministic: no dropout or batch statistics in training mode.
+        Must be a function of its input and its parameters: no dropout or batch statistics in training mode.
     offset : int
         Index in q of the first parameter; entries before and after those of the module have no effect.
+    name : str
+        What error messages call it.
 
     Raises
     ------
     TypeError, ValueError
-        From `check_module`.
+        From `check_module`; also if the module cannot be copied.
 
     Examples
     --------
@@ -39,17 +43,30 @@ class FlatModule:
     (8, torch.Size([5, 2]))
     """
 
-    def __init__(self, module: nn.Module, offset: int = 0):
-        check_module(module)
-        self.module, self.offset = module, offset
+    def __init__(self, module: nn.Module, offset: int = 0, name: str = "module"):
+        check_module(name, module)
+        self.module, self.offset, self.name = copied(name, module), offset, name
+        #: Whether it also runs while its derivative is taken; None before `check`.
+        self.runs_again: bool | None = None
+        self._threads = threading.local()
         self._shapes = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         self.size = sum(self._sizes)
-        # The places of each parameter: several if it is shared.
-        self._places = [
-            [(part._parameters, name) for part in module.modules() for name, q in part._parameters.items() if q is p]
-            for p in self._trained(module)
-        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_threads": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _threads=threading.local())
+
+    def _running(self) -> _Running:
+        """The copy of this thread."""
+        try:
+            running: _Running = self._threads.running
+        except AttributeError:
+            module = copied(self.name, self.module)
+            running = self._threads.running = _Running(module, self._trained(module))
+        return running
 
     def _trained(self, module: nn.Module) -> list[nn.Parameter]:
         """The parameters that are not frozen, of the module or of a copy."""
@@ -101,24 +118,49 @@ class FlatModule:
     def call(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
         """The module's output on ``x`` with the given tensors as parameters.
 
-        What ``torch.func.functional_call`` does, with the places looked up once: it costs as much as a small layer.
+        They stay in place until the next call, so that the module may run again while its derivative is taken.
         """
-        own = [places[0][0][places[0][1]] for places in self._places]
-        try:
-            self._put(parts)
-            output: Tensor = self.module(x)
-        finally:
-            self._put(own)
+        running = self._running()
+        running.put(parts)
+        output: Tensor = running.module(x)
         return output
 
-    def _put(self, parts: Sequence[Any]) -> None:
-        for places, part in zip(self._places, parts, strict=True):
-            for parameters, name in places:
-                parameters[name] = part
+    def put(self, parts: Sequence[Tensor]) -> None:
+        """Put other tensors in the place of the parameters."""
+        self._running().put(parts)
+
+    def buffers(self) -> Iterable[tuple[str, Tensor]]:
+        """The buffers of the copy that runs."""
+        return self._running().module.named_buffers()
+
+    def check(self, q: Tensor, x: Tensor) -> None:
+        """Run the module a few times, unless that was done, and raise ValueError if it is not a function (`rehearse`)."""
+        if self.runs_again is None:
+            self.runs_again = rehearse(self, q, x)
 
     def with_parameters(self, q: Tensor) -> nn.Module:
         """A copy of the module that owns the parameters in q, and the frozen ones."""
-        module = copy.deepcopy(self.module)
+        module = copied(self.name, self.module)
         for parameter, part in zip(self._trained(module), self.parts(q.detach()), strict=True):
             parameter.data = part.clone()
         return module
+
+
+class _Running:
+    """A module whose parameters are replaced each time it runs."""
+
+    def __init__(self, module: nn.Module, trained: Sequence[nn.Parameter]):
+        self.module = module
+        # The places of each parameter, looked up once: several if it is shared.
+        self._places: list[list[tuple[dict[str, Any], str]]] = [
+            [(part._parameters, name) for part in module.modules() for name, q in part._parameters.items() if q is p]
+            for p in trained
+        ]
+        self._recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
+
+    def put(self, parts: Sequence[Tensor]) -> None:
+        for places, part in zip(self._places, parts, strict=True):
+            for parameters, name in places:
+                parameters[name] = part
+        for part in self._recurrent:  # these keep a list of their parameters
+            part._flat_weights = [part._parameters[name] for name in part._flat_weights_names]

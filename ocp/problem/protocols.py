@@ -24,6 +24,7 @@ from ocp.space.control import ControlSpace
 __all__ = [
     "Batched",
     "Bindable",
+    "Checked",
     "Classifier",
     "ControlCost",
     "Divisible",
@@ -138,6 +139,14 @@ class Divisible(Protocol):
 
     def take(self, indices: Tensor) -> Self:
         """The same piece on the samples with these indices, in this order."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A piece that can tell whether it is what it has to be."""
+
+    def check(self, *arguments: Any) -> None:
+        """Raise ValueError if not, as far as can be seen at the arguments of one evaluation."""
 
 
 @runtime_checkable

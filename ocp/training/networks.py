@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -77,8 +77,9 @@ def residual_network(
     """
     like = _like(inputs)
     dynamics: Dynamics
+    _check_ties({"opening": opening, "block": block if isinstance(block, nn.Module) else None, "closing": closing})
     if isinstance(block, nn.Module):
-        dynamics = ModuleDynamics(block)
+        dynamics = ModuleDynamics(block, "block")
         weights = dynamics.flat.start().to(**like)
     elif isinstance(block, Initializable):
         dynamics = block
@@ -128,9 +129,11 @@ def from_blocks(
     (torch.Size([6, 20]), 6.0)
     """
     like = _like(inputs)
-    flats = [FlatModule(block) for block in blocks]
+    flats = [FlatModule(block, name=f"block {k}") for k, block in enumerate(blocks)]
     if not flats:
         raise ValueError("blocks: expected at least one residual block, got none")
+    own = {f"block {k}": block for k, block in enumerate(blocks)}
+    _check_ties({"opening": opening, **own, "closing": closing})
     kinds = [_kind(block) for block in blocks]
     for k, kind in enumerate(kinds):
         if kind != kinds[0]:
@@ -140,7 +143,7 @@ def from_blocks(
             )
     weights = torch.stack([flat.start().to(**like) for flat in flats])
     _check_blocks(FlatModule(opening or nn.Identity()), flats, weights, inputs)
-    dynamics = ModuleDynamics(_WithoutSkip(blocks[0]))
+    dynamics = ModuleDynamics(_WithoutSkip(blocks[0]), "blocks")
     return _assemble(inputs, cost, dynamics, weights, opening, closing, float(len(blocks)), control_cost)
 
 
@@ -355,6 +358,18 @@ def _check_blocks(opening: FlatModule, blocks: Sequence[FlatModule], weights: Te
         x = y
 
 
+def _check_ties(parts: Mapping[str, nn.Module | None]) -> None:
+    """Refuse parts that share parameters: each gets values of its own."""
+    owners: dict[int, str] = {}
+    for name, part in parts.items():
+        for place, p in part.named_parameters() if part is not None else ():
+            if p.requires_grad and owners.setdefault(id(p), name) != name:
+                raise ValueError(
+                    f"{owners[id(p)]}, {name}: expected parameters of their own, got {place} in both; "
+                    "copy.deepcopy gives a part of its own"
+                )
+
+
 def _assemble(
     inputs: Tensor,
     cost: Any,
@@ -371,8 +386,8 @@ def _assemble(
             "cost: expected CrossEntropy(labels), LeastSquares(target) or another TerminalCost, which has a method "
             f"derivative(x, q), got {type(cost).__name__}"
         )
-    first = FlatModule(opening or nn.Identity())
-    last = FlatModule(closing or nn.Identity(), offset=first.size)
+    first = FlatModule(opening or nn.Identity(), name="opening")
+    last = FlatModule(closing or nn.Identity(), first.size, "closing")
     space = ControlSpace(TimeGrid(horizon, len(weights)), dynamics.control_size, first.size + last.size)
     parameters = torch.cat((first.start().to(weights), last.start().to(weights)))
     return ControlProblem(

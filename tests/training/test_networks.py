@@ -332,7 +332,7 @@ def test_a_loss_without_a_derivative_is_refused(rand, loss):
 
 @pytest.mark.parametrize("block", [nn.Tanh(), nn.Linear(2, 2).requires_grad_(False)], ids=["none", "frozen"])
 def test_a_block_with_nothing_to_train_is_refused(rand, block):
-    with pytest.raises(ValueError, match=r"module: expected one with parameters that require gradients, .* got "):
+    with pytest.raises(ValueError, match=r"block: expected one with parameters that require gradients, .* got "):
         residual_network(rand(5, 2), CrossEntropy(LABELS), block)
 
 
@@ -379,7 +379,7 @@ def test_a_block_that_is_neither_module_nor_layer_is_refused():
     ("blocks", "error", "message"),
     [
         ([], ValueError, "blocks: expected at least one residual block, got none"),
-        ([torch.tanh], TypeError, "module: expected an nn.Module, got builtin_function_or_method"),
+        ([torch.tanh], TypeError, "block 0: expected an nn.Module, got builtin_function_or_method"),
         (
             [Block(3), Block(4)],
             ValueError,
@@ -390,7 +390,7 @@ def test_a_block_that_is_neither_module_nor_layer_is_refused():
         ([Block(3), Block(3, torch.relu)], ValueError, "got block 1, which with equal parameters is another function"),
         ([Normed(3, 0.0), Normed(3, 1.0)], ValueError, "got block 1, which with equal parameters is another function"),
         ([Halving(3)], ValueError, r"expected outputs of the shape of the state \(5, 3\), got \(5, 2\) from block 0"),
-        ([nn.Sequential(Block(3), nn.Dropout())], ValueError, "module: expected a deterministic module, got Dropout"),
+        ([nn.Sequential(Block(3), nn.Dropout())], ValueError, "block 0: expected a deterministic module, got Dropout"),
     ],
     ids=["none", "no module", "shapes", "classes", "activations", "buffers", "output shape", "dropout"],
 )
