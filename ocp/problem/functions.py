@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -117,15 +115,19 @@ def _possible(wanted: str, function: Any, arguments: Tensors, *ways: Callable[[]
 
     Fused attention has first derivatives in reverse mode and no others; then plain operations take its place.
     """
-    errors = []
-    for way, attention in itertools.product(ways, (nullcontext(), sdpa_kernel(SDPBackend.MATH))):
-        try:
-            with attention:
-                return way()
-        except (NotImplementedError, RuntimeError) as error:
-            errors.append(error)
+    error: Exception | None = None
+    for way in ways:
+        for plain_attention in (False, True):
+            try:
+                if not plain_attention:
+                    return way()
+                with sdpa_kernel(SDPBackend.MATH):
+                    result = way()
+                return result
+            except (NotImplementedError, RuntimeError) as failure:
+                error = error or failure
     function(*arguments)  # an error of its own passes
-    raise NotImplementedError(f"expected operations with {wanted}, got {errors[0]}") from errors[0]
+    raise NotImplementedError(f"expected operations with {wanted}, got {error}") from error
 
 
 class Mapped:

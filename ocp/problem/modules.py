@@ -134,7 +134,7 @@ class FlatModule:
         return self._running().module.named_buffers()
 
     def check(self, q: Tensor, x: Tensor) -> None:
-        """Run the module a few times, unless that was done, and raise ValueError if it is not a function (`rehearse`)."""
+        """Run the module a few times, once for all, and raise ValueError if it is not a function: see `rehearse`."""
         if self.runs_again is None:
             self.runs_again = rehearse(self, q, x)
 
@@ -156,11 +156,11 @@ class _Running:
             [(part._parameters, name) for part in module.modules() for name, q in part._parameters.items() if q is p]
             for p in trained
         ]
-        self._recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
+        self._recurrent: list[Any] = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
 
     def put(self, parts: Sequence[Tensor]) -> None:
         for places, part in zip(self._places, parts, strict=True):
             for parameters, name in places:
                 parameters[name] = part
-        for part in self._recurrent:  # these keep a list of their parameters
-            part._flat_weights = [part._parameters[name] for name in part._flat_weights_names]
+        for rnn in self._recurrent:  # these keep a list of their parameters
+            rnn._flat_weights = [rnn._parameters[name] for name in rnn._flat_weights_names]

@@ -33,19 +33,21 @@ def rehearse(flat: FlatModule, q: Tensor, x: Tensor) -> bool:
     expected = f"{flat.name}: expected a module that"
     x = x[:SAMPLES].clone()
     q = q + 0.01 * torch.linspace(-1, 1, len(q), dtype=q.dtype).to(q)  # so that no zero hides a dependence
-    before = {"input": x.clone(), "parameters": q.clone(), **{f"buffer {n}": b.clone() for n, b in flat.buffers()}}
+    given, weights, buffers = x.clone(), q.clone(), {name: b.clone() for name, b in flat.buffers()}
     randomness = _random_states(x)
     y = _run(flat, q, x)
     if not isinstance(y, Tensor) or not y.is_floating_point():
         got = y.dtype if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise ValueError(f"{expected} returns a floating-point tensor, got {got}")
-    after = {"input": x, "parameters": q, **{f"buffer {n}": b for n, b in flat.buffers()}}
-    for name, found in after.items():
-        if name not in before or not identical(found, before[name]):
-            hint = "; call .eval() on it" if name.startswith("buffer") else ""
-            raise ValueError(
-                f"{expected} leaves its {name.split()[0]} unchanged, got one that changes its {name}{hint}"
-            )
+    if not identical(x, given):
+        raise ValueError(f"{expected} leaves its input unchanged, got one that writes to it")
+    if not identical(q, weights):
+        raise ValueError(f"{expected} leaves its parameters unchanged, got one that writes to them")
+    changed = [name for name, b in flat.buffers() if name not in buffers or not identical(b, buffers[name])]
+    if changed:
+        raise ValueError(
+            f"{expected} leaves its buffers unchanged, got one that changes {', '.join(changed)}; call .eval() on it"
+        )
     if _random_states(x) != randomness or not same(_run(flat, q, x), y):
         raise ValueError(f"{expected} is deterministic, got random output; call .eval() on it")
     if not same(flat.with_parameters(q)(x), y):

@@ -1,6 +1,7 @@
 """A module as a function of one flat parameter vector."""
 
 import math
+from types import MethodType
 
 import pytest
 import torch
@@ -239,7 +240,7 @@ def hooked():
 
 def patched():
     module = nn.Linear(3, 2)
-    module.forward = lambda x: 2 * nn.functional.linear(x, module.weight, module.bias)
+    module.forward = MethodType(lambda self, x: 2 * nn.functional.linear(x, self.weight, self.bias), module)
     return module
 
 
