@@ -75,9 +75,10 @@ def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -
         and (L is None or _is_traceable(L, "__call__", "derivative"))
     )
     batched = L is None or (_is_batched(L) and L.supports_batches(x, u))
-    if tableau is not None and _is_stage_wise(f) and f.supports_stages(x, u) and (batched or not by_autograd):
+    stage = f.stage_layout(x, u) if tableau is not None and _is_stage_wise(f) else None
+    if tableau is not None and stage is not None and (batched or not by_autograd):
         # A running cost sees the stages, and may expect them to be contiguous.
-        staged = Staged(tableau, grid, capacity, f.arrange(x) if L is None else x, _is_batched(L))
+        staged = Staged(tableau, grid, capacity, stage if L is None else x, _is_batched(L))
         return graphs.Graphed(staged) if on_cuda and whole else staged
     return Taped(integrator, grid, x.new_empty(capacity + 1, *x.shape), _is_bindable(f)) if by_autograd else None
 
@@ -91,7 +92,7 @@ def supports_linearization(discretization: Discretization) -> bool:
         and (L is None or _is_traceable(L, "__call__", "derivative", "hvp"))
         and _is_traceable(f, "__call__", "vjp", "jvp", "hvp")
         and _is_stage_wise(f)
-        and f.supports_stages(*discretization.example())
+        and f.stage_layout(*discretization.example()) is not None
     )
 
 

@@ -14,7 +14,7 @@ from ocp.problem.boundary import call
 from ocp.problem.functions import Mapped, hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Classifier, ControlCost, Divisible, RunningCost, SecondOrder, TerminalCost
-from ocp.problem.shapes import BatchState, FlatControl, Parameters, Scalar, StepControl
+from ocp.problem.shapes import BatchState, Cotangent, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
 
 __all__ = [
@@ -70,12 +70,10 @@ class RunningFunction:
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
         return call("running_cost", self.function, t=t, x=x, u=u)
 
-    def derivative(self, t: float, x: BatchState, u: StepControl) -> tuple[BatchState, StepControl]:
+    def derivative(self, t: float, x: BatchState, u: StepControl) -> Cotangent:
         return pullback(partial(self, t), (x, u))
 
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
+    def hvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> Cotangent:
         return hvp(partial(self.function, t), (x, u), (dx, du))
 
     def take(self, indices: Tensor) -> RunningFunction:
@@ -129,12 +127,10 @@ class QuadraticRunning:
         miss = (x - self.target).square().sum() / len(x)
         return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum())
 
-    def derivative(self, t: float, x: BatchState, u: StepControl) -> tuple[BatchState, StepControl]:
+    def derivative(self, t: float, x: BatchState, u: StepControl) -> Cotangent:
         return (x - self.target) * (self.state_weight / len(x)), self.control_weight * u
 
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
+    def hvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> Cotangent:
         return dx * (self.state_weight / len(x)), self.control_weight * du
 
     def supports_batches(self, x: BatchState, u: StepControl) -> bool:

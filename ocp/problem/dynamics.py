@@ -13,7 +13,7 @@ from ocp.problem.boundary import call, uncompiled
 from ocp.problem.functions import Mapped, gradients, hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Dynamics, Evaluations, Stages
-from ocp.problem.shapes import BatchState, StepControl
+from ocp.problem.shapes import BatchState, Cotangent, StepControl
 
 __all__ = ["FunctionDynamics", "ModuleDynamics", "as_dynamics"]
 
@@ -49,26 +49,21 @@ class FunctionDynamics:
     def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
         return call("dynamics", self.function, t=t, x=x, u=u)
 
-    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> Cotangent:
         return pullback(partial(self, t), (x, u), p)
 
     def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
         return jvp(partial(self._plain, t), (x, u), (dx, du))[1]
 
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
+    def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
         return hvp(partial(self._plain, t), (x, u), (dx, du), p)
 
-    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
-        """Whether Jacobians at all steps at once are faster: for small states of functions that can be mapped."""
-        return x.numel() <= JACOBIAN_NUMBERS and self._mapped.agrees_near(x, u)
+    def stage_layout(self, x: BatchState, u: StepControl) -> BatchState | None:
+        """The state where Jacobians at all steps at once are faster: small states of functions that can be mapped."""
+        return x if x.numel() <= JACOBIAN_NUMBERS and self._mapped.agrees_near(x, u) else None
 
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         return _Jacobians(self._mapped, path, stages)
-
-    def arrange(self, x: BatchState) -> BatchState:
-        return x
 
 
 class _Jacobians:
@@ -139,16 +134,14 @@ class ModuleDynamics:
     def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
         return self.flat(u, x)
 
-    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> Cotangent:
         pu, px = pullback(self.flat, (u, x), p)
         return px, pu
 
     def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
         return jvp(self._plain, (u, x), (du, dx))[1]
 
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
+    def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
         hu, hx = hvp(self._plain, (u, x), (du, dx), p)
         return hx, hu
 

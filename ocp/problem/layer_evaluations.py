@@ -1,4 +1,4 @@
-"""Residual layers at the stages of many steps, which keep the values of f and write into storage of the sweep."""
+"""Residual layers at the stages of many steps; they keep the values of f and write to the sweep's storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ConvolutionEvaluations", "DenseEvaluations"]
 # The overload by name: looking it up costs more than the operation on a small state.
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
-#: Weight gradients of at least this many entries are computed step by step, each written to its place; smaller ones
+#: Weight gradients with at least this many entries are computed step by step, each written to its place; smaller ones
 #: for many steps at once. Tuned on one core: a product with fewer entries costs less than the call.
 SEPARATE_ENTRIES = 64 * 64
 
@@ -44,7 +44,7 @@ class DenseEvaluations:
 
     def value(self, j: int, t: float, x: Tensor) -> Tensor:
         (b, At), out = self._operands[j // self._number], self._value[j]
-        self._apply(torch.addmm(b, x, At, out=out), out)
+        self._apply(torch.addmm(b, x, At, out=out), out=out)
         return out
 
     def linearize(self) -> None:
@@ -84,7 +84,7 @@ class ConvolutionEvaluations:
 
     def value(self, j: int, t: float, x: Tensor) -> Tensor:
         (K, b), out = self._operands[j // self._number], self.stages.value[j]
-        self.layer.activation.apply(torch.conv2d(x, K, b, padding=self.layer._padding), out)
+        self.layer.activation.apply(torch.conv2d(x, K, b, padding=self.layer._padding), out=out)
         return out
 
     def linearize(self) -> None:

@@ -1,4 +1,4 @@
-"""Residual layers as dynamics, with derivatives written by hand.
+"""Residual layers as dynamics, with hand-written derivatives.
 
 A residual network x_{k+1} = x_k + h f(x_k, u_k) is explicit Euler for x' = f(x, u); the weights of layer k are u_k.
 """
@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ocp.problem.layer_evaluations import ConvolutionEvaluations, DenseEvaluations
 from ocp.problem.protocols import Evaluations, Stages
-from ocp.problem.shapes import BatchState, StepControl
+from ocp.problem.shapes import BatchState, Cotangent, StepControl
 
 __all__ = ["RELU", "SMOOTH_RELU", "TANH", "Activation", "Antisymmetric", "Convolution", "Dense", "Free", "WeightMap"]
 
@@ -30,23 +30,22 @@ class Activation:
     ----------
     function : callable
         z -> a = sigma(z).
-    slope : callable
-        a -> sigma'(z), written in terms of the value a, so that nothing but a need be kept.
-    curvature : callable
-        a -> sigma''(z), likewise; where the slope jumps, that of either side.
+    slope, curvature : callable
+        a -> sigma'(z) and a -> sigma''(z), in terms of the value a, so that only a has to be kept; where the slope
+        jumps, those of either side.
     module : callable
         Makes the same function as an ``nn.Module``.
     apply : callable, optional
-        (z, out) writes sigma(z) to ``out``, which may be z itself.
+        ``apply(z, out=out)`` writes sigma(z) to ``out``, which may be z itself.
     transpose : callable, optional
-        (p, a, out) writes sigma'(z) p to ``out``, which may be a itself.
+        ``transpose(p, a, out)`` writes sigma'(z) p to ``out``, which may be a itself.
     """
 
     function: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     curvature: Callable[[Tensor], Tensor]
     module: Callable[[], nn.Module]
-    apply: Callable[[Tensor, Tensor], Any] = field(default=None, compare=False)  # type: ignore[assignment]
+    apply: Callable[..., Any] = field(default=None, compare=False)  # type: ignore[assignment]
     transpose: Callable[[Tensor, Tensor, Tensor], Any] = field(default=None, compare=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -95,10 +94,6 @@ def _tanh_curvature(a: Tensor) -> Tensor:
     return 2 * a * (a * a - 1)
 
 
-def _tanh_apply(z: Tensor, out: Tensor) -> Tensor:
-    return torch.tanh(z, out=out)
-
-
 def _tanh_transpose(p: Tensor, a: Tensor, out: Tensor) -> None:
     _tanh_backward(p, a, grad_input=out)
 
@@ -107,17 +102,13 @@ def _relu_slope(a: Tensor) -> Tensor:
     return (a > 0).to(a.dtype)
 
 
-def _relu_apply(z: Tensor, out: Tensor) -> Tensor:
-    return torch.clamp_min(z, 0, out=out)
-
-
 def _relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> None:
     _threshold_backward(p, a, 0, grad_input=out)
 
 
 # Made of named functions, so that a problem can be pickled and sent to another process.
-TANH = Activation(torch.tanh, _tanh_slope, _tanh_curvature, nn.Tanh, _tanh_apply, _tanh_transpose)
-RELU = Activation(torch.relu, _relu_slope, torch.zeros_like, nn.ReLU, _relu_apply, _relu_transpose)
+TANH = Activation(torch.tanh, _tanh_slope, _tanh_curvature, nn.Tanh, torch.tanh, _tanh_transpose)
+RELU = Activation(torch.relu, _relu_slope, torch.zeros_like, nn.ReLU, partial(torch.clamp_min, min=0), _relu_transpose)
 #: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
 #: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
 SMOOTH_RELU = Activation(_smooth_relu, _smooth_relu_slope, _smooth_relu_curvature, _SmoothReLU)
@@ -126,14 +117,13 @@ SMOOTH_RELU = Activation(_smooth_relu, _smooth_relu_slope, _smooth_relu_curvatur
 class WeightMap(Protocol):
     """An affine map from free numbers K to a weight matrix, and its transpose. Both are square."""
 
-    def __call__(self, K: Tensor) -> Tensor:
-        """The weight matrix."""
+    def __call__(self, K: Tensor) -> Tensor: ...
 
     def linear(self, dK: Tensor) -> Tensor:
-        """The linear part applied to a displacement of K."""
+        """The linear part."""
 
     def transpose(self, dA: Tensor) -> Tensor:
-        """The transposed linear part applied to a dual matrix."""
+        """The transpose of the linear part."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +144,8 @@ class Free:
 class Antisymmetric:
     """The weight matrix (K - K^T - gamma I) / 2, whose eigenvalues have the real part -gamma / 2.
 
-    With it the forward propagation neither explodes nor forgets: Haber & Ruthotto (2017), "Stable architectures for
-    deep neural networks", section 4.
+    The states then neither explode nor vanish: Haber & Ruthotto (2017), "Stable architectures for deep neural
+    networks", section 4.
     """
 
     gamma: float = 0.0
@@ -185,9 +175,9 @@ class Dense:
     width : int
         n; the state has the shape (batch, n) and the control the length n^2 + n.
     activation : Activation
-        `TANH`, `RELU` or `SMOOTH_RELU`, or one of your own.
+        `TANH`, `RELU`, `SMOOTH_RELU`, or your own.
     weight : WeightMap
-        `Free`, or `Antisymmetric` for the stable form of Haber & Ruthotto.
+        `Free` or `Antisymmetric`.
 
     Examples
     --------
@@ -212,7 +202,7 @@ class Dense:
         K, b = self._split(u)
         return self.activation.function(torch.addmm(b, x, self.weight(K).t()))
 
-    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> Cotangent:
         K, b = self._split(u)
         A = self.weight(K)
         z = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t()))).mul_(p)
@@ -224,9 +214,7 @@ class Dense:
         slope = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t())))
         return slope * (dx @ A.t() + x @ self.weight.linear(dK).t() + db)
 
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
+    def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
         (K, b), (dK, db) = self._split(u), self._split(du)
         A, dA = self.weight(K), self.weight.linear(dK)
         a = self.activation.function(torch.addmm(b, x, A.t()))
@@ -235,16 +223,11 @@ class Dense:
         hK = self.weight.transpose(dz.t() @ x + z.t() @ dx)
         return dz @ A + z @ dA, torch.cat((hK.reshape(-1), dz.sum(0)))
 
-    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
-        """True for all states."""
-        return True
-
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
-        """The layers of consecutive steps, which keep their activations: they are the values of f."""
         return DenseEvaluations(self, path, stages)
 
-    def arrange(self, x: BatchState) -> BatchState:
-        """The state in the memory layout with the fastest steps, which may have samples as the last dimension.
+    def stage_layout(self, x: BatchState, u: StepControl) -> BatchState:
+        """The state in the memory layout with the fastest steps: with samples as the last dimension if rows are short.
 
         A product of matrices whose rows do not fill the vector registers of a processor takes up to five times as long.
         """
@@ -273,13 +256,8 @@ class Convolution:
     channels : int
         c; the state has the shape (batch, c, height, width), the control the length c^2 k^2 + c.
     kernel_size : int
-        k, odd.
+        k, odd; otherwise a ``ValueError``.
     activation : Activation
-
-    Raises
-    ------
-    ValueError
-        If ``kernel_size`` is even.
 
     Examples
     --------
@@ -311,7 +289,7 @@ class Convolution:
         K, b = self._split(u)
         return self.activation.function(torch.conv2d(x, K, b, padding=self._padding))
 
-    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> Cotangent:
         K, _ = self._split(u)
         z = self.activation.slope(self(t, x, u)).mul_(p)
         pK = conv2d_weight(x, K.shape, z, padding=self._padding)
@@ -322,9 +300,7 @@ class Convolution:
         slope = self.activation.slope(self(t, x, u))
         return slope * (torch.conv2d(dx, K, db, padding=self._padding) + torch.conv2d(x, dK, padding=self._padding))
 
-    def hvp(
-        self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
-    ) -> tuple[BatchState, StepControl]:
+    def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
         (K, _), (dK, db), padding = self._split(u), self._split(du), self._padding
         a = self(t, x, u)
         z = self.activation.slope(a) * p  # as in vjp, and its tangent
@@ -334,16 +310,10 @@ class Convolution:
         hK = conv2d_weight(x, K.shape, dz, padding=padding) + conv2d_weight(dx, K.shape, z, padding=padding)
         return hx, torch.cat((hK.reshape(-1), dz.sum((0, 2, 3))))
 
-    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
-        """True for all states."""
-        return True
-
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
-        """The layers of consecutive steps, which keep their activations: they are the values of f."""
         return ConvolutionEvaluations(self, path, stages)
 
-    def arrange(self, x: BatchState) -> BatchState:
-        """The state as it is."""
+    def stage_layout(self, x: BatchState, u: StepControl) -> BatchState:
         return x
 
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:

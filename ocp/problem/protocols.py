@@ -1,12 +1,12 @@
-"""The pieces of a problem: the methods that each must have, and optional ones.
+"""The methods each piece of a problem must have, and those it may have.
 
 Shapes: a state x is ``(batch, *state)``, the control u of one step ``(m,)``, the parameters q ``(s,)``; a costate p has
 the shape of the state. Times are floats. ``dx``, ``du``, ``dq`` are directions, of the shapes of x, u, q.
 
-The optional methods are protocols of their own, which ``isinstance`` recognizes; nothing has to be inherited or
-registered. All pieces may be `SecondOrder`, for Hessian products; costs and initial states `Divisible`, for
-mini-batches; terminal costs a `Classifier`. For faster sweeps, dynamics may be `StageWise`, running costs `Batched`,
-and either of them `Traceable`.
+The optional methods are protocols, which ``isinstance`` recognizes; nothing has to be inherited or registered. Every
+piece may be `SecondOrder`, for Hessian products; costs and initial states `Divisible`, for mini-batches; terminal costs
+a `Classifier`. For faster sweeps, dynamics may be `StageWise` or `Bindable`, running costs `Batched`, and both
+`Traceable`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ocp.problem.shapes import BatchState, FlatControl, Parameters, Scalar, StepControl
+from ocp.problem.shapes import BatchState, Cotangent, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
 
 __all__ = [
@@ -54,7 +54,7 @@ class Dynamics(Protocol):
     def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
         """f(t, x, u), of the shape of x."""
 
-    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> tuple[BatchState, StepControl]:
+    def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> Cotangent:
         """Transposed derivatives (df/dx^T p, df/du^T p)."""
 
     def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
@@ -66,9 +66,9 @@ class RunningCost(Protocol):
     """The integrand L(t, x, u) of the running cost."""
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
-        """The value, a tensor of shape ()."""
+        """The value, of shape ()."""
 
-    def derivative(self, t: float, x: BatchState, u: StepControl) -> tuple[BatchState, StepControl]:
+    def derivative(self, t: float, x: BatchState, u: StepControl) -> Cotangent:
         """(dL/dx, dL/du)."""
 
 
@@ -88,7 +88,7 @@ class Classifier(TerminalCost, Protocol):
     """A terminal cost that compares final states with labels."""
 
     def accuracy(self, x: BatchState, q: Parameters) -> float:
-        """Share of the samples that are classified correctly, between 0 and 1."""
+        """The share of the samples that are classified correctly."""
 
 
 @runtime_checkable
@@ -96,7 +96,7 @@ class ControlCost(Protocol):
     """A cost R(u, q) of the control alone."""
 
     def __call__(self, space: ControlSpace, flat: FlatControl) -> Scalar:
-        """The value at a flat control, a tensor of shape ()."""
+        """The value at a flat control, of shape ()."""
 
     def derivative(self, space: ControlSpace, flat: FlatControl) -> FlatControl:
         """The derivative, a dual vector of the shape of ``flat``."""
@@ -118,24 +118,23 @@ class InitialState(Protocol):
 
 @runtime_checkable
 class SecondOrder(Protocol):
-    """A piece with second derivatives: ``hvp`` is the Hessian of one number applied to directions.
-
-    - dynamics: ``hvp(t, x, u, p, dx, du)``, of <p, f(t, x, u)> by (x, u);
-    - running cost: ``hvp(t, x, u, dx, du)``, of L(t, x, u) by (x, u);
-    - terminal cost: ``hvp(x, q, dx, dq)``, of Phi(x, q) by (x, q);
-    - control cost: ``hvp(space, flat, direction)``, of R by the flat control;
-    - initial state: ``hvp(q, p, dq)``, of <p, X0(q)> by q.
-
-    It returns one tensor for each argument by which it differentiates, of its shape; a tuple if there are two.
-    """
+    """A piece with second derivatives."""
 
     @property
-    def hvp(self) -> Callable[..., Any]: ...
+    def hvp(self) -> Callable[..., Any]:
+        """The Hessian of a number applied to directions: a tensor, or a tuple of two, of the shapes of the directions.
+
+        - dynamics: ``hvp(t, x, u, p, dx, du)`` for <p, f(t, x, u)>;
+        - running cost: ``hvp(t, x, u, dx, du)``;
+        - terminal cost: ``hvp(x, q, dx, dq)``;
+        - control cost: ``hvp(space, flat, direction)``;
+        - initial state: ``hvp(q, p, dq)`` for <p, X0(q)>.
+        """
 
 
 @runtime_checkable
 class Divisible(Protocol):
-    """An initial state or a cost that can be restricted to some of the samples."""
+    """A piece that can be restricted to some of the samples."""
 
     def take(self, indices: Tensor) -> Self:
         """The same piece on the samples with these indices, in this order."""
@@ -177,7 +176,7 @@ class StateEquation(Protocol):
 
 @runtime_checkable
 class Traceable(Protocol):
-    """A piece made of torch operations that autograd can follow; its own derivatives are those of autograd."""
+    """A piece made of torch operations, whose own derivatives are those of autograd."""
 
     @property
     def supports_autograd(self) -> bool:
@@ -191,8 +190,8 @@ class Bindable(Protocol):
     def bind(self, path: Tensor) -> tuple[list[Tensor], list[Callable[[float, Tensor, Tensor], Tensor]]]:
         """The leaves to differentiate by, and f for each step with its own control bound.
 
-        The path has the shape (S, m); each leaf has S as its first dimension, and the leaves together hold as many
-        numbers as the path, in the order of the control.
+        The path has the shape (S, m). Each leaf has S as its first dimension; together they hold the numbers of the
+        path, in the order of the control.
         """
 
 
@@ -204,7 +203,7 @@ class Batched(Protocol):
     """
 
     def supports_batches(self, x: BatchState, u: StepControl) -> bool:
-        """Whether it can be, for such a state and control."""
+        """Whether it can, for such a state and control."""
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         """The values, shape (n,)."""
@@ -215,7 +214,7 @@ class Batched(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Stages:
-    """Storage for the stages of S consecutive steps, r of them to a step: what their transposes need.
+    """Storage for S consecutive steps with r stages each: what their transposes need.
 
     Attributes
     ----------
@@ -224,8 +223,8 @@ class Stages:
     t : Tensor
         Shape (S, r): the times of the stages.
     x, values : Tensor
-        Shape (S, r, batch, *state): stage states, and the values of f there. On the way back, taking the transpose at
-        a stage may overwrite its value with what the derivative by the control needs.
+        Shape (S, r, batch, *state): stage states, and the values of f there. On the way back, the transpose at a stage
+        may overwrite its value with what the derivative by the control needs.
     state, value : sequences of Tensor
         Views on each of the S r stage states and values, in the order of time.
     """
@@ -246,7 +245,7 @@ class Stages:
 class Evaluations(Protocol):
     """f at the stages of consecutive steps: values one by one forward, transposes one by one backward.
 
-    The derivative by the control comes last, so that it can be computed for all steps at once.
+    The derivative by the control comes last, for all steps at once.
     """
 
     def value(self, j: int, t: float, x: Tensor) -> Tensor:
@@ -266,11 +265,8 @@ class Evaluations(Protocol):
 class StageWise(Protocol):
     """Dynamics that keep the values of f at the stages of many steps and need nothing else for the way back."""
 
-    def supports_stages(self, x: BatchState, u: StepControl) -> bool:
-        """Whether they do for such a state and control."""
+    def stage_layout(self, x: BatchState, u: StepControl) -> BatchState | None:
+        """The state in the memory layout that stages should have; None if they do not support such a state."""
 
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The evaluations for steps with the controls ``path``, shape (S, m), in the given storage."""
-
-    def arrange(self, x: BatchState) -> BatchState:
-        """The state in the memory layout that the stages should have; x itself if any layout will do."""

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["BatchState", "ControlPath", "FlatControl", "NodeStates", "Parameters", "Scalar", "StepControl"]
+__all__ = ["BatchState", "ControlPath", "Cotangent", "FlatControl", "NodeStates", "Parameters", "Scalar", "StepControl"]
 
 #: A state, or something of its shape such as a costate, for each sample.
 BatchState = Float[Tensor, "batch *state"]
@@ -11,6 +11,8 @@ BatchState = Float[Tensor, "batch *state"]
 NodeStates = Float[Tensor, "steps+1 batch *state"]
 #: The control u of one step, or something of its shape.
 StepControl = Float[Tensor, " m"]
+#: Derivatives by a state and the control of a step.
+Cotangent = tuple[BatchState, StepControl]
 #: The controls of consecutive steps.
 ControlPath = Float[Tensor, "steps m"]
 #: The parameters q of a problem.

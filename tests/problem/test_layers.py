@@ -104,7 +104,7 @@ def test_a_kernel_of_even_size_is_refused(size):
 def test_an_activation_in_place_is_the_same_function(activation, rand):
     z = 0.3 * rand(50)
     expected, found = activation.function(z), z.clone()
-    activation.apply(found, found)
+    activation.apply(found, out=found)
     assert torch.equal(found, expected)
 
 
