@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["call", "check_finite", "check_module", "copied", "identical", "same", "uncompiled"]
+from ocp.problem.protocols import Divisible
+
+__all__ = ["call", "check_finite", "check_module", "copied", "identical", "same", "take", "uncompiled"]
 
 
 def check_finite(name: str, numbers: Tensor) -> None:
@@ -116,6 +118,15 @@ def same(a: Tensor, b: Tensor) -> bool:
     rtol = torch.finfo(a.dtype).eps ** 0.75
     finite = b.nan_to_num(0.0, 0.0, 0.0).abs()
     return torch.allclose(a, b, rtol=rtol, atol=rtol * float(finite.max()) if b.numel() else 0.0, equal_nan=True)
+
+
+def take(name: str, piece: object, indices: Tensor) -> Any:
+    """A piece of a problem on some of the samples; a ``ValueError`` if it is not `Divisible`."""
+    if not isinstance(piece, Divisible):
+        raise ValueError(
+            f"{name}: expected a piece with a method take(indices) for mini-batches, got {type(piece).__name__}"
+        )
+    return piece.take(indices)
 
 
 def uncompiled(function: Any) -> Any:

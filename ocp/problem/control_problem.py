@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import check_finite
+from ocp.problem.boundary import check_finite, take
 from ocp.problem.costs import RunningFunction, TerminalFunction, as_control_costs, as_cost
 from ocp.problem.dynamics import as_dynamics
 from ocp.problem.initial_state import as_initial_state
-from ocp.problem.protocols import ControlCost, Divisible, Dynamics, InitialState, RunningCost, TerminalCost
+from ocp.problem.protocols import ControlCost, Dynamics, InitialState, RunningCost, TerminalCost
 from ocp.space.bounds import Bounds, as_bounds
 from ocp.space.control import Control, ControlSpace, TimeFunction
 from ocp.space.grid import TimeGrid
@@ -35,7 +35,7 @@ class ControlProblem:
     terminal_cost : callable or TerminalCost, optional
         Phi(x), or Phi(x, q) if there are parameters; a scalar tensor.
     running_cost : callable or RunningCost, optional
-        L(t, x, u); a scalar tensor, integrated with the scheme that integrates the state.
+        L(t, x, u); a scalar tensor, integrated with the scheme of the state.
     control_cost : ControlCost or sequence of ControlCost, optional
         R, for example ``Tikhonov(1e-3)``.
     horizon : float
@@ -45,12 +45,12 @@ class ControlProblem:
     parameter_size : int
         s, the length of q.
     start : Control, TimeFunction or Tensor of shape (n, m), optional
-        The initial guess: a `Control`, also on a coarser grid, down to one step; or a number, a tensor of shape (m,),
-        a function of time that returns either, or a tensor with one row for each of n steps. In these cases the
-        parameters start at zero. By default everything does.
+        The initial guess: a `Control`, possibly on a coarser grid; or, with parameters that start at zero, a number, a
+        tensor of shape (m,), a function of time that returns either, or a tensor with one row for each of n steps. By
+        default, zero.
     bounds : pair or Bounds, optional
         Lower and upper bound of the control: numbers, tensors of shape (m,), or functions of time; None for no bound on
-        that side. A start that violates the bounds is projected onto them.
+        that side. The start is projected onto them.
 
     Raises
     ------
@@ -116,7 +116,8 @@ class ControlProblem:
             object.__setattr__(self, name, value)
         if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
             raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
-        _check_start(start, self.horizon, dynamics.control_size, parameter_size)
+        if not (start is None or callable(start)):
+            self._check_start(start)
 
     def __repr__(self) -> str:
         pieces = (self.dynamics, self.initial_state, self.terminal_cost, self.running_cost, *self.control_cost)
@@ -138,39 +139,33 @@ class ControlProblem:
         ValueError
             If a piece that depends on the samples cannot be divided.
         """
-        parts: dict[str, Any] = {}
-        for name in ("initial_state", "terminal_cost", "running_cost"):
-            part = getattr(self, name)
-            if not (part is None or isinstance(part, Divisible)):
-                raise ValueError(
-                    f"{name}: expected a piece with a method take(indices) for mini-batches, got {type(part).__name__}"
-                )
-            parts[name] = None if part is None else part.take(indices)
         taken = copy.copy(self)  # what was checked need not be checked for each batch
-        for name, part in parts.items():
-            object.__setattr__(taken, name, part)
+        for name in ("initial_state", "terminal_cost", "running_cost"):
+            piece = getattr(self, name)
+            object.__setattr__(taken, name, None if piece is None else take(name, piece, indices))
         return taken
 
+    def check_space(self, name: str, space: ControlSpace) -> None:
+        """Raise a ``ValueError``, which begins with ``name``, if a space does not hold controls of this problem."""
+        m, s = self.dynamics.control_size, self.parameter_size
+        if (space.control_size, space.parameter_size) != (m, s):
+            raise ValueError(
+                f"{name}: expected a control with {m} numbers per step and {s} parameters, "
+                f"got {space.control_size} and {space.parameter_size}"
+            )
+        if not isclose(space.grid.horizon, self.horizon):
+            raise ValueError(f"{name}: expected a control on the horizon {self.horizon:g}, got {space.grid.horizon:g}")
 
-def _check_start(start: Any, horizon: float, m: int, parameter_size: int) -> None:
-    """Refuse what is not a start, or not one for this problem."""
-    if start is None or callable(start):
-        return
-    if not isinstance(start, Control | Tensor | int | float):
-        raise TypeError(
-            f"start: expected a Control, a number, a tensor or a function of time, got {type(start).__name__}"
-        )
-    numbers = start.flat if isinstance(start, Control) else torch.as_tensor(start)
-    check_finite("start", numbers)
-    if not isinstance(start, Control):
+    def _check_start(self, start: Any) -> None:
+        if isinstance(start, Control):
+            check_finite("start", start.flat)
+            self.check_space("start", start.space)
+            return
+        if not isinstance(start, Tensor | int | float):
+            raise TypeError(
+                f"start: expected a Control, a number, a tensor or a function of time, got {type(start).__name__}"
+            )
+        numbers, m = torch.as_tensor(start), self.dynamics.control_size
+        check_finite("start", numbers)
         if numbers.ndim > 2 or numbers.shape[-1:] not in ((), (m,)) or not numbers.numel():
             raise ValueError(f"start: expected a number or shape ({m},) or (n, {m}), got shape {tuple(numbers.shape)}")
-        return
-    space = start.space
-    if (space.control_size, space.parameter_size) != (m, parameter_size):
-        raise ValueError(
-            f"start: expected a control with {m} numbers per step and {parameter_size} parameters, "
-            f"got {space.control_size} and {space.parameter_size}"
-        )
-    if not isclose(space.grid.horizon, horizon):
-        raise ValueError(f"start: expected a control on the horizon {horizon:g}, got {space.grid.horizon:g}")

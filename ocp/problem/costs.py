@@ -10,10 +10,10 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import call
+from ocp.problem.boundary import call, take
 from ocp.problem.functions import Mapped, hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
-from ocp.problem.protocols import Classifier, ControlCost, Divisible, RunningCost, SecondOrder, TerminalCost
+from ocp.problem.protocols import Classifier, ControlCost, RunningCost, SecondOrder, TerminalCost
 from ocp.problem.shapes import BatchState, Cotangent, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
 
@@ -285,12 +285,7 @@ class Readout:
         return cast(Classifier, self.cost).accuracy(self.module(q, x), q)
 
     def take(self, indices: Tensor) -> Readout:
-        if not isinstance(self.cost, Divisible):
-            raise ValueError(
-                "terminal_cost: expected a cost with a method take(indices) for mini-batches, "
-                f"got {type(self.cost).__name__}"
-            )
-        return replace(self, cost=self.cost.take(indices))
+        return replace(self, cost=take("terminal_cost", self.cost, indices))
 
 
 @dataclass(frozen=True)

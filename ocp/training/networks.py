@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,11 +60,9 @@ def residual_network(
 
     Raises
     ------
-    TypeError
-        If the inputs are not a tensor, ``block`` is neither a module nor a layer, or ``cost`` is not a `TerminalCost`,
-        such as a loss of torch.
-    ValueError
-        If the inputs are not finite, or the block has no parameters to train.
+    TypeError, ValueError
+        If the inputs are not a tensor of finite numbers, ``block`` is neither a layer nor a module with parameters to
+        train, or ``cost`` is not a `TerminalCost`, such as a loss of torch.
 
     Examples
     --------
@@ -111,11 +109,9 @@ def from_blocks(
 
     Raises
     ------
-    TypeError
-        If the inputs are not a tensor, or a part is not an ``nn.Module``.
-    ValueError
-        If the inputs are not finite, there is no block, the blocks are not alike, or a block changes the shape of the
-        state.
+    TypeError, ValueError
+        If the inputs are not a tensor of finite numbers, a part is not an ``nn.Module``, there is no block, the blocks
+        are not alike, or a block changes the shape of the state.
 
     Examples
     --------
@@ -134,12 +130,12 @@ def from_blocks(
         raise ValueError("blocks: expected at least one residual block, got none")
     own = {f"block {k}": block for k, block in enumerate(blocks)}
     _check_ties({"opening": opening, **own, "closing": closing})
-    kinds = [_kind(block) for block in blocks]
-    for k, kind in enumerate(kinds):
-        if kind != kinds[0]:
+    first, *kinds = [_kind(block) for block in blocks]
+    for k, kind in enumerate(kinds, start=1):
+        if kind != first:
             raise ValueError(
-                "blocks: expected one class and equal parameter shapes, "
-                f"got {_describe(kinds[0])} as block 0 and {_describe(kind)} as block {k}"
+                f"blocks: expected one class and equal parameter shapes, got {first[1]} as block 0 and {kind[1]} as "
+                f"block {k}"
             )
     weights = torch.stack([flat.start().to(**like) for flat in flats])
     _check_blocks(FlatModule(opening or nn.Identity()), flats, weights, inputs)
@@ -155,10 +151,8 @@ def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cos
 
     Raises
     ------
-    TypeError
-        If ``model`` is not an ``nn.Sequential``.
-    ValueError
-        If it has no run of at least two blocks; otherwise as in `from_blocks`.
+    TypeError, ValueError
+        If ``model`` is not an ``nn.Sequential`` with a run of at least two blocks; otherwise as in `from_blocks`.
 
     Examples
     --------
@@ -221,8 +215,7 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
     Raises
     ------
     TypeError, ValueError
-        If the problem is not a network, the control belongs to another problem, or the integrator is not an explicit
-        Runge-Kutta scheme.
+        If the problem is not a network, the control belongs to another problem, or the scheme is not as above.
 
     Examples
     --------
@@ -250,11 +243,7 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
         raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {name}")
     if not isinstance(control, Control):
         raise TypeError(f"control: expected a Control, which knows its grid, got {type(control).__name__}")
-    if control.space != problem.space(control.space.grid):
-        raise ValueError(
-            f"control: expected {problem.control_size} numbers per step and {problem.parameter_size} "
-            f"parameters, got {control.space.control_size} and {control.space.parameter_size}"
-        )
+    problem.check_space("control", control.space)
     q, last = control.parameters, problem.terminal_cost
     network = _Unrolled(
         start.module.with_parameters(q),
@@ -278,18 +267,6 @@ class _WithoutSkip(nn.Module):
         return F
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The state equation of a step whose weights are those of a module."""
-
-    module: nn.Module
-    running_cost: None = None
-
-    @property
-    def dynamics(self) -> Any:
-        return lambda t, x, u: self.module(x)
-
-
 class _Unrolled(nn.Module):
     """Opening, one step for each block, closing."""
 
@@ -301,7 +278,8 @@ class _Unrolled(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         x: Tensor = self.opening(inputs)
         for block in self.blocks:
-            x, _ = self.integrator.step(_Block(block), 0.0, self.h, x, x)  # the control is not used
+            equation = SimpleNamespace(dynamics=lambda t, x, u, block=block: block(x), running_cost=None)
+            x, _ = self.integrator.step(equation, 0.0, self.h, x, x)  # the control is not used
         if self.closing is not None:
             x = self.closing(x)
         return x
@@ -330,13 +308,10 @@ def _like(inputs: Tensor) -> dict[str, Any]:
     return {"dtype": dtype, "device": inputs.device}
 
 
-def _kind(block: nn.Module) -> tuple[type, dict[str, tuple[int, ...]]]:
-    """Class and parameter shapes."""
-    return type(block), {name: tuple(p.shape) for name, p in block.named_parameters()}
-
-
-def _describe(kind: tuple[type, dict[str, tuple[int, ...]]]) -> str:
-    return f"{kind[0].__name__} with {', '.join(f'{name} {shape}' for name, shape in kind[1].items())}"
+def _kind(block: nn.Module) -> tuple[type, str]:
+    """Class, and a description with its name and parameter shapes."""
+    shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in block.named_parameters())
+    return type(block), f"{type(block).__name__} with {shapes}"
 
 
 @torch.no_grad()
@@ -347,8 +322,8 @@ def _check_blocks(opening: FlatModule, blocks: Sequence[FlatModule], weights: Te
         y = block(w, x)
         if y.shape != x.shape:
             raise ValueError(
-                f"blocks: expected outputs of the shape of the state {tuple(x.shape)}, "
-                f"got {tuple(y.shape)} from block {k}"
+                f"blocks: expected outputs of the shape of the state {tuple(x.shape)}, got {tuple(y.shape)} "
+                f"from block {k}"
             )
         if not torch.allclose(blocks[0](w, x), y, equal_nan=True):
             raise ValueError(

@@ -469,5 +469,7 @@ def test_a_control_without_grid_is_refused(rand):
 def test_a_control_of_another_problem_is_refused(rand):
     problem, _ = network(BLOCKS["dense"], rand)
     _, other = network(BLOCKS["module"], rand)
-    with pytest.raises(ValueError, match="control: expected 12 numbers per step and 17 parameters, got 28 and 17"):
+    with pytest.raises(
+        ValueError, match="control: expected a control with 12 numbers per step and 17 parameters, got 28 and 17"
+    ):
         to_module(problem, other)
