@@ -84,6 +84,7 @@ def recorded(request, rand, scheme):
     dynamics, shape, running, kind = request.param
     problem = ControlProblem(dynamics, rand(*shape), lambda x: x.pow(3).sum(), running, horizon=0.7)
     discretization = Discretization(problem, TimeGrid(0.7, STEPS), INTEGRATORS[scheme])
+    discretization.check()
     control = 0.5 * rand(discretization.space.dimension)
     x, u = problem.initial_state.x, discretization.space.path(control)[0]
     return discretization, control, choose(discretization, StoreAll(), x, u), kind
