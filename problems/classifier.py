@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocp.problem.costs import CrossEntropy, Tikhonov
+from ocp import CrossEntropy, Study, Tikhonov, residual_network
 from ocp.problem.layers import Dense
-from ocp.run.study import Study
-from ocp.training.networks import residual_network
 
 from .data import Dataset
 

@@ -21,15 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.integrators.linear_solvers import ConstantJacobian
-from ocp.integrators.runge_kutta import RungeKutta
+from ocp import LINEAR, ConstantJacobian, ControlProblem, QuadraticRunning, RungeKutta, Stop, Study, Target
 from ocp.integrators.tableaus import CRANK_NICOLSON
-from ocp.problem.control_problem import ControlProblem
-from ocp.problem.costs import QuadraticRunning
-from ocp.run.results import Target
-from ocp.run.stopping import Stop
-from ocp.run.study import Study
-from ocp.space.transfer import LINEAR
 
 __all__ = ["optimum", "problem", "profile"]
 

@@ -17,12 +17,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from ocp import LINEAR, ControlProblem, Stop, Study, Target
 from ocp.integrators.tableaus import EULER, Tableau
-from ocp.problem.control_problem import ControlProblem
-from ocp.run.results import Target
-from ocp.run.stopping import Stop
-from ocp.run.study import Study
-from ocp.space.transfer import LINEAR
 
 __all__ = ["LinearQuadratic", "continuous_optimum", "control_problem", "optimum", "problem", "random"]
 

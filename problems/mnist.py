@@ -11,10 +11,8 @@ from os import PathLike
 
 import torch
 
+from ocp import Stop, Study, Target
 from ocp.problem.layers import Dense
-from ocp.run.results import Target
-from ocp.run.stopping import Stop
-from ocp.run.study import Study
 
 from . import data
 from .classifier import classifier

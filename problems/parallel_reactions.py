@@ -14,11 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.problem.control_problem import ControlProblem
-from ocp.run.results import Target
-from ocp.run.stopping import Stop
-from ocp.run.study import Study
-from ocp.space.transfer import LINEAR
+from ocp import LINEAR, ControlProblem, Stop, Study, Target
 
 __all__ = ["problem"]
 

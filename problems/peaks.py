@@ -16,10 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ocp import Stop, Study, Target
 from ocp.problem.layers import Antisymmetric, Dense
-from ocp.run.results import Target
-from ocp.run.stopping import Stop
-from ocp.run.study import Study
 
 from .classifier import classifier
 from .data import Dataset, split

@@ -17,13 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocp.multilevel.refinement import Settled
-from ocp.problem.control_problem import ControlProblem
-from ocp.problem.costs import QuadraticRunning
-from ocp.run.results import Target
-from ocp.run.stopping import Stop
-from ocp.run.study import Study
-from ocp.space.transfer import LINEAR
+from ocp import LINEAR, ControlProblem, QuadraticRunning, Settled, Stop, Study, Target
 
 __all__ = ["problem"]
 
