@@ -43,8 +43,8 @@ def load(name: str, **options: Any) -> Study:
         One of `names`, or the path of a Python file that defines ``problem()``, which returns a `Study` or a
         `ControlProblem`.
     **options
-        Such as ``seed``, ``dtype``, ``device``. An option that is None is left to the problem; ``seed`` is passed over
-        where the function takes none.
+        Such as ``seed``, ``dtype``, ``device``. One that is None is left to the problem, and ``seed`` is ignored if the
+        function does not take it.
 
     Raises
     ------
@@ -53,30 +53,27 @@ def load(name: str, **options: Any) -> Study:
     """
     function = _function(name)
     accepted = inspect.signature(function).parameters
+    kinds = inspect.Parameter
+    any_key = any(parameter.kind is kinds.VAR_KEYWORD for parameter in accepted.values())
     given = {key: value for key, value in options.items() if value is not None}
-    any_key = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
-    unknown = [key for key in given if key not in accepted and key != "seed" and not any_key]
+    if "seed" not in accepted and not any_key:
+        given.pop("seed", None)
+    unknown = [key for key in given if key not in accepted and not any_key]
     if unknown:
         raise ValueError(f"{name}: expected options among {', '.join(accepted) or 'none'}, got {', '.join(unknown)}")
-    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    missing = [
-        key
-        for key, parameter in accepted.items()
-        if parameter.kind in keywords and parameter.default is parameter.empty and key not in given
-    ]
+    single = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    missing = [k for k, p in accepted.items() if p.default is p.empty and p.kind in single and k not in given]
     if missing:
         raise ValueError(f"{name}: expected a value for {', '.join(missing)}, got none")
     if name in names():
         for key, value in given.items():
-            _check_number(key, str(accepted[key].annotation) if key in accepted else "", value)
-    study = function(**{key: value for key, value in given.items() if key in accepted or any_key})
+            _check_number(key, str(accepted[key].annotation), value)
+    study = function(**given)
     if isinstance(study, ControlProblem):
         return Study(study)
-    if not isinstance(study, Study):
-        raise ValueError(
-            f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}"
-        )
-    return study
+    if isinstance(study, Study):
+        return study
+    raise ValueError(f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}")
 
 
 def takes(name: str, option: str) -> bool:
@@ -85,7 +82,7 @@ def takes(name: str, option: str) -> bool:
 
 
 def _check_number(key: str, annotation: str, value: Any) -> None:
-    """Refuse an argument of our own problems that is not of the kind their signatures state, or is out of range."""
+    """Refuse an argument of a shipped problem that does not fit its annotation, or is out of range."""
     least = 0 if key.endswith("seed") else 1
     if annotation.startswith("int") and not (isinstance(value, int) and value >= least):
         raise ValueError(f"{key}: expected an integer >= {least}, got {value!r}")
@@ -94,27 +91,26 @@ def _check_number(key: str, annotation: str, value: Any) -> None:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    known = names()
+    known, path = names(), Path(name)
     if name in known:
-        shipped: Callable[..., Any] = importlib.import_module(f"ocp.problems.{name}").problem
-        return shipped
-    path = Path(name)
-    if path.suffix != ".py":
+        module = importlib.import_module(f"ocp.problems.{name}")
+    elif path.suffix != ".py":
         close = get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"problem: expected one of {', '.join(known)}, or the path of a .py file, got {name!r}{hint}")
-    if not path.is_file():
+    elif not path.is_file():
         raise ValueError(f"problem: expected an existing file, got {name!r}")
-    module = _module(path.resolve())
-    if not callable(getattr(module, "problem", None)):
+    else:
+        module = _module(path.resolve())
+    function: Callable[..., Any] | None = getattr(module, "problem", None)
+    if not callable(function):
         raise ValueError(f"problem: expected {name} to define a function problem(), got none")
-    own: Callable[..., Any] = module.problem
-    return own
+    return function
 
 
 @cache
 def _module(path: Path) -> ModuleType:
-    """A user's file, executed once as Python does it: known to ``sys.modules``, its folder on the path."""
+    """A user's file, executed once as by Python: entered in ``sys.modules``, with its folder on the path."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -46,7 +46,7 @@ FAILURES = (
 
 
 def _one_line(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a user's mistake into one line on the terminal; an error in the user's own code keeps its traceback."""
+    """Print a user's mistake as one line; an error in the user's own code keeps its traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -99,22 +99,23 @@ _THREADS = click.option(
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that ``solve`` and ``compare`` share."""
-    for option in (
-        click.option("--quiet", is_flag=True, help="Show no live line."),
-        _SET,
-        _THREADS,
-        click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
-        click.option("--device", help="Device, such as cpu or cuda."),
-        click.option("--tolerance", type=_LIMIT, help="Norm of the derivative, relative to the start."),
-        click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
-        click.option("--max-work", type=_LIMIT, help="Limit of work, in gradients on the finest grid."),
-        click.option("--batch-size", type=_COUNT, help="Samples in a mini-batch; the default is all."),
-        _INTEGRATOR,
-        click.option("--levels", type=_COUNT, help="Number of grids; the default is the problem's own."),
-        _STEPS,
-        click.option("--learning-rate", default=1e-2, show_default=True, help="Learning rate of adam and sgd."),
+    options = (
         click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="Method on each grid."),
-    ):
+        click.option("--learning-rate", default=1e-2, show_default=True, help="Learning rate of adam and sgd."),
+        _STEPS,
+        click.option("--levels", type=_COUNT, help="Number of grids; the default is the problem's own."),
+        _INTEGRATOR,
+        click.option("--batch-size", type=_COUNT, help="Samples in a mini-batch; the default is all."),
+        click.option("--max-work", type=_LIMIT, help="Limit of work, in gradients on the finest grid."),
+        click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
+        click.option("--tolerance", type=_LIMIT, help="Norm of the derivative, relative to the start."),
+        click.option("--device", help="Device, such as cpu or cuda."),
+        click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
+        _THREADS,
+        _SET,
+        click.option("--quiet", is_flag=True, help="Show no live line."),
+    )
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -162,10 +163,6 @@ def _spec(method: str, options: Mapping[str, Any]) -> RunSpec:
         options["batch_size"],
         watch=Watch(progress=False if options["quiet"] else None, check_derivative=options.get("check", False)),
     )
-
-
-def _folder(out: Path | None, name: str, what: str) -> Path:
-    return writable("out", out or Path("ocp-out", Path(name).stem, what))
 
 
 @click.group()
@@ -226,22 +223,22 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
     """Solve problem NAME, or that of the file NAME; write result.json, control.pt, convergence.png, grids.png.
 
-    For a problem with a single sample, as those of classical control, also write the states, control and costates as
-    trajectory.png and trajectory.csv.
+    For a problem with a single sample, such as those of classical control, also write the states, control and costates
+    as trajectory.png and trajectory.csv.
 
-    Exit codes: 0 if the run ended by a test or by a limit, which the printed status tells; 1 if its result is not
-    finite, not bounded or not resolved, if its derivative is wrong, if a checkpoint that was required could not be
-    written, if it was interrupted, or if an argument does not fit; 2 if an option is unknown.
+    Exit codes: 0 if the run ended by a test or at a limit, which the printed status tells apart; 1 if its result is not
+    finite, not bounded or not resolved, if its derivative is wrong, if a required checkpoint could not be written, if
+    it was interrupted, or if an argument does not fit; 2 if an option is unknown.
     """
     goal = None if target is None else Target.parse(target)
     study = _load(name, seed, options)
     if goal is not None:
         study = replace(study, stop=replace(study.stop, target=goal))
-    run = replace(_spec(method, options), seed=seed, checkpoint=_checkpoint(name, seed, **options))
+    run = replace(_spec(method, options), seed=seed, checkpoint=_checkpoint(name, seed, options))
     if options["grid_error"] is not None:
         run = replace(run, steps=Adaptive(options["grid_error"], options["steps"] or study.steps))
     with launched() as processes:
-        folder = _folder(out, name, method) if processes.rank == 0 else None
+        folder = writable("out", out or Path("ocp-out", Path(name).stem, method)) if processes.rank == 0 else None
         result = solve(name, study, replace(run, processes=processes))
     if folder is not None:
         _report(study, method, result, goal, folder)
@@ -249,24 +246,14 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
         raise SystemExit(1)
 
 
-def _checkpoint(
-    name: str,
-    seed: int,
-    sets: tuple[str, ...],
-    checkpoint: str | None,
-    every: int | None,
-    resume: bool,
-    resume_from: Path | None,
-    **others: Any,
-) -> Checkpoint | None:
-    if checkpoint is not None:
-        often: dict[str, Any] = {} if every is None else {"every": every, "seconds": 0.0}
-        return Checkpoint(
-            checkpoint, name=", ".join((name, f"seed {seed}", *sets)), resume=resume_from or resume, **often
-        )
-    if resume or resume_from is not None:
+def _checkpoint(name: str, seed: int, options: Mapping[str, Any]) -> Checkpoint | None:
+    folder, every, resume = options["checkpoint"], options["every"], options["resume_from"] or options["resume"]
+    if folder is None and resume:
         raise ValueError("resume: --resume and --resume-from require --checkpoint FOLDER")
-    return None
+    if folder is None:
+        return None
+    often = {} if every is None else {"every": every, "seconds": 0.0}
+    return Checkpoint(folder, name=", ".join((name, f"seed {seed}", *options["sets"])), resume=resume, **often)
 
 
 def _report(study: Study, method: str, result: Result, goal: Target | None, folder: Path) -> None:
@@ -305,7 +292,7 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
     if seeds > 1 and not catalog.takes(name, "seed"):
         click.echo("problem() takes no seed: one run of each method.", err=True)
         seeds = 1
-    folder = _folder(out, name, "compare")
+    folder = writable("out", out or Path("ocp-out", Path(name).stem, "compare"))
     make = partial(_load, name, options=options)
     comparison = compare(name, make, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
     ocp.plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle, groupby
+from itertools import cycle, groupby, product
 from math import nan
 from typing import Any
 
@@ -18,7 +18,6 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from ocp.adjoint.trajectory import Trajectory
-from ocp.optimize.method import Visit
 from ocp.run.results import Record, Result, Target
 from ocp.verification.verify import Report
 
@@ -81,21 +80,19 @@ def convergence(results: Result | Mapping[str, Result | Sequence[Result]], targe
     records = [record for group in groups.values() for result in group for record in result.history]
     lower = "derivative_norm" if all(r.validation_accuracy is None for r in records) else "validation_accuracy"
     figure, axes = _figure((10, 7), 2, 2, sharex="col", sharey="row")
-    for row, quantity in zip(axes, ("value", lower), strict=True):
-        row[0].set_ylabel(LABELS[quantity])
-        for axis, abscissa in zip(row, ("work_units", "seconds"), strict=True):
-            for number, (label, group) in enumerate(groups.items()):
-                look = {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)]}
-                _runs(axis, group, abscissa, quantity, label, look)
-            if quantity != "validation_accuracy":
-                _logarithmic(axis)
-            if axis.dataLim.x1 > 10 * axis.dataLim.minposx:
-                axis.set_xscale("log", nonpositive="mask")
-                axis.xaxis.set_minor_formatter(NullFormatter())
-            if target is not None and quantity.endswith(target.quantity):  # the accuracy is that of validation
-                axis.axhline(target.threshold, color="black", linewidth=0.8, linestyle="--")
-    for axis, abscissa in zip(axes[-1], ("work_units", "seconds"), strict=True):
-        axis.set_xlabel(LABELS[abscissa])
+    for axis, (quantity, abscissa) in zip(axes.flat, product(("value", lower), ("work_units", "seconds")), strict=True):
+        for number, (label, group) in enumerate(groups.items()):
+            look = {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)]}
+            _runs(axis, group, abscissa, quantity, label, look)
+        if quantity != "validation_accuracy":
+            _logarithmic(axis)
+        if axis.dataLim.x1 > 10 * axis.dataLim.minposx:
+            axis.set_xscale("log", nonpositive="mask")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        if target is not None and quantity.endswith(target.quantity):  # the accuracy is that of validation
+            axis.axhline(target.threshold, color="black", linewidth=0.8, linestyle="--")
+        axis.set(xlabel=LABELS[abscissa], ylabel=LABELS[quantity])
+        axis.label_outer()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if any(record.level > 0 for record in records):
         handles, labels = [*handles, Line2D([], [], color="black", alpha=COARSE)], [*labels, "on coarse grids"]
@@ -143,20 +140,19 @@ def _runs(
 ) -> None:
     """The runs of one label, coarse parts lighter, and a dot where the run with the median work ends."""
     for history in (result.history for result in group):
-        x, y = [getattr(r, abscissa) for r in history], [_ordinate(r, quantity) for r in history]
+        x, y = _series(history, abscissa), _series(history, quantity)
         fine = next((k for k, record in enumerate(history) if record.level == 0), len(history))
         axis.plot(x[: fine + 1], y[: fine + 1], linewidth=1.0, alpha=COARSE, **look)
         axis.plot(x[fine:], y[fine:], linewidth=1.4, alpha=0.9, **look)
-    end = sorted((result.history[-1] for result in group), key=lambda record: record.work_units)[len(group) // 2]
-    axis.plot(getattr(end, abscissa), _ordinate(end, quantity), marker="o", markersize=5, label=label, **look)
+    end = sorted((result.history for result in group), key=lambda h: h[-1].work_units)[len(group) // 2][-1:]
+    axis.plot(_series(end, abscissa), _series(end, quantity), marker="o", markersize=5, label=label, **look)
 
 
-def _ordinate(record: Record, quantity: str) -> float:
-    """What is drawn of a record; of the objective, the value on the finest grid if it is known."""
-    if quantity == "value" and record.finest_value is not None:
-        return record.finest_value
-    value = getattr(record, quantity)
-    return nan if value is None else float(value)
+def _series(records: Sequence[Record], name: str) -> np.ndarray:
+    """A field of records as numbers; of the objective, the value on the finest grid if it is known."""
+    if name == "value":
+        return np.array([r.value if r.finest_value is None else r.finest_value for r in records])
+    return np.array([getattr(record, name) for record in records], dtype=float)  # None becomes nan
 
 
 def grids(result: Result) -> Figure:
@@ -180,44 +176,36 @@ def grids(result: Result) -> Figure:
     figure, axes = _figure((10, 8), 3, sharex=True, height_ratios=(3, 2, 2))
     top, middle, bottom = axes.flat
     steps = sorted({r.steps for r in result.history} | {n for v in result.visits for n in (v.steps, v.coarse)})
-    height = {n: k for k, n in enumerate(steps)}
     shades = colormaps["viridis"](np.linspace(0.9, 0.1, len(steps)))  # the finest grid is the darkest
     begin = result.history[0].work_units
-    for n, records in groupby(result.history, key=lambda record: record.steps):
-        color = shades[height[n]]
-        work, values = zip(*((r.work_units, _ordinate(r, "value")) for r in records), strict=True)
+    for n, stay in groupby(result.history, key=lambda record: record.steps):
+        records = tuple(stay)
+        color, work, values = shades[steps.index(n)], _series(records, "work_units"), _series(records, "value")
         top.plot((begin, *work), (values[0], *values), color=color, linewidth=1.4, label=f"{n} step{'s' * (n > 1)}")
-        middle.barh(height[n], work[-1] - begin, left=begin, height=0.7, color=color)
+        middle.barh(steps.index(n), work[-1] - begin, left=begin, height=0.7, color=color)
         begin = work[-1]
     for visit in result.visits:
         color = COLORS[5] if visit.step else COLORS[1]
-        middle.barh(height[visit.coarse], visit.end - visit.begin, left=visit.begin, height=0.35, color=color)
-    _corrections(bottom, result.visits)
+        middle.barh(steps.index(visit.coarse), visit.end - visit.begin, left=visit.begin, height=0.35, color=color)
+    end = [visit.end for visit in result.visits]
+    gained = [v.decrease / v.expected if v.expected > 0 else nan for v in result.visits]
+    for name, marker, color, numbers in (
+        ("share taken", "o", COLORS[0], [v.step for v in result.visits]),
+        ("gained / expected", "v", COLORS[2], gained),
+        ("mismatch", "x", COLORS[1], [v.mismatch for v in result.visits]),
+    ):
+        bottom.plot(end, np.clip(numbers, -0.1, 2.0), marker, color=color, fillstyle="none", label=name, markersize=6)
+    if result.visits:
+        bottom.legend(frameon=False, fontsize="small", ncols=3)
+    else:
+        bottom.text(0.5, 0.5, "no corrections were asked for", transform=bottom.transAxes, ha="center")
     _logarithmic(top)
     top.set_ylabel(LABELS["value"])
     top.legend(frameon=False, fontsize="small")
     middle.set_yticks(range(len(steps)), [str(n) for n in steps])
     middle.set_ylabel("steps of the grid")
-    bottom.set_xlabel(LABELS["work_units"])
+    bottom.set(ylim=(-0.15, 2.1), xlabel=LABELS["work_units"], ylabel="corrections")
     return figure
-
-
-def _corrections(axis: Axes, visits: Sequence[Visit]) -> None:
-    """Share, success and mismatch of each correction."""
-    gained = [v.decrease / v.expected if v.expected > 0 else nan for v in visits]
-    for name, marker, color, values in (
-        ("share taken", "o", COLORS[0], [v.step for v in visits]),
-        ("gained / expected", "v", COLORS[2], gained),
-        ("mismatch", "x", COLORS[1], [v.mismatch for v in visits]),
-    ):
-        end = [visit.end for visit in visits]
-        axis.plot(end, np.clip(values, -0.1, 2.0), marker, color=color, fillstyle="none", label=name, markersize=6)
-    axis.set_ylim(-0.15, 2.1)
-    axis.set_ylabel("corrections")
-    if visits:
-        axis.legend(frameon=False, fontsize="small", ncols=3)
-    else:
-        axis.text(0.5, 0.5, "no corrections were asked for", transform=axis.transAxes, ha="center")
 
 
 def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None = None) -> Figure:
@@ -249,9 +237,8 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
     ['state', 'control', 'costate']
     """
     if not isinstance(trajectory, Trajectory):
-        raise TypeError(
-            f"trajectory: expected a Trajectory, such as result.trajectory(problem), got {type(trajectory).__name__}"
-        )
+        kind = type(trajectory).__name__
+        raise TypeError(f"trajectory: expected a Trajectory, such as result.trajectory(problem), got {kind}")
     names = names or {}
     if not set(names) <= {"x", "u"}:
         raise ValueError(f"names: expected names for x and u, got names for {', '.join(names)}")
@@ -276,8 +263,7 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
         if samples > 1 and components > len(COLORS):
             values, labels = values.reshape(len(t), -1, 1), ["all components"]
         _curves(axis, t, values, labels, held=like == "u", bounds=bounds if title == "control" else ())
-    axis.set_xlabel("time")
-    axis.set_xlim(t[0], t[-1])
+    axis.set(xlabel="time", xlim=(t[0], t[-1]))
     figure.align_ylabels()
     return figure
 
@@ -360,7 +346,6 @@ def taylor(report: Report) -> Figure:
             guide[guide <= test.noise] = nan
             axis.loglog(test.steps, guide, color=color, linewidth=0.8, linestyle="--", label=f"slope {order}")
     axis.axhspan(axis.get_ylim()[0], test.noise, color="0.9", label="rounding errors")
-    axis.set_xlabel("step length")
-    axis.set_ylabel("remainder")
+    axis.set(xlabel="step length", ylabel="remainder")
     axis.legend(frameon=False)
     return figure
