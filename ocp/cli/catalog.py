@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -23,9 +22,8 @@ __all__ = ["load", "names", "summaries", "takes"]
 
 def names() -> tuple[str, ...]:
     """Names of the problems of the package ``problems``: its modules that define a function ``problem``."""
-    folder = Path(ocp.problems.__path__[0])
-    modules = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
-    return tuple(name for name in modules if "\ndef problem(" in (folder / f"{name}.py").read_text())
+    files = sorted(Path(ocp.problems.__path__[0]).glob("*.py"))
+    return tuple(file.stem for file in files if "\ndef problem(" in file.read_text())
 
 
 def summaries() -> dict[str, str]:
@@ -40,8 +38,7 @@ def load(name: str, **options: Any) -> Study:
     Parameters
     ----------
     name : str
-        One of `names`, or the path of a Python file that defines ``problem()``, which returns a `Study` or a
-        `ControlProblem`.
+        One of `names`, or the path of a Python file whose ``problem()`` returns a `Study` or a `ControlProblem`.
     **options
         Such as ``seed``, ``dtype``, ``device``. One that is None is left to the problem, and ``seed`` is ignored if the
         function does not take it.

@@ -65,8 +65,8 @@ def _in_user_code(error: BaseException, name: str | None) -> bool:
     if name is None or not name.endswith(".py"):
         return False
     ours = (Path(ocp.__file__).parent, *map(Path, ocp.problems.__path__))
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        file = Path(frame.f_code.co_filename)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
         if any(file.is_relative_to(folder) for folder in ours):
             return False
         if file.parent == Path(name).resolve().parent:
@@ -319,7 +319,7 @@ def plot_(folders: tuple[Path, ...], out: Path) -> None:
         else:
             raise ValueError(f"folder: expected one with result.json or compare.json, got {folder}")
         for label, results in found.items():
-            label = label if len(folders) == 1 else f"{folder}: {label}"
-            groups[label] = (*groups.get(label, ()), *results)
+            name = label if len(folders) == 1 else f"{folder}: {label}"
+            groups[name] = groups.get(name, ()) + results
     ocp.plots.convergence(groups, target).savefig(out, dpi=150)
     click.echo(f"written to {out}")

@@ -32,7 +32,7 @@ from ocp.run.watching import Watch
 from ocp.space.transfer import depth
 from ocp.training.batches import Batches
 
-__all__ = ["Comparison", "RunSpec", "compare", "mgopt", "nested", "single", "solve", "title"]
+__all__ = ["Comparison", "RunSpec", "compare", "mgopt", "nested", "single", "solve"]
 
 #: Epochs on each coarse grid with mini-batches. On the spiral and the peaks with Adam and SGD, 5 ended at
 #: objectives up to twice as high; 20 gained little and took half as long again.
@@ -68,20 +68,14 @@ class RunSpec:
     method : callable
         How to use the grids: `single`, `nested`, `mgopt`, or another function of the levels, the smoother, the batches,
         and ``interpolation`` and ``refine``, which returns a `Method`. It goes by its name.
-    smoother : Method, optional
-    steps : int or Adaptive, optional
+    smoother, steps, integrator, stop, checkpoint, processes : optional
+        As in `minimize`, where the smoother is the method on each grid.
     levels : int, optional
         By default as many as lead down to the coarsest grid that the study suggests.
-    integrator : str or Integrator, optional
     batch_size : int, optional
-        Mini-batches of this size.
-    seed : int
-        Of the batches.
-    stop : Stop, optional
+        Mini-batches of this size, drawn with ``seed``.
     watch : Watch
-        Validation samples are those of the study, unless it has others.
-    checkpoint : Checkpoint, optional
-    processes : Processes
+        By default with the validation samples of the study.
     label : str
         In tables and figures; by default the name of the method.
     """
@@ -109,15 +103,7 @@ class RunSpec:
 
 
 def solve(name: str, study: Study, run: RunSpec) -> Result:
-    """Solve a study; the result says what was run, and holds the test accuracy if there are test samples.
-
-    Parameters
-    ----------
-    name : str
-        Of the problem, for the result.
-    study : Study
-    run : RunSpec
-    """
+    """Solve a study. The result says what was run, calls the problem ``name``, and has the test accuracy, if any."""
     steps, smoother = run.steps or study.steps, run.smoother or study.smoother
     integrator = run.integrator or study.integrator
     finest = steps.first if isinstance(steps, Adaptive) else steps
@@ -140,26 +126,19 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
     if study.test is not None:
         assert result.control is not None
         result = replace(result, test_accuracy=accuracy(study.test, result.control, integrator))
-    about: dict[str, Any] = {"problem": name, "label": run.label, "method": run.method.__name__}
-    about |= {"smoother": title(smoother), "levels": 1 if run.method is single else levels, "seed": run.seed}
-    return result.describe(**about)
-
-
-def title(method: Method) -> str:
-    """A short name for a method: that of its class, or of the optimizer that it wraps."""
-    return method.optimizer.__name__ if isinstance(method, TorchOptimizer) else type(method).__name__
+    return result.describe(
+        problem=name,
+        label=run.label,
+        method=run.method.__name__,
+        smoother=(smoother.optimizer if isinstance(smoother, TorchOptimizer) else type(smoother)).__name__,
+        levels=1 if run.method is single else levels,
+        seed=run.seed,
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of several methods and seeds.
-
-    Attributes
-    ----------
-    runs : mapping
-        From the label of a run to its results, one for each seed.
-    target : Target or None
-    """
+    """Results of several methods and seeds: from the label of each run to its results, one for each seed."""
 
     runs: Mapping[str, tuple[Result, ...]]
     target: Target | None = None
@@ -260,11 +239,13 @@ def compare(
     Parameters
     ----------
     name : str
+        Of the problem.
     make : callable
         From a seed to a study; all methods get the same one.
     runs : sequence of RunSpec
         One for each method.
     seeds : int
+        Number of seeds, counted from 0.
     target : Target, optional
         By default that of the first study.
     save : callable, optional

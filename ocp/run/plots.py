@@ -245,24 +245,20 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
     t, x, p = (values.cpu().numpy() for values in (trajectory.t, trajectory.x.flatten(2), trajectory.p.flatten(2)))
     u, gradient = (_at_nodes(held)[:, None] for held in (trajectory.u, trajectory.gradient))
     bounds = [_at_nodes(bound) for bound in (trajectory.lower, trajectory.upper) if bound is not None]
-    panels = [
-        ("state", "x", x, "x"),
-        ("control", "u", u, "u"),
-        ("costate", "p", p, "x"),
-        ("gradient", "g", gradient, "u"),
-    ]
+    panels = [("state", "x", x), ("control", "u", u), ("costate", "p", p), ("gradient", "g", gradient)]
     panels = panels if bounds else panels[:-1]
     figure, axes = _figure((8, 0.6 + 2.2 * len(panels)), len(panels), sharex=True)
-    for axis, (title, symbol, values, like) in zip(axes.flat, panels, strict=True):
+    for axis, (title, symbol, values) in zip(axes.flat, panels, strict=True):
         samples, components = values.shape[1:]
-        labels = _labels(symbol, components, names.get(like))
+        held = symbol in "ug"
+        labels = _labels(symbol, components, names.get("u" if held else "x"))
         axis.set_ylabel(title)
         if samples == 1 and components > LINES:
-            _image(axis, t, values, held=like == "u")
+            _image(axis, t, values, held)
             continue
         if samples > 1 and components > len(COLORS):
             values, labels = values.reshape(len(t), -1, 1), ["all components"]
-        _curves(axis, t, values, labels, held=like == "u", bounds=bounds if title == "control" else ())
+        _curves(axis, t, values, labels, held, bounds if title == "control" else ())
     axis.set(xlabel="time", xlim=(t[0], t[-1]))
     figure.align_ylabels()
     return figure

@@ -184,14 +184,18 @@ class Result:
         Raises
         ------
         ValueError
-            If there is no control, if the problem does not fit it, or if no integrator has the name.
+            If there is no control, the problem does not fit it, or the integrator has no known name.
         """
         if self.control is None:
             raise ValueError("control: expected a result with its control, got none")
         space = self.control.space
         objective = discretize(problem, space.grid.steps, integrator or str(self.about.get("integrator")))
         if objective.space != space:
-            raise ValueError(f"problem: expected one with {_sizes(space)}, got {_sizes(objective.space)}")
+            expected, got = (
+                f"{s.control_size} numbers per step, {s.parameter_size} parameters and the horizon {s.grid.horizon:g}"
+                for s in (space, objective.space)
+            )
+            raise ValueError(f"problem: expected one with {expected}, got {got}")
         return objective.trajectory(self.control.flat.to(objective.discretization.example()[0]))
 
     def __repr__(self) -> str:
@@ -290,8 +294,3 @@ def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers that were not finite, and became null, as nan."""
     numbers = ("value", "derivative_norm")
     return {name: nan if value is None and name in numbers else value for name, value in values.items()}
-
-
-def _sizes(space: ControlSpace) -> str:
-    numbers, horizon = space.control_size, space.grid.horizon
-    return f"{numbers} numbers per step, {space.parameter_size} parameters and the horizon {horizon:g}"

@@ -1,4 +1,4 @@
-"""A problem together with how to solve it, what is known of it, and data held out."""
+"""A problem together with how to solve it, what is known about it, and data held out."""
 
 from __future__ import annotations
 
@@ -24,24 +24,15 @@ class Study:
     ----------
     problem : ControlProblem
         For a learning problem, on the training samples.
-    steps, levels : int
-        Suggested number of steps on the finest grid, and of grids.
-    integrator : str or Integrator
-        Suggested scheme.
-    smoother : Method
-        Suggested method on each grid.
-    interpolation : callable
-        Suggested prolongation.
-    refine : Refinement
-        Suggested rule for when to refine.
+    steps, levels, integrator, smoother, interpolation, refine, stop
+        Suggestions: steps of the finest grid, number of grids, scheme, method on each grid, prolongation, rule for when
+        to refine, tolerance and limits.
     validation, test : ControlProblem, optional
-        The same problem on samples that occur nowhere else; they are for measuring accuracy.
+        The same problem on other samples, to measure accuracy.
     optimum : float, optional
         Known optimum of the continuous problem.
-    stop : Stop
-        Suggested tolerance and limits.
     target : Target, optional
-        What a comparison measures the way to.
+        Comparisons measure the work to reach it.
     """
 
     problem: ControlProblem
