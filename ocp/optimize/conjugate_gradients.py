@@ -24,7 +24,7 @@ class NonlinearCG:
     Parameters
     ----------
     search : LineSearch
-        Strong Wolfe with a small c2, so that directions descend.
+        The default has a small c2, so that directions descend.
     """
 
     search: LineSearch = StrongWolfe(c2=0.1)
@@ -41,9 +41,10 @@ class NonlinearCG:
             old, old_direction, decrease = state.memory
             beta = float(torch.dot(d - old, gradient) / torch.dot(old, space.gradient(old)))
             conjugate = torch.add(direction, masked(old_direction, free), alpha=max(beta, 0.0))
-            if torch.dot(d, conjugate) < 0:
+            slope = float(torch.dot(d, conjugate))
+            if slope < 0:
                 # The first-order change of the last step is expected again (Nocedal & Wright, equation 3.60).
-                direction, first = conjugate, decrease / float(torch.dot(d, conjugate))
+                direction, first = conjugate, decrease / slope
         trial = self.search(state.point, direction, first)
         if trial is None:
             return replace(state, memory=None, status=Status.NO_DECREASE if state.memory is None else Status.RUNNING)

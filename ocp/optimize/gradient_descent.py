@@ -21,7 +21,7 @@ class GradientDescent:
     ----------
     search : LineSearch
     first : float
-        Length of the first trial step, in multiples of the gradient.
+        The first trial step, in multiples of the gradient.
     """
 
     search: LineSearch = Armijo()

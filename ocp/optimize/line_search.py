@@ -8,7 +8,7 @@ Newton methods for optimization problems with simple constraints", and Ferry, Gi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from typing import Protocol
 
 import torch
@@ -28,6 +28,13 @@ class Trial:
     point: Evaluation
 
 
+class LineSearch(Protocol):
+    """Looks for a step that decreases the objective sufficiently, within the steps that the objective allows."""
+
+    def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
+        """Begin with the length ``step``; None if no trial step is acceptable."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Curve:
     """The controls P(u + a d) for a >= 0; without bounds a straight line."""
@@ -45,17 +52,11 @@ class _Curve:
 
     def slope(self, point: Evaluation) -> float:
         """Slope of the objective along the curve, at one of its points."""
-        box = self.start.objective.box
-        direction = self.direction if box is None else box.inward(point.control, self.direction)
-        return float(torch.dot(point.derivative, direction))
+        return float(torch.dot(point.derivative, self._tangent(point)))
 
     def bent(self, point: Evaluation) -> bool:
         """Whether the curve has a kink before one of its points: an entry has met its bound."""
-        box = self.start.objective.box
-        if box is None:
-            return False
-        before, after = (box.inward(u, self.direction) for u in (self.start.control, point.control))
-        return not torch.equal(before, after)
+        return not torch.equal(self._tangent(self.start), self._tangent(point))
 
     def change(self, slope: float, step: float, point: Evaluation) -> float:
         """Change of the objective to first order, given the slope at the start."""
@@ -63,25 +64,23 @@ class _Curve:
             return step * slope
         return float(torch.dot(self.start.derivative, point.control - self.start.control))
 
-
-class LineSearch(Protocol):
-    """Looks for a step that decreases the objective sufficiently, within the steps that the objective allows."""
-
-    def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
-        """Begin with the length ``step``; None if no trial step is acceptable."""
+    def _tangent(self, point: Evaluation) -> Tensor:
+        box = self.start.objective.box
+        return self.direction if box is None else box.inward(point.control, self.direction)
 
 
 def _interpolate(width: float, slope: float, rise: float) -> float:
-    """Minimizer in (0, width) of the parabola with this slope at 0 and this rise at ``width``, kept off both ends.
+    """Minimizer between 0 and ``width`` of the parabola with this slope at 0 and this rise at ``width``.
 
-    The safeguards 0.1 and 0.5 are those of Dennis & Schnabel (1983), algorithm A6.3.1; where the rise is not
-    finite there is no parabola, and the smaller one is used.
+    It is kept off both ends by the safeguards of Dennis & Schnabel (1983), algorithm A6.3.1, 0.1 and 0.5. Where the
+    rise is not finite there is no parabola, and the smaller one is used.
     """
     curvature = rise - slope * width
     if not isfinite(curvature):
         return 0.1 * width
     best = -0.5 * slope * width**2 / curvature if curvature > 0 else 0.5 * width
-    return min(max(best, 0.1 * width), 0.5 * width)
+    nearest, farthest = sorted((0.1 * width, 0.5 * width))
+    return min(max(best, nearest), farthest)
 
 
 @dataclass(frozen=True)
@@ -101,19 +100,18 @@ class Armijo:
 
     def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
         curve = _Curve(start, direction)
-        slope = curve.slope(start)
-        if not slope < 0:
+        slope, step = curve.slope(start), min(step, curve.limit())
+        if not slope < 0 < step:
             return None
-        step = min(step, curve.limit())
-        for _ in range(self.trials if step > 0 else 0):
+        for _ in range(self.trials):
             point = curve.at(step)
-            trial, change = point.value, curve.change(slope, step, point)
-            if isfinite(trial) and trial - start.value <= self.c1 * change < 0:
+            value, change = point.value, curve.change(slope, step, point)
+            if isfinite(value) and value - start.value <= self.c1 * change < 0:
                 # The derivative is needed next in any case.
                 if isfinite(curve.slope(point)):
                     return Trial(step, point)
-                trial = inf
-            step = _interpolate(step, change / step, trial - start.value)
+                value = inf
+            step = _interpolate(step, change / step, value - start.value)
         return None
 
 
@@ -127,7 +125,7 @@ class StrongWolfe:
     Parameters
     ----------
     c1, c2 : float
-        0 < c1 < c2 < 1; take a smaller c2, as 0.1, for conjugate gradients.
+        0 < c1 < c2 < 1; take a smaller c2, such as 0.1, for conjugate gradients.
     trials : int
         At most this many values and slopes are computed.
     """
@@ -137,44 +135,36 @@ class StrongWolfe:
     trials: int = 20
 
     def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
-        value, curve = start.value, _Curve(start, direction)
-        slope = curve.slope(start)
-        if not slope < 0:
+        curve = _Curve(start, direction)
+        first_slope, limit = curve.slope(start), curve.limit()
+        step = min(step, limit)
+        if not first_slope < 0 < step:
             return None
         # Differences of values below this are noise; the slope still tells whether a step is a good one.
-        slack = 4 * torch.finfo(start.control.dtype).eps * abs(value)
-        low, low_value, low_slope, best = 0.0, value, slope, None
+        slack = 4 * torch.finfo(start.control.dtype).eps * abs(start.value)
+        low, low_value, low_slope, best = 0.0, start.value, first_slope, None
         high, high_value = inf, inf
-        limit = curve.limit()
-        step = min(step, limit)
-        for _ in range(self.trials if limit > 0 else 0):
+        for _ in range(self.trials):
             point = curve.at(step)
-            trial = point.value
-            enough = value + self.c1 * curve.change(slope, step, point)
-            bound = min(enough, low_value if best is not None else inf) + slack
-            if not (isfinite(trial) and trial <= bound):
-                high, high_value = step, trial
+            value, slope = point.value, nan
+            enough = start.value + self.c1 * curve.change(first_slope, step, point)
+            if isfinite(value) and value <= min(enough, low_value if best is not None else inf) + slack:
+                slope = curve.slope(point)
+                value = value if isfinite(slope) else inf
+            if not isfinite(slope):
+                high, high_value = step, value
             else:
-                trial_slope = curve.slope(point)
-                if not isfinite(trial_slope):
-                    high, high_value = step, inf
-                else:
-                    # At a kink of a projected path the slope can jump over the flat range.
-                    rising = trial_slope > 0 and curve.bent(point)
-                    if rising or abs(trial_slope) <= -self.c2 * slope or (step == limit and trial_slope < 0):
-                        return Trial(step, point)
-                    if trial_slope * (high - step if isfinite(high) else 1.0) >= 0:
-                        high, high_value = low, low_value
-                    low, low_value, low_slope, best = step, trial, trial_slope, point
+                flat = abs(slope) <= -self.c2 * first_slope
+                # At a kink of a projected path the slope can jump over the flat range.
+                if flat or (slope > 0 and curve.bent(point)) or (slope < 0 and step == limit):
+                    return Trial(step, point)
+                if slope * (high - step) >= 0:
+                    high, high_value = low, low_value
+                low, low_value, low_slope, best = step, value, slope, point
             # Where nothing brackets the step yet, go on farther; 4 is between the 2 and 10 of Dennis & Schnabel.
-            farther = high == inf
-            step = min(4 * step, limit) if farther else low + self._inside(low, low_value, low_slope, high, high_value)
+            if high == inf:
+                step = min(4 * step, limit)
+            else:
+                step = low + _interpolate(high - low, low_slope, high_value - low_value)
         # A decrease below rounding passes the test with its slack; where the slope is still steep, it leads nowhere.
-        return Trial(low, best) if best is not None and low_value < value - slack else None
-
-    @staticmethod
-    def _inside(low: float, low_value: float, low_slope: float, high: float, high_value: float) -> float:
-        """Signed way from ``low`` into the bracket."""
-        width = high - low
-        sign = 1.0 if width > 0 else -1.0
-        return sign * _interpolate(abs(width), sign * low_slope, high_value - low_value)
+        return Trial(low, best) if best is not None and low_value < start.value - slack else None

@@ -17,20 +17,20 @@ __all__ = ["Method", "State", "Visit", "as_method"]
 
 @dataclass(frozen=True)
 class Visit:
-    """What became of one correction that a cycle asked of a coarser grid.
+    """One visit of a cycle to a coarser grid, and what its correction was worth.
 
     Attributes
     ----------
     steps, coarse : int
-        Of the grid that asked, and of the one that was asked.
+        Numbers of steps of the grid to be corrected, and of the coarser one.
     begin, end : float
-        Work units when the visit began and when its outcome was known.
+        Work units at the beginning and after the line search.
     mismatch : float
-        |tau| by the size of the restricted derivative: what the coarse objective had to be corrected for.
+        |tau| relative to the restricted derivative: how far the coarse objective was from coherence.
     expected, decrease : float
-        Decrease of the coarse model, and of the objective that asked; 0 where the correction was refused.
+        Decrease of the coarse model, and of the objective on the finer grid; the latter is 0 for a refused correction.
     step : float
-        Share of the correction that was taken; 0 where it was refused.
+        Share of the correction that was taken; 0 if it was refused.
     """
 
     steps: int
@@ -50,17 +50,17 @@ class State:
     Attributes
     ----------
     point : Evaluation
-        At the current control, with what has been computed there. A multilevel method begins on a coarse grid.
+        At the current control. A multilevel method begins on a coarse grid.
     memory : Any
         What the method remembers: tensors, numbers and containers of them.
     status : Status
         RUNNING, or why the method cannot go on.
     counts : mapping
-        Events worth reporting, such as refused coarse corrections.
+        Events worth reporting, such as refused corrections.
     level : int
-        Of the grid that the control lives on; 0 is the finest.
+        Level of the control's grid; 0 is the finest.
     visits : tuple of Visit
-        All that cycles have made so far.
+        Visits to coarser grids so far.
     """
 
     point: Evaluation
@@ -72,11 +72,11 @@ class State:
 
     @property
     def control(self) -> Tensor:
-        """Flat; its length tells the grid it lives on."""
+        """The flat control; its length determines its grid."""
         return self.point.control
 
     def of(self, objective: Objective) -> State:
-        """The same state, with its point evaluated by an objective, on the grid of its control."""
+        """The same state with its control evaluated by ``objective``, on the grid of the control."""
         here = objective.on(objective.space.steps_of(self.control))
         return self if self.point.objective is here else replace(self, point=here.at(self.control))
 
@@ -89,23 +89,14 @@ class Method(Protocol):
         """State before the first step, from the evaluation at the start."""
 
     def step(self, objective: Objective, state: State) -> State:
-        """One step, from an evaluation by this objective.
-
-        The objective may differ from that of the last step, by its batch or its shift.
-        """
+        """One step from an evaluation by this objective, whose batch or shift may have changed since the last step."""
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         """The memory on the finer grid of a transfer."""
 
 
 def as_method(name: str, method: Any) -> Method:
-    """The method itself, where it is one.
-
-    Raises
-    ------
-    TypeError
-        If it is not a method; the error begins with ``name``.
-    """
+    """The method itself; a TypeError that begins with ``name`` if it is not a method."""
     if isinstance(method, type) or not isinstance(method, Method):
         got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
         raise TypeError(f"{name}: expected a method such as LBFGS() or MGOPT(levels=4), got {got}")

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from torch import Tensor
-
 from ocp.objective.evaluation import Evaluation, Objective, free_part, optimality
 from ocp.optimize.method import State
 from ocp.optimize.status import Status
@@ -23,21 +21,20 @@ class NewtonCG:
     """Newton's method by truncated conjugate gradients in a trust region, Nocedal & Wright (2006), section 7.1.
 
     It needs second derivatives. The conjugate gradients end when the residual is at most
-    min(forcing, (|d| / |d_0|)^exponent) |d|, where d is the derivative and d_0 that of the first step: far from
-    the optimum early, near it late enough for convergence of order 1 + exponent (theorem 7.2 there). With bounds, they
-    run in the subspace of the free entries, and the step is projected: Bertsekas (1982), "Projected Newton methods for
-    optimization problems with simple constraints".
+    min(forcing, (|d| / |d_0|)^exponent) |d|, where d is the derivative and d_0 that of the first step: early far from
+    the optimum, and near it late enough for convergence of order 1 + exponent (theorem 7.2 there). With bounds, they
+    run in the subspace of the free entries, and the step is projected (see `TrustRegion`).
 
     Parameters
     ----------
     forcing, exponent : float
-        Defaults are those of Nocedal & Wright, algorithm 7.1.
+        The defaults are those of Nocedal & Wright, algorithm 7.1.
     iterations : int
         At most this many Hessian products per step.
     region : TrustRegion
     first : float
-        The first radius, in multiples of the norm of the control, or of 1 where that is smaller. On Van der Pol,
-        Rayleigh's oscillator and the pendulum 0.1, 1 and 10 made little difference.
+        The first radius, in multiples of max(1, norm of the control). On Van der Pol, Rayleigh's oscillator and the
+        pendulum 0.1, 1 and 10 made little difference.
 
     Raises
     ------
@@ -69,16 +66,12 @@ class NewtonCG:
             return replace(state, status=Status.NO_DECREASE)
         radius, start = state.memory or (self.first * max(1.0, space.norm(point.control)), norm)
         tolerance = min(self.forcing, (norm / start) ** self.exponent)
-
-        def product(s: Tensor) -> Tensor:
-            return masked(point.hessian_product(s), free)
-
-        path = steihaug(product, d, space, radius, tolerance, self.iterations)
+        path = steihaug(lambda s: masked(point.hessian_product(s), free), d, space, radius, tolerance, self.iterations)
         accepted = self.region(point, path, radius)
         if accepted is None:
             return replace(state, status=Status.NO_DECREASE)
-        point, radius = accepted
-        return replace(state, point=point, memory=(radius, start), status=Status.RUNNING)
+        after, radius = accepted
+        return replace(state, point=after, memory=(radius, start), status=Status.RUNNING)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         return memory

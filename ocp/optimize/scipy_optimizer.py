@@ -16,7 +16,6 @@ from ocp.space.transfer import Transfer
 
 __all__ = ["SciPy"]
 
-
 #: SciPy's gradient methods that support bounds.
 SCIPY_BOUNDED = ("l-bfgs-b", "tnc", "slsqp", "trust-constr")
 
@@ -28,16 +27,16 @@ SCIPY = (*SCIPY_BOUNDED, "cg", "bfgs", "newton-cg")
 class SciPy:
     """``scipy.optimize.minimize`` as a method: one step is one call of at most ``iterations`` iterations.
 
-    The variables are scaled so that SciPy's plain dot product is the time-weighted inner product. What SciPy
-    remembers does not survive the call. It computes in float64 on the CPU.
+    The variables are scaled so that SciPy's plain dot product is the time-weighted inner product. SciPy remembers
+    nothing from call to call, and computes in float64 on the CPU.
 
     Parameters
     ----------
     name : str
         A gradient method of SciPy, such as ``"L-BFGS-B"``, ``"CG"`` or ``"BFGS"``.
     iterations : int
-        For TNC, which has no such limit, evaluations. The barrier of ``"trust-constr"`` begins anew at each call: with
-        bounds give it as many as the whole solve may take, such as 200.
+        Evaluations for TNC, which does not limit iterations. The barrier of ``"trust-constr"`` begins anew at each
+        call: with bounds, allow as many iterations as the whole solve may take, such as 200.
 
     Raises
     ------
@@ -60,26 +59,23 @@ class SciPy:
         return State(point)
 
     def step(self, objective: Objective, state: State) -> State:
-        import scipy.optimize  # here, since it takes a while and most runs do without
+        import scipy.optimize  # slow to import, and most runs do without it
 
-        u, point = state.control, state.point
-        scale, box = objective.space.dual(torch.ones_like(u)).sqrt(), objective.box
-        bounds = None
+        point, box = state.point, objective.box
+        scale = objective.space.dual(torch.ones_like(point.control)).sqrt()
+        z0, bounds = _array(point.control * scale), None
         if box is not None:
-            low, high = ((bound * scale).double().cpu().numpy() for bound in (box.lower, box.upper))
-            bounds = scipy.optimize.Bounds(low, high)
+            bounds = scipy.optimize.Bounds(_array(box.lower * scale), _array(box.upper * scale))
 
         def control(z: np.ndarray) -> Tensor:
-            v = torch.tensor(z, dtype=u.dtype, device=u.device) / scale
-            return feasible(v, box)
+            return feasible(torch.tensor(z, dtype=scale.dtype, device=scale.device) / scale, box)
 
         def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal point
             point = state.point if np.array_equal(z, z0) else objective.at(control(z))
-            return point.value, (point.derivative / scale).double().cpu().numpy()
+            return point.value, _array(point.derivative / scale)
 
-        z0 = (u * scale).double().cpu().numpy()
-        # Its own tolerance is 0: the run decides when to stop.
+        # SciPy's own tolerance is 0: the run decides when to stop.
         options = {"maxfun" if self.name.lower() == "tnc" else "maxiter": self.iterations}
         found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, bounds=bounds, tol=0.0, options=options)
         best = control(found.x)
@@ -90,3 +86,7 @@ class SciPy:
 
     def transport(self, memory: None, transfer: Transfer) -> None:
         return None
+
+
+def _array(vector: Tensor) -> np.ndarray:
+    return vector.double().cpu().numpy()

@@ -23,9 +23,9 @@ __all__ = ["TorchOptimizer"]
 class TorchOptimizer:
     """Any ``torch.optim`` class as a method.
 
-    It is given the gradient, not the derivative, so that a learning rate means the same on every grid. Where there are
-    bounds it sees the objective at the projected control, and the control is projected after each step. Its state
-    dictionary is the memory; on a finer grid it begins anew.
+    It gets the gradient, not the derivative, so that a learning rate means the same on every grid. With bounds, it sees
+    the objective at the projected control, and the control is projected after each step. Its state dictionary is the
+    memory; on a finer grid it begins anew.
 
     Parameters
     ----------
@@ -55,33 +55,29 @@ class TorchOptimizer:
         optimizer = self.optimizer([parameter], **self.options)
         if state.memory is not None:
             optimizer.load_state_dict(_copied(state.memory))  # it would change the tensors in place
-        finite = True
-        point: Evaluation | None = None
+        finite: list[bool] = []
 
         def closure() -> float:
-            nonlocal finite, point
-            moved = point is not None
-            point = objective.at(feasible(parameter.detach().clone(), objective.box)) if moved else state.point
+            point = objective.at(feasible(parameter.detach().clone(), objective.box)) if finite else state.point
             parameter.grad = objective.space.gradient(point.derivative)
-            finite = finite and bool(parameter.grad.isfinite().all())
+            finite.append(bool(parameter.grad.isfinite().all()))
             return point.value
 
         optimizer.step(closure)
-        if not finite:  # one such number would stay in the moments for good
+        if not all(finite):  # such numbers would stay in the moments for good
             return replace(state, status=Status.NOT_FINITE)
         control = feasible(parameter.detach(), objective.box)
         return replace(state, point=objective.at(control), memory=optimizer.state_dict(), status=Status.RUNNING)
 
     def transport(self, memory: Any, transfer: Transfer) -> None:
-        """Nothing: with its moments carried along, Adam ended higher on the spiral, the peaks, the digits and MNIST.
+        """None: with its moments carried along, Adam ended higher on the spiral, the peaks, the digits and MNIST.
 
         The squares remember a thousand gradients, including the large ones of the beginning, and keep the steps small.
         """
-        return None
 
 
 def _copied(memory: Any) -> Any:
-    """As ``copy.deepcopy``, which takes longer for a few tensors than a step on a coarse grid."""
+    """As ``copy.deepcopy``, which takes longer than a step on a coarse grid."""
     if isinstance(memory, Tensor):
         return memory.clone()
     if isinstance(memory, dict):

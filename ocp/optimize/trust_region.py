@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from math import inf, isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,29 +19,17 @@ from ocp.objective.evaluation import Evaluation, optimality
 from ocp.space.bounds import feasible
 from ocp.space.control import ControlSpace
 
-__all__ = ["Ending", "Polygon", "Step", "TrustRegion", "steihaug"]
+__all__ = ["Polygon", "Step", "TrustRegion", "steihaug"]
 
 
-class Ending(Enum):
-    """Why the conjugate gradients ended; ``ending.value`` is the sentence that explains it."""
-
-    TOLERANCE = "The residual fell below the tolerance."
-    BOUNDARY = "The next iterate would have left the trust region."
-    CURVATURE = "The model has no minimum along the next direction, which was followed to the boundary."
-    ITERATIONS = "The iteration limit was reached before the tolerance."
-    NOT_FINITE = "The Hessian along the next direction is not finite."
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
+class Step(NamedTuple):
     """A displacement, and the change of the objective that a model predicts for it."""
 
     displacement: Tensor
     change: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Leg:
+class _Leg(NamedTuple):
     """A straight part of a path: where it starts, with the change of the model until there, and how far it goes."""
 
     start: Tensor
@@ -58,17 +46,10 @@ class Polygon:
 
     From one to the next the distance from 0 grows and the model decreases. So the step for a shorter radius lies on
     the polygon, too: Steihaug (1983), theorem 2.1.
-
-    Attributes
-    ----------
-    space : ControlSpace
-    legs : tuple
-    ending : Ending
     """
 
     space: ControlSpace
     legs: tuple[_Leg, ...]
-    ending: Ending
 
     def within(self, radius: float) -> Step:
         """The last step on the path that is not longer than ``radius``."""
@@ -116,50 +97,49 @@ def steihaug(
     >>> from ocp.space.grid import TimeGrid
     >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=2), control_size=1)
     >>> path = steihaug(lambda s: space.dual(2 * s), torch.tensor([-1.0, 0.0]), space, 10.0, 1e-6, 5)
-    >>> path.ending.name, path.within(10.0).displacement, path.within(10.0).change
-    ('TOLERANCE', tensor([1., 0.]), -0.5)
+    >>> path.within(10.0)
+    Step(displacement=tensor([1., 0.]), change=-0.5)
     """
-    residual, legs = derivative, list[_Leg]()
+    legs: list[_Leg] = []
     tolerance = max(tolerance, torch.finfo(derivative.dtype).eps)
-    gradient = space.gradient(residual)
+    residual, gradient = derivative, space.gradient(derivative)
     square = first = float(torch.dot(residual, gradient))
     iterate, change, direction = torch.zeros_like(residual), 0.0, -gradient
-    for _ in range(iterations):
+    while len(legs) < iterations:
         image = product(direction)
         curvature = float(torch.dot(direction, image))
         if not isfinite(curvature):
             if legs:
-                return Polygon(space, tuple(legs), Ending.NOT_FINITE)
+                break
             curvature = 0.0
-        reach = space.reach(iterate, direction, radius)
         # The slope of the model along the direction is minus the square of the residual.
-        length = square / curvature if curvature > 0 else inf
+        length, reach = square / curvature if curvature > 0 else inf, space.reach(iterate, direction, radius)
         legs.append(_Leg(iterate, change, direction, -square, curvature, min(length, reach)))
         if length >= reach:
-            return Polygon(space, tuple(legs), Ending.BOUNDARY if curvature > 0 else Ending.CURVATURE)
+            break
         iterate, change = torch.add(iterate, direction, alpha=length), change - length * square / 2
         residual = torch.add(residual, image, alpha=length)
         gradient = space.gradient(residual)
         last, square = square, float(torch.dot(residual, gradient))
         if square <= tolerance**2 * first:
-            return Polygon(space, tuple(legs), Ending.TOLERANCE)
+            break
         direction = torch.add(-gradient, direction, alpha=square / last)
-    return Polygon(space, tuple(legs), Ending.ITERATIONS)
+    return Polygon(space, tuple(legs))
 
 
 @dataclass(frozen=True)
 class TrustRegion:
     """Looks on a path for a step that decreases the objective by a share of what the model predicts.
 
-    Conn, Gould & Toint (2000), "Trust-region methods", algorithm 6.1.1; Nocedal & Wright (2006), algorithm 4.1. A step
-    that does not is followed by a shorter one on the same path, which costs no Hessian product. Where rounding hides
+    Conn, Gould & Toint (2000), "Trust-region methods", algorithm 6.1.1; Nocedal & Wright (2006), algorithm 4.1. After
+    a step that fails, a shorter one on the same path is tried, which costs no Hessian product. Where rounding hides
     the change of the objective, a step is taken if it brings the control nearer to first-order optimality.
 
     A step that would leave the domain of the objective is cut, and one that would leave the bounds is projected, as in
     Bertsekas (1982), "Projected Newton methods for optimization problems with simple constraints". For such a step half
-    the first-order change is predicted, which is exact at the minimum of a parabola: so the rule becomes that of
-    Armijo. The model's own prediction would cost a product; with it, the work was up to twice as much on linear
-    oscillators and on Van der Pol with bounds.
+    the first-order change is predicted, which is exact at the minimum of a parabola: this is the rule of Armijo. The
+    model's own prediction would cost a product; with it, linear oscillators and Van der Pol with bounds took up to
+    twice the work.
 
     Parameters
     ----------
@@ -169,8 +149,8 @@ class TrustRegion:
         Above this share the radius grows, if the step reached it. Both are those of Nocedal & Wright, algorithm 4.1.
     shrink, grow : float
         The growth is that of Lin & More (1999), "Newton's method for large bound-constrained optimization problems",
-        section 5. A trial is cheap against a product, which speaks for small steps back: 0.5 instead of the usual 0.25
-        was tuned on the swing-up of a pendulum.
+        section 5. Since a trial is cheap compared with a product, the radius shrinks by 0.5 rather than the usual
+        0.25; tuned on the swing-up of a pendulum.
     """
 
     accept: float = 0.25
@@ -197,7 +177,7 @@ class TrustRegion:
                 if optimality(point) < distance:
                     return point, radius
                 if -change <= noise:
-                    return None  # nothing that a value could show is left to gain
+                    return None  # no value could show a further decrease
             radius = self.shrink * min(length, radius)
         return None
 
@@ -207,7 +187,7 @@ def _allowed(start: Evaluation, step: Step) -> tuple[Evaluation, float]:
     objective = start.objective
     limit = objective.step_limit(start.control, step.displacement)
     straight = torch.add(start.control, step.displacement, alpha=min(1.0, limit))
-    candidate = feasible(straight, objective.box)
-    if limit >= 1 and candidate is straight:
-        return objective.at(candidate), step.change
-    return objective.at(candidate), float(torch.dot(start.derivative, candidate - start.control)) / 2
+    control = feasible(straight, objective.box)
+    whole = limit >= 1 and control is straight
+    change = step.change if whole else float(torch.dot(start.derivative, control - start.control)) / 2
+    return objective.at(control), change

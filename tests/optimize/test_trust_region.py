@@ -8,7 +8,7 @@ import torch
 
 from ocp import ControlSpace, TimeGrid, TrustRegion
 from ocp.objective.evaluation import optimality
-from ocp.optimize.trust_region import Ending, steihaug
+from ocp.optimize.trust_region import steihaug
 from ocp.space.bounds import Box
 
 
@@ -46,14 +46,12 @@ def model(H, d, s):
 def test_conjugate_gradients_end_when_the_residual_meets_the_tolerance(definite, tolerance):
     where, H, d = definite
     path = steihaug(lambda s: H @ s, d, where, 1e3, tolerance, 50)
-    assert path.ending is Ending.TOLERANCE
     assert where.dual_norm(H @ path.within(1e3).displacement + d) <= tolerance * where.dual_norm(d) * (1 + 1e-9)
 
 
 def test_as_many_conjugate_gradients_as_dimensions_solve_a_convex_model(definite):
     where, H, d = definite
     path = steihaug(lambda s: H @ s, d, where, 1e3, 1e-8, 12)
-    assert path.ending is Ending.TOLERANCE
     torch.testing.assert_close(path.within(1e3).displacement, torch.linalg.solve(H, -d), rtol=1e-6, atol=1e-6)
 
 
@@ -91,14 +89,12 @@ def test_the_model_decreases_and_the_distance_grows_along_the_path(request, kind
 def test_negative_curvature_is_followed_to_the_boundary(indefinite, radius):
     where, _, d = indefinite
     path = steihaug(lambda s: -s, d, where, radius, 1e-8, 50)
-    assert path.ending is Ending.CURVATURE
     assert where.norm(path.within(radius).displacement) == pytest.approx(radius, rel=1e-12)
 
 
 def test_conjugate_gradients_end_at_the_boundary(definite):
     where, H, d = definite
     path = steihaug(lambda s: H @ s, d, where, 1e-3, 1e-8, 50)
-    assert path.ending is Ending.BOUNDARY
     assert where.norm(path.within(1e-3).displacement) == pytest.approx(1e-3, rel=1e-12)
 
 
@@ -107,7 +103,6 @@ def test_no_more_products_are_computed_than_allowed(definite, most):
     where, H, d = definite
     asked = []
     path = steihaug(lambda s: asked.append(s) or H @ s, d, where, 1e3, 0.0, most)
-    assert path.ending is Ending.ITERATIONS
     assert len(asked) == most
 
 
@@ -121,7 +116,6 @@ def test_a_later_product_that_is_not_finite_ends_the_conjugate_gradients(definit
         return H @ s if len(asked) < 3 else s * bad
 
     path = steihaug(product, d, where, 1e3, 1e-8, 50)
-    assert path.ending is Ending.NOT_FINITE
     assert torch.equal(
         path.within(1e3).displacement, steihaug(lambda s: H @ s, d, where, 1e3, 0, 2).within(1e3).displacement
     )
