@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
@@ -23,25 +23,25 @@ from ocp.space.transfer import CONSTANT, Interpolation, Transfer, coarse_grids
 
 __all__ = ["SHAPES", "CoarseModel", "Cycle", "Level", "coherent"]
 
-#: The shape of a cycle: what its visits to the next coarser grid look like, in turn.
+#: The shape of a cycle: the shapes of its visits to the next coarser grid.
 SHAPES: Mapping[str, tuple[str, ...]] = {"V": ("V",), "W": ("W", "W"), "F": ("F", "V")}
 
-#: From the derivative of a fine objective, the evaluation of the next coarser objective at the restricted control, the
-#: transfer between them, a radius and a box, the model that is minimized for a correction.
+#: (fine derivative, evaluation of the coarse objective at the restricted control, transfer, radius, box) -> the model
+#: that is minimized for a correction.
 CoarseModel = Callable[[Tensor, Evaluation, Transfer, float, Box | None], ShiftedObjective]
 
 
 def coherent(
     derivative: Tensor, origin: Evaluation, transfer: Transfer, radius: float, box: Box | None
 ) -> ShiftedObjective:
-    """The model of Nash (2000): shifted so that its derivative at the origin is the restricted fine one."""
+    """The model of Nash (2000): its shift makes its derivative at the origin the restricted fine one."""
     shift = origin.derivative - transfer.restrict_dual(derivative)
     return ShiftedObjective(origin.objective, origin.control, shift, radius, box)
 
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """What one level remembers between cycles; ``solved`` means that the solver works on it, not the smoother."""
+    """What one grid remembers between cycles; ``solved`` if that is the memory of the solver, not of the smoother."""
 
     smoother: Any
     radius: float
@@ -51,12 +51,12 @@ class Level:
 
 
 @dataclass
-class _Scratch:
-    """The levels, counts and visits of one step, while it runs."""
+class _Notes:
+    """What changes during one step: the levels by their numbers of steps, counts and visits."""
 
     levels: dict[int, Level]
-    counts: Counter[str] = field(default_factory=Counter)
-    visits: list[Visit] = field(default_factory=list)
+    counts: Counter[str]
+    visits: list[Visit]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Cycle:
     """One MG/OPT cycle as a method: smooth, correct from the coarser grids, smooth.
 
     The coarse problem is J_H(v) - <tau, v> with tau = dJ_H(R u) - P^T dJ_h(u), whose derivative at R u is the
-    restricted fine one; the fine control moves along P (v - R u) by a line search. Where there are bounds, entries that
-    a bound holds back take no part, and the coarse problem has bounds that keep the fine control in its own
+    restricted fine one; the fine control moves along P (v - R u) by a line search. With bounds, entries that a bound
+    holds back take no part, and the coarse problem has bounds that keep the fine control in its own
     (`Transfer.restrict_box`). Nash (2000), "A multigrid approach to discretized optimization problems"; Lewis & Nash
     (2005), "Model problems for the multigrid optimization of systems governed by differential equations". A cycle of
     one level is its smoother.
@@ -81,7 +81,7 @@ class Cycle:
     shape : str
         ``"V"``, ``"W"`` or ``"F"``.
     pre, post : int
-        Smoothing steps before and after the correction; the smoothing of the next cycle follows anyway.
+        Smoothing steps before and after the correction.
     coarsest : int
         At most this many smoothing steps on the coarsest grid.
     visits : Visits
@@ -96,8 +96,8 @@ class Cycle:
     model : CoarseModel
         What is minimized for a correction: `coherent`, or another one, to see what coherence is worth.
     solver : Method, optional
-        The method on all grids but the finest, in place of the smoother, such as L-BFGS under gradient descent. A
-        correction of the finest grid is then what ``coarsest`` steps of it, at most, find on the next coarser one.
+        Replaces the smoother on all grids but the finest, such as L-BFGS under gradient descent. The finest grid is
+        then corrected by at most ``coarsest`` of its steps on the next coarser one.
     """
 
     levels: int | Sequence[int] = 4
@@ -133,131 +133,116 @@ class Cycle:
     def step(self, objective: Objective, state: State) -> State:
         steps = objective.space.grid.steps
         coarser = [n for n in coarse_grids(objective.work.steps, self.levels, self.factor) if n < steps]
-        if self.solver is not None and not self._solves(objective):
+        if self.solver is not None and steps == objective.work.steps:
             coarser = coarser[:1]
-        scratch = _Scratch(dict(state.memory), Counter(state.counts))
+        notes = _Notes(dict(state.memory), Counter(state.counts), list(state.visits))
         if coarser:
-            point, status = self._cycle(state.point, (steps, *coarser), self.shape, scratch)
+            point, status = self._cycle(state.point, (steps, *coarser), self.shape, notes)
         else:
-            point, status = self._smooth(state.point, 1, scratch)
-        visits = (*state.visits, *scratch.visits)
-        return replace(state, point=point, memory=scratch.levels, status=status, counts=scratch.counts, visits=visits)
+            point, status = self._smooth(state.point, 1, notes)
+        visits = tuple(notes.visits)
+        return replace(state, point=point, memory=notes.levels, status=status, counts=notes.counts, visits=visits)
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         level = memory.get(transfer.coarse.grid.steps)
         if level is None:
             return memory
-        finer = self._on(level).transport(level.smoother, transfer)
+        finer = self._method(level.solved).transport(level.smoother, transfer)
         return {**memory, transfer.fine.grid.steps: replace(level, smoother=finer, wait=level.patience)}
 
     def _cycle(
-        self, point: Evaluation, grids: tuple[int, ...], shape: str, scratch: _Scratch, floor: float = -inf
+        self, point: Evaluation, grids: tuple[int, ...], shape: str, notes: _Notes, floor: float = -inf
     ) -> tuple[Evaluation, Status]:
         """One cycle on the levels ``grids``, of the original objective or of a shifted one."""
         if len(grids) == 1:
-            return self._smooth(point, self.coarsest, scratch, floor)
-        children, level = SHAPES[shape], self._level(point, scratch)
+            return self._smooth(point, self.coarsest, notes, floor)
+        children, level = SHAPES[shape], self._level(point, notes)
         if level.wait >= len(children):
-            scratch.levels[grids[0]] = replace(level, wait=level.wait - len(children))
-            return self._smooth(point, self.pre + self.post, scratch)
+            notes.levels[grids[0]] = replace(level, wait=level.wait - len(children))
+            return self._smooth(point, self.pre + self.post, notes)
         before, spent = point.value, point.objective.work.units
-        point, status = self._smooth(point, self.pre, scratch)
+        point, status = self._smooth(point, self.pre, notes)
         rate = _rate(before, spent, point)
         for child in children:
-            corrected = self._correct(point, grids, child, scratch, rate)
+            corrected = self._correct(point, grids, child, notes, rate)
             if corrected is not None:
                 point, status = corrected, Status.RUNNING
-        if self.post:
-            point, status = self._smooth(point, self.post, scratch)
-        return point, status
+        return self._smooth(point, self.post, notes) if self.post else (point, status)
 
     def _correct(
-        self, point: Evaluation, grids: tuple[int, ...], shape: str, scratch: _Scratch, rate: float
+        self, point: Evaluation, grids: tuple[int, ...], shape: str, notes: _Notes, rate: float
     ) -> Evaluation | None:
         """The evaluation after a correction from the coarser levels; None where there was no correction."""
-        n, *coarser = grids
-        level, objective = self._level(point, scratch), point.objective
+        (n, *coarser), level, fine = grids, self._level(point, notes), point.objective
         if level.wait > 0:
-            scratch.levels[n] = replace(level, wait=level.wait - 1)
+            notes.levels[n] = replace(level, wait=level.wait - 1)
             return None
-        before, spent = point.value, objective.work.units
-        coarse, box, u = objective.on(coarser[0]), objective.box, point.control
-        transfer = Transfer(objective.space, coarse.space, self.interpolation)
+        coarse, spent = fine.on(coarser[0]), fine.work.units
+        transfer = Transfer(fine.space, coarse.space, self.interpolation)
         derivative, free = free_part(point)
         restricted = coarse.space.dual_norm(transfer.restrict_dual(derivative))
-        if not restricted >= self.visit_ratio * objective.space.dual_norm(derivative):
-            scratch.counts["skipped"] += 1
+        if not restricted >= self.visit_ratio * fine.space.dual_norm(derivative):
+            notes.counts["skipped"] += 1
             return None
-        origin = coarse.at(transfer.restrict(u))
-        within = None if box is None or free is None else transfer.restrict_box(box, u, free, origin.control)
-        model = self.model(derivative, origin, transfer, level.radius, within)
+        # Restrict the control, and shift the coarse objective until it agrees with the fine one to first order.
+        u, origin = point.control, coarse.at(transfer.restrict(point.control))
+        box = None if fine.box is None or free is None else transfer.restrict_box(fine.box, u, free, origin.control)
+        model = self.model(derivative, origin, transfer, level.radius, box)
+        # Solve by a cycle on the coarser levels.
         start = model.shifted(origin)
-        expected = start.value
-        end, _ = self._cycle(start, tuple(coarser), shape, scratch, self.visits.floor(rate))
-        expected -= end.value
+        end, _ = self._cycle(start, tuple(coarser), shape, notes, self.visits.floor(rate))
+        # Prolong the correction, and search along it.
         correction = masked(transfer.prolong(end.control - origin.control), free)
-        length = objective.space.norm(correction)
-        trial = self.search(point, correction, 1.0) if isfinite(length) and length > 0 else None
-        scratch.counts["refused" if trial is None else "corrections"] += 1
-        decrease, step = (0.0, 0.0) if trial is None else (before - trial.point.value, trial.step)
+        length = fine.space.norm(correction)
+        trial = self.search(point, correction, 1.0) if 0 < length < inf else None
+        # Learn from what it was worth.
+        decrease, step = (0.0, 0.0) if trial is None else (point.value - trial.point.value, trial.step)
         mismatch = coarse.space.dual_norm(model.shift) / max(restricted, torch.finfo(u.dtype).tiny)
-        visit = Visit(n, coarser[0], spent, objective.work.units, mismatch, expected, decrease, step)
-        scratch.visits.append(visit)
-        paid = trial is not None and _rate(before, spent, trial.point) >= rate
+        expected = start.value - end.value
+        notes.counts["refused" if trial is None else "corrections"] += 1
+        notes.visits.append(Visit(n, coarser[0], spent, fine.work.units, mismatch, expected, decrease, step))
+        paid = trial is not None and _rate(point.value, spent, trial.point) >= rate
         wait, patience = self.visits.after(level.patience, paid)
-        least = torch.finfo(u.dtype).eps ** 0.5 * max(1.0, objective.space.norm(u))
+        least = torch.finfo(u.dtype).eps ** 0.5 * max(1.0, fine.space.norm(u))
         radius = max(_radius(level.radius, length, step), least)
-        scratch.levels[n] = replace(level, radius=radius, wait=wait, patience=patience)
+        notes.levels[n] = replace(level, radius=radius, wait=wait, patience=patience)
         return None if trial is None else trial.point
 
-    def _smooth(
-        self, point: Evaluation, steps: int, scratch: _Scratch, floor: float = -inf
-    ) -> tuple[Evaluation, Status]:
-        """Smoothing steps, at most.
+    def _smooth(self, point: Evaluation, steps: int, notes: _Notes, floor: float = -inf) -> tuple[Evaluation, Status]:
+        """At most so many smoothing steps.
 
         On a model they stay in its ball, and end at its boundary, where the model is not finite, and when one decreases
         it by less than ``floor`` per work unit.
         """
-        level, objective = self._level(point, scratch), point.objective
-        state = State(point, level.smoother)
+        level, objective = self._level(point, notes), point.objective
+        method, state = self._method(level.solved), State(point, level.smoother)
         for _ in range(steps):
-            spent = objective.work.units
-            last, state = state, self._on(level).step(objective, state)
+            spent, last = objective.work.units, state
+            state = method.step(objective, state)
             if isinstance(objective, ShiftedObjective):
                 state = replace(state, point=objective.confine(state.point))
                 if not isfinite(state.point.value):
                     # What the smoother learned there is of no use either.
                     state = replace(last, status=Status.NO_DECREASE)
-                    break
-                if _rate(last.point.value, spent, state.point) < floor or objective.at_boundary(state.control):
+                elif _rate(last.point.value, spent, state.point) < floor or objective.at_boundary(state.control):
                     break
             if state.status is not Status.RUNNING:
                 break
-        scratch.levels[objective.space.grid.steps] = replace(level, smoother=state.memory)
+        notes.levels[objective.space.grid.steps] = replace(level, smoother=state.memory)
         return state.point, state.status
 
-    def _level(self, point: Evaluation, scratch: _Scratch) -> Level:
-        objective = point.objective
-        n = objective.space.grid.steps
-        if n not in scratch.levels:
-            radius = max(1.0, objective.space.norm(point.control))
-            scratch.levels[n] = self._begun(point, Level(None, radius, *self.visits.first()))
-        elif scratch.levels[n].solved != self._solves(objective):
-            scratch.levels[n] = self._begun(point, scratch.levels[n])
-        return scratch.levels[n]
+    def _level(self, point: Evaluation, notes: _Notes) -> Level:
+        """The level of an evaluation, with a fresh memory where another method worked on it, or none."""
+        objective, n = point.objective, point.objective.space.grid.steps
+        solved = self.solver is not None and n < objective.work.steps
+        if n not in notes.levels or notes.levels[n].solved != solved:
+            fresh = Level(None, max(1.0, objective.space.norm(point.control)), *self.visits.first())
+            memory = self._method(solved).init(objective, point).memory
+            notes.levels[n] = replace(notes.levels.get(n, fresh), smoother=memory, solved=solved)
+        return notes.levels[n]
 
-    def _begun(self, point: Evaluation, level: Level) -> Level:
-        """The level with a fresh memory of the method that works on it."""
-        level = replace(level, solved=self._solves(point.objective))
-        return replace(level, smoother=self._on(level).init(point.objective, point).memory)
-
-    def _solves(self, objective: Objective) -> bool:
-        """Whether it is the solver that works on this grid."""
-        return self.solver is not None and objective.space.grid.steps < objective.work.steps
-
-    def _on(self, level: Level) -> Method:
-        """The method that works on a level."""
-        return self.solver if level.solved and self.solver is not None else self.smoother
+    def _method(self, solved: bool) -> Method:
+        return self.solver if solved and self.solver is not None else self.smoother
 
 
 def _rate(before: float, spent: float, point: Evaluation) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any
 
@@ -45,7 +45,7 @@ class Forgetful:
 
 @dataclass(frozen=True, eq=False)
 class Stay:
-    """What nested iteration remembers on one grid: the method's memory, and the control and value it began with."""
+    """What nested iteration remembers on one grid: the method's memory, its progress, and where and how it began."""
 
     memory: Any
     progress: Progress
@@ -57,12 +57,11 @@ class Stay:
 class Nested:
     """Nested iteration: begin on the coarsest grid, refine when there is no more to gain on it.
 
-    The method's memory goes along to the finer grid, and the control is prolonged. The grid is refined, too, when the
-    method cannot go on, and when the state comes back with the status CONVERGED, by which a solver says that its
-    tolerance is met on this grid, or NOT_FINITE, that the work on it went astray. A grid on which the start has no
-    finite value is passed over, and what was found on a grid is refused where the finer grid finds it worse than the
-    control with which the work began there: coarse grids can have optima that the fine ones do not have. Both are
-    counted as ``refused_grids``.
+    The control is prolonged, and the method's memory goes along. The grid is refined, too, when the method cannot go
+    on, and when the state comes back with the status CONVERGED, which says that the tolerance is met on this grid, or
+    NOT_FINITE, that the work on it went astray. Grids on which the start has no finite value are passed over. What was
+    found on a grid is refused where it is worse on the finer grid than the control with which the work began: coarse
+    grids can have optima that the fine ones do not have. Both are counted as ``refused_grids``.
 
     Parameters
     ----------
@@ -86,20 +85,19 @@ class Nested:
         as_method("method", self.method)
 
     def init(self, objective: Objective, point: Evaluation) -> State:
-        grids = list(coarse_grids(objective.space.grid.steps, self.levels, self.factor))
-        refused, start = 0, point
-        while len(grids) > 1:
-            coarse = objective.on(grids[-1])
+        grids = self._grids(objective)
+        for level in range(len(grids) - 1, 0, -1):
+            coarse = objective.on(grids[level])
             restricted = Transfer(objective.space, coarse.space).restrict(point.control)
             start = coarse.at(feasible(restricted, coarse.box))
             if isfinite(start.value):
                 break
-            grids.pop()
-            refused, start = refused + 1, point
+        else:
+            level, start = 0, point
         inner = self.method.init(start.objective, start)
-        counts = Counter(inner.counts) + Counter(refused_grids=refused)
-        stay = Stay(inner.memory, Progress(), start.control, start.value if len(grids) > 1 else nan)
-        return State(start, stay, inner.status, counts, level=len(grids) - 1)
+        counts = Counter(inner.counts) + Counter(refused_grids=len(grids) - 1 - level)
+        stay = Stay(inner.memory, Progress(), start.control, start.value if level > 0 else nan)
+        return State(start, stay, inner.status, counts, level)
 
     def step(self, objective: Objective, state: State) -> State:
         stay: Stay = state.memory
@@ -109,50 +107,39 @@ class Nested:
         stay = replace(stay, memory=inner.memory)
         if state.level == 0:
             return replace(inner, memory=stay)
-        fine = objective.on(coarse_grids(objective.space.grid.steps, self.levels, self.factor)[state.level - 1])
-        transfer = Transfer(fine.space, state.point.objective.space, self.interpolation)
-        prolonged = fine.at(feasible(transfer.prolong(inner.control), fine.box))
-        progress, refine = self.refine.observe(stay.progress, inner.point, prolonged)
+        coarse, level = inner.point, state.level - 1
+        found = self._prolonged(objective, level, coarse.control)
+        progress, refine = self.refine.observe(stay.progress, coarse, found)
         if not refine and inner.status is Status.RUNNING:
             return replace(inner, memory=replace(stay, progress=progress))
-        return self._refined(transfer, inner, replace(stay, progress=progress), prolonged)
+        # Go to the next finer grid where what was found here, or what the work here began with, has a finite value.
+        start, counts = self._prolonged(objective, level, stay.start), Counter(inner.counts)
+        while level > 0 and not (isfinite(found.value) or isfinite(start.value)):
+            level -= 1
+            counts["refused_grids"] += 1
+            found, start = (self._prolonged(objective, level, control) for control in (coarse.control, stay.start))
+        if isfinite(found.value) and (found.value <= stay.value or not start.value < found.value):
+            transfer = Transfer(found.objective.space, coarse.objective.space, self.interpolation)
+            memory = self.method.transport(stay.memory, transfer)
+        else:
+            counts["refused_grids"] += 1
+            coarse, found = coarse.objective.at(stay.start), start
+            memory = self.method.init(start.objective, start).memory
+        stay = Stay(memory, self.refine.arrive(progress, coarse, found), found.control, found.value)
+        return replace(inner, point=found, memory=stay, counts=counts, status=Status.RUNNING, level=level)
 
-    def _refined(self, transfer: Transfer, inner: State, stay: Stay, fine: Evaluation) -> State:
-        """The state on the finer grid: what was found on the coarse one, or how that began where that is better.
-
-        A grid on which neither has a finite value is passed over.
-
-        Parameters
-        ----------
-        transfer : Transfer
-            Between the grid of ``inner`` and that of ``fine``, or from a coarser one whose successors were passed over.
-        inner : State
-            On the coarse grid.
-        stay : Stay
-            There.
-        fine : Evaluation
-            At the prolonged control.
-        """
-        memory, counts = self.method.transport(stay.memory, transfer), Counter(inner.counts)
-        objective, coarse = fine.objective, inner.point
-        if not (isfinite(fine.value) and fine.value <= stay.value):
-            start = objective.at(feasible(transfer.prolong(stay.start), objective.box))
-            if inner.level > 1 and not (isfinite(fine.value) or isfinite(start.value)):
-                finer = objective.on(coarse_grids(objective.work.steps, self.levels, self.factor)[inner.level - 2])
-                inner = replace(inner, level=inner.level - 1, counts=counts + Counter(refused_grids=1))
-                transfer = Transfer(finer.space, transfer.coarse, self.interpolation)
-                prolonged = finer.at(feasible(transfer.prolong(coarse.control), finer.box))
-                return self._refined(transfer, inner, stay, prolonged)
-            if not isfinite(fine.value) or start.value < fine.value:
-                memory, coarse, fine = self.method.init(objective, start).memory, coarse.objective.at(stay.start), start
-                counts["refused_grids"] += 1
-        progress = self.refine.arrive(stay.progress, coarse, fine)
-        stay = Stay(memory, progress, fine.control, fine.value)
-        return replace(inner, point=fine, memory=stay, counts=counts, status=Status.RUNNING, level=inner.level - 1)
-
-    def transport(self, memory: Any, transfer: Transfer) -> Any:
+    def transport(self, memory: Stay, transfer: Transfer) -> Stay:
         inner, start = self.method.transport(memory.memory, transfer), transfer.prolong(memory.start)
         return Stay(inner, Progress(), start, memory.value)
+
+    def _grids(self, objective: Objective) -> tuple[int, ...]:
+        return coarse_grids(objective.space.grid.steps, self.levels, self.factor)
+
+    def _prolonged(self, objective: Objective, level: int, control: Tensor) -> Evaluation:
+        """The evaluation on a level at the prolongation of a coarser control."""
+        fine, coarse = objective.on(self._grids(objective)[level]), objective.on(objective.space.steps_of(control))
+        transfer = Transfer(fine.space, coarse.space, self.interpolation)
+        return fine.at(feasible(transfer.prolong(control), fine.box))
 
 
 def MGOPT(
@@ -170,7 +157,7 @@ def MGOPT(
     levels, factor, interpolation, refine
         See `Nested`.
     smoother : Method
-        What works on each grid; its memory goes along when the grid is refined.
+        What works on each grid.
     **cycle
         Further arguments of `Cycle`, such as ``shape="W"`` or ``visits=Always()``.
 
@@ -179,8 +166,5 @@ def MGOPT(
     >>> MGOPT(levels=3, shape="F").method.shape
     'F'
     """
-    unknown = set(cycle) - {each.name for each in fields(Cycle)}
-    if unknown:
-        raise TypeError(f"MGOPT: expected arguments of its own or of Cycle, got {', '.join(sorted(unknown))}")
     cycles = Cycle(levels, smoother, factor, interpolation=interpolation, **cycle)
     return Nested(levels, cycles, factor, interpolation, refine)
