@@ -17,16 +17,13 @@ from ocp.multilevel.visits import Always, Earned
 from ocp.objective.evaluation import Evaluation, Objective
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.shifted import ShiftedObjective
-from ocp.optimize.conjugate_gradients import NonlinearCG
-from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.adapters import SciPy, TorchOptimizer
+from ocp.optimize.descent import GradientDescent, NonlinearCG
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.line_search import Armijo, StrongWolfe
 from ocp.optimize.method import Method, State, Visit
-from ocp.optimize.newton_cg import NewtonCG
-from ocp.optimize.scipy_optimizer import SciPy
+from ocp.optimize.newton_cg import NewtonCG, TrustRegion
 from ocp.optimize.status import SolveError, Status
-from ocp.optimize.torch_optimizer import TorchOptimizer
-from ocp.optimize.trust_region import TrustRegion
 from ocp.problem import layers
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness

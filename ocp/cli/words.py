@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ocp.optimize.conjugate_gradients import NonlinearCG
-from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.adapters import SciPy, TorchOptimizer
+from ocp.optimize.descent import GradientDescent, NonlinearCG
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method
 from ocp.optimize.newton_cg import NewtonCG
-from ocp.optimize.scipy_optimizer import SciPy
-from ocp.optimize.torch_optimizer import TorchOptimizer
 from ocp.run.comparison import mgopt, nested, single
 
 __all__ = ["DTYPES", "METHODS", "SMOOTHERS"]

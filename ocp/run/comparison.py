@@ -16,11 +16,11 @@ from ocp.multilevel.nested import MGOPT, Forgetful, Nested
 from ocp.multilevel.refinement import Scheduled
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import discretize
-from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.adapters import TorchOptimizer
+from ocp.optimize.descent import GradientDescent
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method, as_method
 from ocp.optimize.status import Status
-from ocp.optimize.torch_optimizer import TorchOptimizer
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
 from ocp.run.json_files import read, write

@@ -8,7 +8,7 @@ import torch
 
 from ocp import ControlSpace, TimeGrid, TrustRegion
 from ocp.objective.evaluation import optimality
-from ocp.optimize.trust_region import steihaug
+from ocp.optimize.newton_cg import steihaug
 from ocp.space.bounds import Box
 
 
@@ -102,7 +102,7 @@ def test_conjugate_gradients_end_at_the_boundary(definite):
 def test_no_more_products_are_computed_than_allowed(definite, most):
     where, H, d = definite
     asked = []
-    path = steihaug(lambda s: asked.append(s) or H @ s, d, where, 1e3, 0.0, most)
+    steihaug(lambda s: asked.append(s) or H @ s, d, where, 1e3, 0.0, most)
     assert len(asked) == most
 
 

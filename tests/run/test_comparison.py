@@ -26,8 +26,7 @@ from ocp import (
     residual_network,
 )
 from ocp.cli.words import METHODS, SMOOTHERS
-from ocp.optimize.conjugate_gradients import NonlinearCG
-from ocp.optimize.gradient_descent import GradientDescent
+from ocp.optimize.descent import GradientDescent, NonlinearCG
 from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Dense
 from ocp.run.comparison import Comparison, RunSpec, compare, mgopt, single, solve

@@ -30,7 +30,7 @@ from ocp import (
     minimize,
     residual_network,
 )
-from ocp.optimize.conjugate_gradients import NonlinearCG
+from ocp.optimize.descent import NonlinearCG
 from ocp.problem.layers import Dense
 from ocp.run.comparison import RunSpec, nested, solve
 from ocp.space.transfer import depth

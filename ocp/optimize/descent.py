@@ -1,4 +1,4 @@
-"""Nonlinear conjugate gradients."""
+"""Steepest descent and nonlinear conjugate gradients in the time-weighted inner product."""
 
 from __future__ import annotations
 
@@ -8,23 +8,41 @@ from typing import Any
 import torch
 
 from ocp.objective.evaluation import Evaluation, Objective, free_part
-from ocp.optimize.line_search import LineSearch, StrongWolfe
+from ocp.optimize.line_search import Armijo, LineSearch, StrongWolfe
 from ocp.optimize.method import State
 from ocp.optimize.status import Status
 from ocp.space.bounds import masked
 from ocp.space.transfer import Transfer
 
-__all__ = ["NonlinearCG"]
+__all__ = ["GradientDescent", "NonlinearCG"]
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """Steepest descent; each search begins with twice the last step, and the first one with ``first``."""
+
+    search: LineSearch = Armijo()
+    first: float = 1.0
+
+    def init(self, objective: Objective, point: Evaluation) -> State:
+        return State(point, self.first)
+
+    def step(self, objective: Objective, state: State) -> State:
+        direction = -objective.space.gradient(state.point.derivative)
+        trial = self.search(state.point, direction, state.memory)
+        if trial is None:
+            return replace(state, status=Status.NO_DECREASE)
+        return replace(state, point=trial.point, memory=2 * trial.step, status=Status.RUNNING)
+
+    def transport(self, memory: float, transfer: Transfer) -> float:
+        return memory
 
 
 @dataclass(frozen=True)
 class NonlinearCG:
     """Nonlinear conjugate gradients of Polak & Ribiere with restart (PR+), Nocedal & Wright (2006), section 5.2.
 
-    Parameters
-    ----------
-    search : LineSearch
-        The default has a small c2, so that directions descend.
+    The default search has a small c2, so that directions descend.
     """
 
     search: LineSearch = StrongWolfe(c2=0.1)
