@@ -1,4 +1,4 @@
-"""How a solve can end: an outcome that carries its own sentence."""
+"""The ways a solve can end, each with the sentence that explains it."""
 
 from __future__ import annotations
 
