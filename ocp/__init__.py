@@ -45,8 +45,7 @@ from ocp.training.batches import Batches
 from ocp.training.networks import residual_network
 from ocp.verification.drift import drift
 from ocp.verification.slopes import Slope, quick_check
-from ocp.verification.taylor import taylor_test
-from ocp.verification.verify import Report, verify
+from ocp.verification.verify import Report, taylor_test, verify
 
 if TYPE_CHECKING:
     from ocp.run import plots

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ _Given = TypeVar("_Given", Tensor, NDArray[np.floating[Any]])
 
 @dataclass(eq=False)
 class _Slot:
-    """The storage of a sweep, the evaluation whose steps it holds, and the value of that on the own samples."""
+    """The storage of a sweep, and the evaluation whose steps it holds with its value on the own samples."""
 
     tape: Tape
     value: Tensor
@@ -45,32 +45,23 @@ class _Slot:
     tangents: Tensor | None = None
 
 
-@dataclass(eq=False)
-class _Storage:
-    """What the objectives on all grids and batches of a problem share."""
-
-    slots: dict[tuple[Any, ...], _Slot] = field(default_factory=dict)
-    pages: Pages = field(default_factory=Pages)
-
-
 class ReducedObjective:
     """J(u): the cost of the trajectory that the control u causes.
 
-    The methods compute what they return at each call. An evaluation, from `at`, computes each of its numbers once.
-    Storage is kept between calls, and shared with the objectives on other grids and batches. Hessian products and
-    trajectories store all states, whatever the schedule. A control is a flat tensor of shape (N m + s,), a `Control`
-    or a NumPy array.
+    Its methods compute what they return at each call; an evaluation, from `at`, computes each number once. A control is
+    a flat tensor of shape (N m + s,), a `Control` or a NumPy array. Storage is kept between calls and shared with the
+    objectives on other grids and batches. Hessian products and trajectories store all states, whatever the schedule.
 
     Parameters
     ----------
     discretization : Discretization
     work : Work, optional
-        Where to count; by default a count of its own, in gradients of this objective.
+        The count to charge; by default a new one, in gradients of this objective.
     schedule : Schedule
         Which steps to remember for the derivative; by default all.
     processes : Processes
-        Each of them sweeps its part of the samples. Costs are averages over the samples, so the mean of the parts,
-        weighted by their shares, is the whole; a cost of the control alone is in each part, and counted once.
+        Each sweeps its part of the samples. Costs are averages over the samples, so the mean of the parts, weighted by
+        their shares, is the whole; a cost of the control alone is in each part, and counted once.
 
     Examples
     --------
@@ -96,8 +87,8 @@ class ReducedObjective:
         self._own = discretization if last - first == samples else discretization.take(torch.arange(first, last))
         self._share = (last - first) / samples
         self.work = Work(steps, samples) if work is None else work
-        self._storage = _Storage()
-        self._grids = {steps: self}
+        self._grids, self._pages = {steps: self}, Pages()
+        self._slots: dict[tuple[Any, ...], _Slot] = {}
 
     @property
     def box(self) -> Box | None:
@@ -117,7 +108,7 @@ class ReducedObjective:
     def take(self, indices: Tensor) -> ReducedObjective:
         """The objective on some of the samples, with the same work count."""
         part = ReducedObjective(self.discretization.take(indices), self.work, self.schedule, self.processes)
-        part._storage = self._storage
+        part._slots, part._pages = self._slots, self._pages
         return part
 
     def uncounted(self) -> ReducedObjective:
@@ -125,15 +116,10 @@ class ReducedObjective:
         return ReducedObjective(self.discretization, schedule=self.schedule, processes=self.processes)
 
     def at(self, control: AnyControl) -> ReducedEvaluation:
-        """The evaluation at a control; nothing is computed yet.
+        """The evaluation at a control; nothing is computed yet. Raises TypeError or ValueError for other arguments.
 
         It keeps the control, which must not be written to while it is in use; memory that others own, such as that of
         a NumPy array, is copied.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is not a control on this grid.
         """
         u = self._flat(control)
         return ReducedEvaluation(self, u if u.untyped_storage().resizable() and not u.is_inference() else u.clone())
@@ -147,7 +133,7 @@ class ReducedObjective:
         return self.value_and_derivative(control)[1]
 
     def value_and_derivative(self, control: _Given | Control) -> tuple[float, _Given | Tensor]:
-        """J(u) and its derivative; a forward and an adjoint sweep. The derivative is an array where the control is one.
+        """J(u) and its derivative, as an array where the control is one; a forward and an adjoint sweep.
 
         Examples
         --------
@@ -166,8 +152,7 @@ class ReducedObjective:
     def directional(self, control: AnyControl, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
         point = self.at(control)
-        states = point.states
-        (slope,) = self._sum(sweeps.tangent(self._own, point.control, direction, states)[1])
+        (slope,) = self._sum(sweeps.tangent(self._own, point.control, direction, point.states)[1])
         self._charge(2 * FORWARD_SHARE)
         return float(slope)
 
@@ -219,24 +204,20 @@ class ReducedObjective:
     def _slot(self, control: Tensor) -> _Slot:
         samples = round(self._share * self._shape[0])
         key = (control.dtype, control.device, self.space.grid.steps, samples, *self._shape[1:])
-        if key not in self._storage.slots:
+        if key not in self._slots:
             x, u = (part.to(control) for part in self._own.example())
-            self._storage.slots[key] = _Slot(paths.choose(self._own, self.schedule, x, u), u.new_zeros(()))
-        return self._storage.slots[key]
+            self._slots[key] = _Slot(paths.choose(self._own, self.schedule, x, u), u.new_zeros(()))
+        return self._slots[key]
 
 
 class ReducedEvaluation:
-    """A `ReducedObjective` at one flat control; value and derivative are given where they are known already.
+    """A `ReducedObjective` at one flat control, with value and derivative where they are known already.
 
     The derivative reuses the states of the value as long as no other evaluation has swept since.
     """
 
     def __init__(
-        self,
-        objective: ReducedObjective,
-        control: Tensor,
-        value: float | None = None,
-        derivative: Tensor | None = None,
+        self, objective: ReducedObjective, control: Tensor, value: float | None = None, derivative: Tensor | None = None
     ):
         self.objective, self.control = objective, control
         self._value, self._derivative, self._version = value, derivative, _version(control)
@@ -253,25 +234,17 @@ class ReducedEvaluation:
     def derivative(self) -> Tensor:
         """Derivative of J at u, shape (N m + s,), a dual vector; an adjoint sweep when first asked for."""
         if self._derivative is None:
-            objective, (own, own_value) = self.objective, self._adjoint()
-            if self._value is None:  # one exchange for both
-                self._derivative, value = objective._sum(own, own_value)
+            self._derivative, value = self.objective._sum(*self._adjoint())  # one exchange for both
+            if self._value is None:
                 self._keep(value)
-            else:
-                (self._derivative,) = objective._sum(own)
-            objective._charge(1 - FORWARD_SHARE)
+            self.objective._charge(1 - FORWARD_SHARE)
         return self._derivative
 
     def hessian_product(self, direction: Tensor) -> Tensor:
         """Hessian of J at u applied to a direction, a dual vector of shape (N m + s,); exact for the discrete problem.
 
-        A tangent sweep and a second adjoint sweep, after a forward one if needed. By convention the two are charged
-        as two work units, twice a value with its derivative: Griewank & Walther (2008), chapter 5.
-
-        Raises
-        ------
-        ValueError
-            If a piece of the problem, which the message names, has no second derivative.
+        A tangent sweep and a second adjoint sweep, after a forward one if needed. By convention the two are charged as
+        two work units: Griewank & Walther (2008), chapter 5. ValueError names a piece without second derivatives.
         """
         objective, u = self.objective, self.control
         for piece, expected in sweeps.without_hvp(objective.discretization).items():
@@ -302,7 +275,7 @@ class ReducedEvaluation:
 
     @property
     def known(self) -> tuple[float | None, Tensor | None, bool]:
-        """Value and derivative as far as they are known, and whether the states are in storage."""
+        """Value and derivative, None where not computed yet, and whether the states are in storage."""
         return self._value, self._derivative, self.objective._slot(self.control).holder is self
 
     def store_states(self) -> None:
@@ -333,7 +306,7 @@ class ReducedEvaluation:
             return torch.zeros_like(u), slot.value
         slot.holder = None  # a tape serves one adjoint sweep, also one that is interrupted
         self._check_unchanged("while its evaluation is in use")
-        own = sweeps.adjoint(objective._own, u, slot.tape, None, objective._storage.pages.empty_like(u))
+        own = sweeps.adjoint(objective._own, u, slot.tape, None, objective._pages.empty_like(u))
         self._check_unchanged("by the functions of the problem")
         slot.holder = self
         return own, slot.value
@@ -363,7 +336,7 @@ def discretize(
     problem : ControlProblem
     steps : int
     integrator : str or Integrator
-        ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `INTEGRATORS`, or an integrator of your own.
+        ``"euler"``, ``"rk4"``, ``"crank_nicolson"``, another name in `INTEGRATORS`, or your own.
     schedule : Schedule
         ``StoreAll()``, or for less memory and more steps ``Binomial(slots)``, or ``Reversible()`` with an integrator
         whose steps can be undone; the derivative is the same.

@@ -30,10 +30,8 @@ class ShiftedObjective:
     Parameters
     ----------
     base : Objective
-    origin : Tensor
-        The start of the coarse solve.
-    shift : Tensor
-        A dual vector.
+    origin, shift : Tensor
+        The start of the coarse solve, and a dual vector.
     radius : float
         In the time-weighted norm.
     box : Box, optional

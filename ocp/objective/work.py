@@ -20,16 +20,8 @@ FORWARD_SHARE = 1 / 3
 class Work:
     """A running count of work, shared by all grids and batches of one solve.
 
-    One unit is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``.
-
-    Attributes
-    ----------
-    units : float
-        Work so far.
-    failures : int
-        Number of values that were not finite.
-    failed : Tensor or None
-        The last control with such a value, for finding out why.
+    One of the ``units`` is a forward and an adjoint sweep over all ``steps`` of the finest grid and all ``samples``.
+    ``failures`` counts values that were not finite; ``failed`` is the last control with such a value.
     """
 
     steps: int

@@ -16,14 +16,7 @@ __all__ = ["Bounds", "Box", "as_bounds", "feasible", "masked"]
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """The flat controls between ``lower`` and ``upper``, both of shape (N m + s,) and infinite where there is no bound.
-
-    Examples
-    --------
-    >>> box = Box(torch.zeros(3), torch.ones(3))
-    >>> box.project(torch.tensor([-1.0, 0.5, 2.0]))
-    tensor([0.0000, 0.5000, 1.0000])
-    """
+    """The flat controls between ``lower`` and ``upper``, of shape (N m + s,) and infinite where there is no bound."""
 
     lower: Tensor
     upper: Tensor
@@ -62,9 +55,9 @@ class Bounds:
 
     Parameters
     ----------
-    lower, upper : float, Tensor of shape (m,), or callable
-        A callable takes the time t and returns a number or a tensor of shape (m,). Use infinity for no bound, and equal
-        bounds to prescribe the control.
+    lower, upper : TimeFunction
+        A number, a tensor of shape (m,), or a callable of the time t that returns one of these. Infinity is no bound;
+        equal bounds prescribe the control.
 
     Examples
     --------
@@ -80,10 +73,7 @@ class Bounds:
     def on(self, space: ControlSpace, like: Tensor) -> Box:
         """The box in a control space, with the dtype and device of ``like``.
 
-        Raises
-        ------
-        TypeError, ValueError
-            If a bound is not a number, has the wrong shape or is NaN, or if no finite control lies between the bounds.
+        Raises TypeError or ValueError if a bound has the wrong type or shape, or if nothing finite lies between them.
         """
         none = like.new_full((space.parameter_size,), inf)
         lower = space.join(at_midpoints("bounds: expected the lower one", self.lower, space, like), -none)

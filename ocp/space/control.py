@@ -23,20 +23,15 @@ TimeFunction = float | Tensor | Callable[[float], Any]
 class ControlSpace:
     """The space of controls on one time grid.
 
-    A control consists of a path u_0, ..., u_{N-1} with values in R^m, constant on each step, and of parameters q in R^s
-    that do not depend on time. One flat tensor of N m + s numbers holds both, the path first. The inner product
+    A control consists of a path u_0, ..., u_{N-1} with m = ``control_size`` numbers per step and of s =
+    ``parameter_size`` parameters q that do not depend on time. One flat tensor of N m + s numbers holds both, the path
+    first. The inner product
 
         (a, b) = h sum_k <a_k, b_k> + <q_a, q_b>
 
     carries the time weight, so that norms and step lengths mean the same on every grid. A *derivative* is a dual
     vector: its dot product with a displacement is the change of the objective. A *gradient* is its Riesz image in this
     inner product, and a displacement itself.
-
-    Parameters
-    ----------
-    grid : TimeGrid
-    control_size, parameter_size : int
-        m and s.
 
     Examples
     --------
@@ -122,13 +117,7 @@ class ControlSpace:
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A control: a point ``flat``, of shape (N m + s,), of a `ControlSpace`.
-
-    Raises
-    ------
-    ValueError
-        If ``flat`` has another shape.
-    """
+    """A control: a point ``flat`` of a `ControlSpace`; ValueError if its shape is not (N m + s,)."""
 
     space: ControlSpace
     flat: Tensor
@@ -153,18 +142,9 @@ class Control:
 
 
 def at_midpoints(expected: str, function: TimeFunction, space: ControlSpace, like: Tensor) -> Tensor:
-    """The values of a function of time at the midpoints of the steps, shape (N, m), like a tensor in dtype and device.
+    """The values of a function of time at the midpoints of the steps, shape (N, m), with dtype and device of ``like``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is not a number or has the wrong shape; ``expected`` is how the message begins.
-
-    Examples
-    --------
-    >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=2), control_size=1)
-    >>> at_midpoints("start: expected it", lambda t: 2 * t, space, torch.empty(0)).tolist()
-    [[0.5], [1.5]]
+    Raises TypeError or ValueError, its message beginning with ``expected``, if a value has the wrong type or shape.
     """
     m = space.control_size
     values = [function(t) for t in space.grid.midpoints] if callable(function) else [function]

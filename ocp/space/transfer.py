@@ -35,30 +35,12 @@ def LINEAR(coarse: int, fine: int) -> tuple[list[int], list[int], list[float]]:
     return left, [j + 1 for j in left], [s - j for s, j in zip(position, left, strict=True)]
 
 
-@lru_cache(maxsize=64)
-def _stencil(
-    interpolation: Interpolation, coarse: int, fine: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The lists of an interpolation as tensors; no weights if only the left neighbor counts."""
-    left, right, weight = interpolation(coarse, fine)
-    weights = torch.tensor(weight, dtype=dtype, device=device).unsqueeze(1) if any(weight) else None
-    return torch.tensor(left, device=device), torch.tensor(right, device=device), weights
-
-
 @dataclass(frozen=True)
 class Transfer:
-    """Maps between the controls on a fine grid and those on a coarse grid; parameters pass unchanged.
+    """Maps between the controls on a fine and on a coarse grid, by `CONSTANT` or `LINEAR` interpolation.
 
-    Parameters
-    ----------
-    fine, coarse : ControlSpace
-    interpolation : callable
-        `CONSTANT` or `LINEAR`.
-
-    Raises
-    ------
-    ValueError
-        If the coarse number of steps does not divide the fine one, or if the spaces belong to different problems.
+    Parameters pass unchanged. ValueError if the coarse number of steps does not divide the fine one, or if the spaces
+    belong to different problems.
 
     Examples
     --------
@@ -81,19 +63,16 @@ class Transfer:
         if replace(self.coarse, grid=fine) != self.fine or coarse.horizon != fine.horizon:
             raise ValueError(f"coarse: expected the controls of {self.fine} on another grid, got {self.coarse}")
 
-    def _stencil(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return _stencil(self.interpolation, self.coarse.grid.steps, self.fine.grid.steps, like.dtype, like.device)
-
     def prolong(self, v: Tensor) -> Tensor:
         """P v: interpolate a coarse displacement or control."""
-        left, right, weight = self._stencil(v)
+        left, right, weight = _stencil(self, v.dtype, v.device)
         path = self.coarse.path(v)
         fine = path[left] if weight is None else torch.lerp(path[left], path[right], weight)
         return self.fine.join(fine, self.coarse.parameters(v))
 
     def restrict_dual(self, derivative: Tensor) -> Tensor:
         """P^T d: apply the transpose of `prolong` to a fine derivative."""
-        left, right, weight = self._stencil(derivative)
+        left, right, weight = _stencil(self, derivative.dtype, derivative.device)
         path = self.fine.path(derivative)
         coarse = path.new_zeros(self.coarse.grid.steps, self.coarse.control_size)
         if weight is None:
@@ -118,16 +97,12 @@ class Transfer:
 
         Parameters
         ----------
-        box : Box
-            On the fine grid.
-        u : Tensor
-            A fine control in the box.
-        free : Tensor
-            The free entries of ``u``, of booleans.
+        box, u, free : Box, Tensor, Tensor
+            On the fine grid: the bounds, a control within them, and the mask of its free entries.
         origin : Tensor
             A coarse control.
         """
-        left, right, weight = self._stencil(u)
+        left, right, weight = _stencil(self, u.dtype, u.device)
         weight = u.new_zeros(len(left), 1) if weight is None else weight
         loose = self.fine.path(free)
         below, above = (self.fine.path(bound) for bound in (u - box.lower, box.upper - u))
@@ -150,20 +125,19 @@ class Transfer:
         return self.fine.dual(self.prolong(self.coarse.gradient(derivative)))
 
 
+@lru_cache(maxsize=64)
+def _stencil(transfer: Transfer, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The lists of the interpolation as tensors; no weights if only the left neighbor counts."""
+    left, right, weight = transfer.interpolation(transfer.coarse.grid.steps, transfer.fine.grid.steps)
+    weights = torch.tensor(weight, dtype=dtype, device=device).unsqueeze(1) if any(weight) else None
+    return torch.tensor(left, device=device), torch.tensor(right, device=device), weights
+
+
 def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tuple[int, ...]:
     """Numbers of steps of a hierarchy, from the finest grid to the coarsest.
 
-    Parameters
-    ----------
-    steps : int
-        Number of steps of the finest grid.
-    levels : int or sequence of int
-        The number of grids, each ``factor`` times coarser than the one before; or their numbers of steps.
-
-    Raises
-    ------
-    ValueError
-        If a number of steps does not divide the one before; the message suggests a hierarchy that exists.
+    ``levels`` is the number of grids, each ``factor`` times coarser than the one before, or a sequence of their numbers
+    of steps. ValueError if one does not divide the one before; the message suggests a hierarchy that exists.
 
     Examples
     --------
@@ -184,9 +158,7 @@ def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tu
         raise ValueError(f"levels: expected an integer >= 1, got {levels}")
     if factor < 2:
         raise ValueError(f"factor: expected an integer >= 2, got {factor}")
-    grids = (steps,)
-    while len(grids) < levels and grids[-1] % factor == 0:
-        grids = (*grids, grids[-1] // factor)
+    grids = tuple(steps // factor**k for k in range(levels) if steps % factor**k == 0)
     if len(grids) < levels:
         block = factor ** (levels - 1)
         nearby = -(-steps // block) * block
@@ -198,14 +170,5 @@ def coarse_grids(steps: int, levels: int | Sequence[int], factor: int = 2) -> tu
 
 
 def depth(steps: int, coarsest: int) -> int:
-    """The number of grids from ``steps`` down by halving, none with fewer than ``coarsest`` steps.
-
-    Examples
-    --------
-    >>> depth(128, 16), depth(100, 16), depth(7, 1)
-    (4, 3, 1)
-    """
-    levels = 1
-    while steps % 2 == 0 and steps // 2 >= coarsest:
-        steps, levels = steps // 2, levels + 1
-    return levels
+    """The number of grids from ``steps`` down by halving, none with fewer than ``coarsest`` steps."""
+    return 1 + len([k for k in range(1, steps.bit_length()) if steps % 2**k == 0 and steps // 2**k >= coarsest])

@@ -24,10 +24,8 @@ class Slope:
     ----------
     measured, error : float
         From central differences, with an estimate of their error; infinite where no difference is finite.
-    stated : float
-        <dJ(u), d>.
-    scale : float
-        |dJ(u)| |d|.
+    stated, scale : float
+        <dJ(u), d> and |dJ(u)| |d|.
     decrease : float
         The largest decrease among the values, less their noise.
     eps : float
@@ -43,10 +41,8 @@ class Slope:
 
     @property
     def contradicted(self) -> bool:
-        """Whether values and derivative cannot both be right.
-
-        Good difference quotients differ from a right slope by less than the square root of eps.
-        """
+        """Whether values and derivative cannot both be right."""
+        # Good difference quotients differ from a right slope by less than the square root of eps.
         bound = 4 * self.error + 10 * self.eps**0.5 * self.scale
         return isfinite(bound) and abs(self.measured - self.stated) > bound
 
@@ -61,13 +57,7 @@ def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]
     with the noise of the values, is the estimated error: after Ridders (1982), "Accurate computation of F'(x) and
     F'(x) F''(x)". The noise is at least rounding, and more if values change more when rounding moves the control.
 
-    Parameters
-    ----------
-    start : Evaluation
-    direction : Tensor
-        Flat.
-    lengths : sequence of float
-        The longest first, in multiples of the norm of the control, or of 1 where that is smaller.
+    The lengths begin with the longest, in multiples of the norm of the control, or of 1 where that is smaller.
     """
     objective, control = start.objective, start.control
     space, eps = objective.space, torch.finfo(control.dtype).eps
@@ -96,15 +86,8 @@ AROUND = (64.0, 8.0, 1.0)
 def quick_check(objective: Objective, control: Tensor, seed: int = 0) -> Slope:
     """Compare values and derivative at a control and at one nearby, for about eight gradients.
 
-    Returns the slope that is contradicted, if there is one. A stale derivative is right at one of the two at most.
-
-    Parameters
-    ----------
-    objective : Objective
-    control : Tensor
-        Flat.
-    seed : int
-        Seed of the random directions.
+    Returns the slope that is contradicted, if there is one. A stale derivative is right at one of the two at most. The
+    seed is that of the random directions.
     """
     generator, space = torch.Generator().manual_seed(seed), objective.space
     lengths = [k * torch.finfo(control.dtype).eps ** (1 / 3) for k in AROUND]

@@ -33,8 +33,7 @@ from ocp.adjoint import sweeps
 from ocp.problem.initial_state import StateFunction
 from ocp.problem.layers import RELU, SMOOTH_RELU, Antisymmetric, Convolution, Dense
 from ocp.run.json_files import write
-from ocp.verification.taylor import Taylor
-from ocp.verification.verify import Check
+from ocp.verification.verify import Check, Taylor
 
 
 def inputs(*shape):
@@ -351,9 +350,7 @@ def test_an_objective_of_ones_own_is_judged_by_its_taylor_test(factor, verdict):
 
 
 def test_an_objective_of_ones_own_needs_a_control():
-    with pytest.raises(
-        TypeError, match=r"objective: expected one, such as ocp.discretize\(problem, steps\), got ControlP"
-    ):
+    with pytest.raises(TypeError, match=r"objective: expected one, as from discretize\(problem, steps\), got ControlP"):
         verify(pendulum())
     with pytest.raises(ValueError, match="control: expected one"):
         verify(ScaledObjective(discretize(pendulum(), 8), 1.0))
