@@ -22,10 +22,7 @@ class SecondOrderEvaluation(Protocol):
 
 
 class Evaluation(SecondOrderEvaluation, Protocol):
-    """An objective at one control. It computes its value and derivative when first asked for, and then keeps them.
-
-    Nothing else remembers them: to use them again, carry the evaluation along.
-    """
+    """An objective at one control; it alone remembers value and derivative, so carry it along to use them again."""
 
     @property
     def objective(self) -> Objective: ...
@@ -40,7 +37,7 @@ class Evaluation(SecondOrderEvaluation, Protocol):
 
     @property
     def derivative(self) -> Tensor:
-        """Derivative of J at u, a dual vector of the shape of the control. Do not write to it."""
+        """Derivative of J at u, a dual vector of the shape of the control; not to be written to."""
 
 
 @runtime_checkable

@@ -89,18 +89,11 @@ class Transfer:
     def restrict_box(self, box: Box, u: Tensor, free: Tensor, origin: Tensor) -> Box:
         """A coarse box around ``origin`` such that, for ``origin`` + e in it, u + P_f e is in the fine box.
 
-        P_f masks the prolongation by the free entries, the truncation of Kornhuber (1994), "Monotone multigrid methods
-        for elliptic variational inequalities I". Gratton, Mouffe, Toint & Weber-Mendonca (2008), "A recursive
-        l-infinity trust-region method for bound-constrained nonlinear optimization", section 2: each coarse entry gets
-        the smallest slack of the free fine entries that it moves, divided by the largest row sum of |P|. A coarse entry
-        that moves no free one is held.
-
-        Parameters
-        ----------
-        box, u, free : Box, Tensor, Tensor
-            On the fine grid: the bounds, a control within them, and the mask of its free entries.
-        origin : Tensor
-            A coarse control.
+        ``box``, ``u`` in it and the mask ``free`` are on the fine grid. P_f masks the prolongation by ``free``, the
+        truncation of Kornhuber (1994), "Monotone multigrid methods for elliptic variational inequalities I". Gratton,
+        Mouffe, Toint & Weber-Mendonca (2008), "A recursive l-infinity trust-region method for bound-constrained
+        nonlinear optimization", section 2: each coarse entry gets the smallest slack of the free fine entries that it
+        moves, divided by the largest row sum of |P|. A coarse entry that moves no free one is held.
         """
         left, right, weight = _stencil(self, u.dtype, u.device)
         weight = u.new_zeros(len(left), 1) if weight is None else weight

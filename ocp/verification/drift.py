@@ -19,13 +19,8 @@ __all__ = ["drift"]
 def drift(objective: ReducedObjective, control: Tensor | Control) -> float:
     """How far the states on the way back are from those on the way forward, where `Reversible` undoes steps.
 
-    The largest difference at any node, relative to the largest entry of all states, which are stored meanwhile. How
-    strongly it affects the derivative depends on the problem.
-
-    Raises
-    ------
-    ValueError
-        If the objective does not come from `discretize` with the schedule `Reversible`.
+    The largest difference at any node, relative to the largest entry of all states, which are stored meanwhile. Its
+    effect on the derivative depends on the problem. ValueError if the objective has another schedule.
 
     Examples
     --------

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import inf, isfinite
+from math import inf, isfinite, nan
 
 import torch
 from torch import Tensor
@@ -53,11 +52,10 @@ class Slope:
 def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]) -> Slope:
     """The slope of an objective along a direction, by central differences of several lengths.
 
-    The best quotient is the one that differs least from that of the next longer difference. This difference, together
-    with the noise of the values, is the estimated error: after Ridders (1982), "Accurate computation of F'(x) and
-    F'(x) F''(x)". The noise is at least rounding, and more if values change more when rounding moves the control.
-
-    The lengths begin with the longest, in multiples of the norm of the control, or of 1 where that is smaller.
+    The lengths begin with the longest, in multiples of the norm of the control, or of 1 where that is smaller. The best
+    quotient is the one that differs least from that of the next longer difference. This difference, together with the
+    noise of the values, is the estimated error: after Ridders (1982), "Accurate computation of F'(x) and F'(x) F''(x)".
+    The noise is at least rounding, and more if values change more when rounding moves the control.
     """
     objective, control = start.objective, start.control
     space, eps = objective.space, torch.finfo(control.dtype).eps
@@ -66,15 +64,15 @@ def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]
     noise = max(8 * eps * abs(value), *(2 * abs(change) for change in moved))
     norm, best, error, low = space.norm(direction), inf, inf, value
     unit = max(1.0, space.norm(control)) / norm if norm > 0 else 0.0
-    quotients: list[tuple[float, float]] = []
+    longer = nan
     for step in (unit * length for length in lengths if unit > 0):
         ends = [objective.at(torch.add(control, direction, alpha=a)).value for a in (step, -step)]
         low = min([low, *(end for end in ends if isfinite(end))])
         rounding = 8 * eps * max(map(abs, ends))  # more than that of a value which is zero
-        quotients.append(((ends[0] - ends[1]) / (2 * step), max(noise, rounding) / step))
-    for (longer, _), (quotient, uncertain) in pairwise(quotients):
+        quotient, uncertain = (ends[0] - ends[1]) / (2 * step), max(noise, rounding) / step
         if abs(longer - quotient) + uncertain < error:  # false where one is NaN or infinite
             best, error = quotient, abs(longer - quotient) + uncertain
+        longer = quotient
     stated = float(torch.dot(derivative, direction))
     return Slope(best, error, stated, space.dual_norm(derivative) * norm, value - low - noise, eps)
 
@@ -86,8 +84,7 @@ AROUND = (64.0, 8.0, 1.0)
 def quick_check(objective: Objective, control: Tensor, seed: int = 0) -> Slope:
     """Compare values and derivative at a control and at one nearby, for about eight gradients.
 
-    Returns the slope that is contradicted, if there is one. A stale derivative is right at one of the two at most. The
-    seed is that of the random directions.
+    Returns a slope that is contradicted, if there is one. A stale derivative is right at one of the two at most.
     """
     generator, space = torch.Generator().manual_seed(seed), objective.space
     lengths = [k * torch.finfo(control.dtype).eps ** (1 / 3) for k in AROUND]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, isnan, log, nan
 from statistics import linear_regression
@@ -50,7 +51,7 @@ class Taylor:
     noise: float
     third: tuple[float, ...] | None = None
 
-    def order(self, remainders: tuple[float, ...]) -> float:
+    def order(self, remainders: Sequence[float]) -> float:
         """Slope of a line through the four finest points above the noise, in logarithms; NaN if there is only one."""
         points = zip(self.steps, remainders, strict=True)
         logs = [(log(e), log(r)) for e, r in points if isfinite(r) and r > self.noise][-4:]
@@ -96,8 +97,8 @@ class Report:
 def verify(objective: Objective, control: Tensor | Control | None = None, seed: int = 0) -> Report:
     """Check the derivative of an objective, the pieces it is made of, and its coherence with coarser grids.
 
-    Where all pieces have second derivatives, the Hessian is checked, too. Nothing is changed, neither the control nor
-    the count of work. Use float64: in float32 the bounds are wider, and only the symmetry of the Hessian is checked.
+    Where all pieces have second derivatives, the Hessian is checked, too. Control and work count are left unchanged.
+    Use float64: in float32 the bounds are wider, and of the Hessian only the symmetry is checked.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     Raises
     ------
     TypeError, ValueError
-        If it is not an objective, such as a problem, which has no grid yet; if it is not finite there.
+        If it is not an objective, such as a problem without a grid, or if it is not finite there.
 
     Examples
     --------
@@ -226,7 +227,7 @@ def _slope_checks(point: Evaluation, direction: Tensor, taylor: Taylor) -> list[
 
 
 def _hessian_checks(
-    point: Evaluation, taylor: Taylor, third: tuple[float, ...], generator: torch.Generator
+    point: Evaluation, taylor: Taylor, third: Sequence[float], generator: torch.Generator
 ) -> list[Check]:
     """Symmetry of the Hessian; in double precision its action against differences, and the order of remainders."""
     objective, u = point.objective, point.control
@@ -248,11 +249,8 @@ def _hessian_checks(
     # A kink, such as that of ReLU, takes the third order away where a step crosses it. It leaves the second order, and
     # the short difference; a wrong derivative fails the one, a wrong Hessian the other.
     kinks = difference.passed and not taylor.order(taylor.second) < 1.9
-    return [
-        symmetry,
-        difference,
-        _has_order("Taylor order with the Hessian", observed, 3, 0.1, exact=exact, kinks=kinks),
-    ]
+    order = _has_order("Taylor order with the Hessian", observed, 3, 0.1, exact=exact, kinks=kinks)
+    return [symmetry, difference, order]
 
 
 def _transpose_checks(objective: ReducedObjective, point: Evaluation, generator: torch.Generator) -> list[Check]:
