@@ -34,7 +34,7 @@ def gradients(output: Tensor, leaves: Tensors, cotangent: Tensor | None = None, 
 
 
 def pullback(function: Any, arguments: Tensors, cotangent: Tensor | None = None) -> Tensors:
-    """Derivative of one evaluation of ``function``, transposed and applied to ``cotangent``.
+    """Derivatives by all arguments of one evaluation of ``function``, transposed and applied to ``cotangent``.
 
     Parameters
     ----------
@@ -42,25 +42,15 @@ def pullback(function: Any, arguments: Tensors, cotangent: Tensor | None = None)
         Takes ``arguments`` and returns one tensor.
     cotangent : Tensor, optional
         Of the shape of the output; optional for a scalar.
-
-    Returns
-    -------
-    tuple of Tensor
-        One for each argument, of its shape.
     """
-    with torch.enable_grad():
-        leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
-        output = function(*leaves)
+    leaves, output = _recorded(function, arguments)
     return gradients(output, leaves, cotangent)
 
 
 def jvp(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor, Tensor]:
     """The value of ``function`` and its derivative along ``directions``: by forward mode, or by transposing twice.
 
-    Raises
-    ------
-    NotImplementedError
-        If torch can do neither.
+    Raises a ``NotImplementedError`` if torch can do neither.
     """
 
     def forward() -> tuple[Tensor, Tensor]:
@@ -68,11 +58,9 @@ def jvp(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor,
         return value, derivative
 
     def transposed() -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
-            output = function(*leaves)
-            cotangent = torch.zeros_like(output).requires_grad_()
-            slope = _slope(output, leaves, directions, cotangent)
+        leaves, output = _recorded(function, arguments)
+        cotangent = torch.zeros_like(output).requires_grad_()
+        slope = _slope(output, leaves, directions, cotangent)
         return output.detach(), gradients(slope, (cotangent,))[0]
 
     return _possible("derivatives in forward mode", function, arguments, forward, transposed)
@@ -81,12 +69,7 @@ def jvp(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor,
 def hvp(function: Any, arguments: Tensors, directions: Tensors, cotangent: Tensor | None = None) -> Tensors:
     """The Hessian of <cotangent, function(arguments)> applied to ``directions``: two passes through one tape.
 
-    Parameters and result are those of `pullback`.
-
-    Raises
-    ------
-    NotImplementedError
-        If torch cannot differentiate the function twice.
+    Raises a ``NotImplementedError`` if torch cannot differentiate the function twice.
 
     Examples
     --------
@@ -96,14 +79,20 @@ def hvp(function: Any, arguments: Tensors, directions: Tensors, cotangent: Tenso
     """
 
     def product() -> Tensors:
-        with torch.enable_grad():
-            leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
-            slope = _slope(function(*leaves), leaves, directions, cotangent)
-        return gradients(slope, leaves)
+        leaves, output = _recorded(function, arguments)
+        return gradients(_slope(output, leaves, directions, cotangent), leaves)
 
     return _possible("second derivatives", function, arguments, product)
 
 
+@torch.enable_grad()
+def _recorded(function: Any, arguments: Tensors) -> tuple[Tensors, Tensor]:
+    """The leaves and the output of one evaluation, with its tape."""
+    leaves = cast(Tensors, tuple(a.detach().requires_grad_() for a in arguments))
+    return leaves, function(*leaves)
+
+
+@torch.enable_grad()
 def _slope(output: Tensor, leaves: Tensors, directions: Tensors, cotangent: Tensor | None) -> Tensor:
     """The derivative of <cotangent, output> along directions, with its tape."""
     slopes = gradients(output, leaves, cotangent, create_graph=True)

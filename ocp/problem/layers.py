@@ -98,17 +98,13 @@ def _tanh_transpose(p: Tensor, a: Tensor, out: Tensor) -> None:
     _tanh_backward(p, a, grad_input=out)
 
 
-def _relu_slope(a: Tensor) -> Tensor:
-    return (a > 0).to(a.dtype)
-
-
 def _relu_transpose(p: Tensor, a: Tensor, out: Tensor) -> None:
     _threshold_backward(p, a, 0, grad_input=out)
 
 
 # Made of named functions, so that a problem can be pickled and sent to another process.
 TANH = Activation(torch.tanh, _tanh_slope, _tanh_curvature, nn.Tanh, torch.tanh, _tanh_transpose)
-RELU = Activation(torch.relu, _relu_slope, torch.zeros_like, nn.ReLU, partial(torch.clamp_min, min=0), _relu_transpose)
+RELU = Activation(torch.relu, torch.sign, torch.zeros_like, nn.ReLU, partial(torch.clamp_min, min=0), _relu_transpose)
 #: ReLU with a parabola on [-0.1, 0.1] that joins its two branches with a continuous slope: Guenther, Ruthotto,
 #: Schroder, Cyr & Gauger (2020), "Layer-parallel training of deep residual neural networks".
 SMOOTH_RELU = Activation(_smooth_relu, _smooth_relu_slope, _smooth_relu_curvature, _SmoothReLU)
@@ -235,7 +231,7 @@ class Dense:
         return x if filled or x.device.type != "cpu" else x.mT.contiguous().mT
 
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
-        """Random weights for one layer: K normal with variance 1/n, b = 0; shape (control_size,)."""
+        """Random weights for one layer: K normal with variance 1/n, b = 0."""
         K = torch.randn(self.width, self.width, generator=generator, **like) / sqrt(self.width)
         return torch.cat((K.reshape(-1), torch.zeros(self.width, **like)))
 
@@ -317,7 +313,7 @@ class Convolution:
         return x
 
     def initial(self, generator: torch.Generator, **like: Any) -> Tensor:
-        """Random weights for one layer: K normal with variance 1/(c k^2), b = 0; shape (control_size,)."""
+        """Random weights for one layer: K normal with variance 1/(c k^2), b = 0."""
         c, k = self.channels, self.kernel_size
         K = torch.randn(c * c * k * k, generator=generator, **like) / sqrt(c * k * k)
         return torch.cat((K, torch.zeros(c, **like)))
