@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint.discretization import Discretization
-from ocp.problem.functions import Mapped, gradients
+from ocp.problem.functions import Mapped, gradients, jacobians
 
 __all__ = ["Linearization"]
 
@@ -39,8 +39,7 @@ class Linearization:
         with torch.enable_grad():
             self._leaves = states[:-1].clone().requires_grad_(), path.detach().clone().requires_grad_()
             z = Mapped(step)(states.new_tensor(grid.nodes[:-1]), *self._leaves)
-            rows = [gradients(entry, self._leaves, torch.ones_like(entry), retain_graph=True) for entry in z.unbind(1)]
-            by_state, by_control = (torch.stack(parts, 1).flatten(2) for parts in zip(*rows, strict=True))
+            by_state, by_control = jacobians(z, self._leaves)
             n = by_state.shape[2]
             costates = z.detach().new_ones(z.shape)  # (p_{k+1}, 1)
             for J, costate in zip(reversed(by_state.unbind(0)), reversed(costates.unbind(0)), strict=True):

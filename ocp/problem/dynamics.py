@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ocp.problem.boundary import call, uncompiled
-from ocp.problem.functions import Mapped, gradients, hvp, jvp, pullback
+from ocp.problem.functions import Mapped, hvp, jacobians, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Dynamics, Evaluations, Stages
 from ocp.problem.shapes import BatchState, Cotangent, StepControl
@@ -83,10 +83,8 @@ class _Jacobians:
         values = stages.values.flatten(0, 1)
         with torch.enable_grad():
             x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
-            columns = self.mapped(t, x, u, values).flatten(1).unbind(1)  # each entry of f, at all stages
-        rows = [gradients(entry, (x, u), torch.ones_like(entry), retain_graph=True) for entry in columns]
-        by_state, self._by_control = (torch.stack(parts, 1) for parts in zip(*rows, strict=True))
-        self._by_state = by_state.flatten(2).mT.unbind(0)
+            by_state, self._by_control = jacobians(self.mapped(t, x, u, values).flatten(1), (x, u))
+        self._by_state = by_state.mT.unbind(0)
         self._costates = [c.view(-1) for c in stages.value]
 
     def transpose(self, j: int, p: Tensor, out: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ocp.problem.boundary import call, same, uncompiled
 
-__all__ = ["Mapped", "gradients", "hvp", "jvp", "pullback"]
+__all__ = ["Mapped", "gradients", "hvp", "jacobians", "jvp", "pullback"]
 
 Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 Result = TypeVar("Result")
@@ -31,6 +31,12 @@ def gradients(output: Tensor, leaves: Tensors, cotangent: Tensor | None = None, 
         return cast(Tensors, tuple(torch.zeros_like(leaf) for leaf in leaves))
     grads = torch.autograd.grad(output, leaves, cotangent, allow_unused=True, **options)
     return cast(Tensors, tuple(torch.zeros_like(a) if g is None else g for a, g in zip(leaves, grads, strict=True)))
+
+
+def jacobians(values: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Jacobians at n points, flat: of values, shape (n, k), by leaves of shape (n, *shape). The tape is kept."""
+    rows = [gradients(entry, leaves, torch.ones_like(entry), retain_graph=True) for entry in values.unbind(1)]
+    return tuple(torch.stack(parts, 1).flatten(2) for parts in zip(*rows, strict=True))
 
 
 def pullback(function: Any, arguments: Tensors, cotangent: Tensor | None = None) -> Tensors:
