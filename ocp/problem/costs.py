@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ __all__ = [
     "TimeSmoothness",
     "as_control_costs",
     "as_cost",
-    "classifies",
 ]
 
 
@@ -260,6 +259,12 @@ class Readout:
 
     module: FlatModule
     cost: TerminalCost
+    #: Only if the cost is a `Classifier`: then ``isinstance`` takes the readout for one, too.
+    accuracy: Callable[[BatchState, Parameters], float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cost, Classifier):
+            object.__setattr__(self, "accuracy", partial(_accuracy, self.module, self.cost))
 
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         return self.cost(self.module(q, x), q)
@@ -281,11 +286,12 @@ class Readout:
     def check(self, x: BatchState, q: Parameters) -> None:
         self.module.check(q, x)
 
-    def accuracy(self, x: BatchState, q: Parameters) -> float:
-        return cast(Classifier, self.cost).accuracy(self.module(q, x), q)
-
     def take(self, indices: Tensor) -> Readout:
         return replace(self, cost=take("terminal_cost", self.cost, indices))
+
+
+def _accuracy(module: FlatModule, cost: Classifier, x: BatchState, q: Parameters) -> float:
+    return cost.accuracy(module(q, x), q)
 
 
 @dataclass(frozen=True)
@@ -340,8 +346,3 @@ def as_control_costs(costs: Any) -> tuple[ControlCost, ...]:
         if not isinstance(cost, ControlCost):
             raise TypeError(f"control_cost: expected costs such as Tikhonov(alpha), got {type(cost).__name__}")
     return found
-
-
-def classifies(cost: TerminalCost | None) -> TypeGuard[Classifier]:
-    """Whether a cost is a `Classifier`; a `Readout` is one if the cost behind it is."""
-    return classifies(cost.cost) if isinstance(cost, Readout) else isinstance(cost, Classifier)

@@ -19,6 +19,7 @@ from ocp.problem.costs import (
     as_control_costs,
 )
 from ocp.problem.modules import FlatModule
+from ocp.problem.protocols import Classifier
 from ocp.space.control import ControlSpace
 from ocp.space.grid import TimeGrid
 
@@ -176,6 +177,13 @@ def test_accuracy_is_the_share_of_labels_with_the_largest_entry():
     swap = FlatModule(nn.Linear(2, 2, bias=False))
     assert cost.accuracy(x, torch.zeros(0)) == 0.75
     assert Readout(swap, cost).accuracy(x, torch.tensor([0.0, 1.0, 1.0, 0.0])) == 0.25
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(CrossEntropy(LABELS), True), (LeastSquares(TARGET), False)])
+def test_a_readout_is_a_classifier_if_its_cost_is_one(cost, expected):
+    readout = Readout(LINEAR, cost)
+    for piece in (cost, readout, Readout(LINEAR, readout), readout.take(torch.tensor([0]))):
+        assert isinstance(piece, Classifier) is expected
 
 
 @each({name: cost for name, cost in TERMINAL.items() if "function" not in name})

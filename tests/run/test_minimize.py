@@ -727,10 +727,10 @@ def test_a_problem_that_cannot_be_divided_is_refused_before_work_begins():
 def test_accuracy_needs_a_cost_that_knows_one():
     space = ControlSpace(TimeGrid(1.0, 4), 1)
     control = Control(space, torch.zeros(4).double())
-    with pytest.raises(ValueError, match="problem: expected a terminal cost with an accuracy"):
-        accuracy(PROBLEM, control)
-    with pytest.raises(ValueError, match="problem: expected a terminal cost with an accuracy"):
-        accuracy(cubic(terminal_cost=LeastSquares(X0)), control)
+    regression = residual_network(X0, LeastSquares(X0), Dense(X0.shape[1]))
+    for problem in (PROBLEM, cubic(terminal_cost=LeastSquares(X0)), regression):
+        with pytest.raises(ValueError, match="problem: expected a terminal cost with an accuracy"):
+            accuracy(problem, control)
 
 
 # Blow-ups
