@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from tabulate import tabulate
 
 import ocp
-import ocp.problems
 from ocp.cli import catalog
 from ocp.cli.help import Grouped
 from ocp.cli.words import DTYPES, METHODS, SMOOTHERS
@@ -43,36 +41,6 @@ FAILURES = (
     Status.UNBOUNDED,
     Status.NOT_SAVED,
 )
-
-
-def _one_line(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print a user's mistake as one line; an error in the user's own code keeps its traceback."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-            if _in_user_code(error, kwargs.get("name")):
-                raise
-            raise click.ClickException(" ".join(str(error).split())) from error
-
-    return wrapped
-
-
-def _in_user_code(error: BaseException, name: str | None) -> bool:
-    """Whether the user's file, or one in its folder, is nearer to the error than any of ours."""
-    if name is None or not name.endswith(".py"):
-        return False
-    ours = (Path(ocp.__file__).parent, *map(Path, ocp.problems.__path__))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        if any(file.is_relative_to(folder) for folder in ours):
-            return False
-        if file.parent == Path(name).resolve().parent:
-            return True
-    return False
-
 
 _COUNT, _LIMIT = click.IntRange(1), click.FloatRange(0)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -172,7 +140,6 @@ def main() -> None:
 
 
 @main.command("list", cls=Grouped, example="ocp list")
-@_one_line
 def list_() -> None:
     """List the problems."""
     click.echo(tabulate(catalog.summaries().items(), tablefmt="plain"))
@@ -185,7 +152,6 @@ def list_() -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "file", type=_FILE, help="Also write the report to this file.")
 @_SET
-@_one_line
 def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
     """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen."""
     if file is not None:
@@ -219,7 +185,6 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option("--resume-from", type=_FILE, help="Resume from this checkpoint of the folder.")
 @click.option("--check", is_flag=True, help="First compare the derivative with differences of values.")
 @_shared
-@_one_line
 def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
     """Solve problem NAME, or that of the file NAME; write result.json, control.pt, convergence.png, grids.png.
 
@@ -284,7 +249,6 @@ def _report(study: Study, method: str, result: Result, goal: Target | None, fold
 @click.option("--target", help="accuracy=0.95 or value=0.1; the default is the problem's own.")
 @click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/compare.")
 @_shared
-@_one_line
 def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path | None, **options: Any) -> None:
     """Compare methods on problem NAME from the same starts; write compare.json and convergence.png."""
     goal = None if target is None else Target.parse(target)
@@ -303,7 +267,6 @@ def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path 
 @main.command("plot", cls=Grouped, example="ocp plot ocp-out/lqr/compare --out convergence.png")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=_FILE, default="convergence.png", show_default=True)
-@_one_line
 def plot_(folders: tuple[Path, ...], out: Path) -> None:
     """Draw the saved results of FOLDERS, each written by solve or by compare, into one figure."""
     writable("out", out.parent)

@@ -1,10 +1,14 @@
-"""Help of the command line: options in the groups of `ocp.minimize`, and an example that works."""
+"""What all commands share: help with options in the groups of `ocp.minimize` and an example, mistakes in one line."""
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 import click
+
+import ocp.problems
 
 __all__ = ["GROUPS", "Grouped"]
 
@@ -25,6 +29,8 @@ GROUPS = {
 class Grouped(click.Command):
     """A command whose help shows its options by groups, and an example.
 
+    A user's mistake is printed as one line; an error in the user's own code keeps its traceback.
+
     Parameters
     ----------
     example : str
@@ -37,13 +43,33 @@ class Grouped(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of each group under its title."""
-        titles = {name: title for title, names in GROUPS.items() for name in names}
-        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in (*GROUPS, "Other options")}
-        for parameter in self.get_params(ctx):
-            row = parameter.get_help_record(ctx)
-            if row is not None and isinstance(parameter, click.Option):
-                rows[titles.get(parameter.name or "", "Other options")].append(row)
-        for title, group in rows.items():
-            if group:
+        records = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx) if isinstance(p, click.Option)}
+        others = set(records) - {name for names in GROUPS.values() for name in names}
+        for title, names in {**GROUPS, "Other options": others}.items():
+            rows = [record for name, record in records.items() if record is not None and name in names]
+            if rows:
                 with formatter.section(title):
-                    formatter.write_dl(group)
+                    formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+            if _in_user_code(error, ctx.params.get("name")):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def _in_user_code(error: BaseException, name: str | None) -> bool:
+    """Whether the user's file, or one in its folder, is nearer to the error than any of ours."""
+    if name is None or not name.endswith(".py"):
+        return False
+    ours = (Path(ocp.__file__).parent, *map(Path, ocp.problems.__path__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if any(file.is_relative_to(folder) for folder in ours):
+            return False
+        if file.parent == Path(name).resolve().parent:
+            return True
+    return False

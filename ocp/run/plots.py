@@ -56,7 +56,8 @@ def convergence(results: Result | Mapping[str, Result | Sequence[Result]], targe
 
     Thin lines are single runs; a dot marks the end of the run with the median work. Steps on coarse grids are drawn
     lighter than those on the finest one. Objective and accuracy are those of the control prolonged to the finest grid;
-    where a run did not watch the finest grid, the objective of its coarse steps is that of their own grid.
+    where a run did not watch the finest grid, the objective of its coarse steps is that of their own grid. To write an
+    image, call ``savefig("convergence.png")`` on the figure.
 
     Parameters
     ----------
@@ -64,11 +65,6 @@ def convergence(results: Result | Mapping[str, Result | Sequence[Result]], targe
         From a label to a result, or to the results of several seeds; a result alone is labeled "run".
     target : Target, optional
         Drawn as a dashed line.
-
-    Returns
-    -------
-    Figure
-        Save it with ``figure.savefig("convergence.png")``.
 
     Examples
     --------

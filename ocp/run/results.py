@@ -156,13 +156,7 @@ class Result:
         return self.status.success
 
     def require_success(self) -> Result:
-        """The result itself.
-
-        Raises
-        ------
-        SolveError
-            If the run did not succeed; the error holds the result.
-        """
+        """The result itself, or a `SolveError` that holds it, if the run did not succeed."""
         if not self.success:
             raise SolveError(self)
         return self
@@ -272,9 +266,7 @@ class Result:
         write(folder / "result.json", self.to_dict())
         (folder / "control.pt").unlink(missing_ok=True)
         if self.control is not None:
-            space = self.control.space
-            sizes = {"control_size": space.control_size, "parameter_size": space.parameter_size}
-            torch.save({"flat": self.control.flat.cpu(), **sizes, **asdict(space.grid)}, folder / "control.pt")
+            torch.save({"flat": self.control.flat.cpu(), **asdict(self.control.space)}, folder / "control.pt")
         return folder
 
     @classmethod
@@ -285,9 +277,8 @@ class Result:
         if not (folder / "control.pt").exists():
             return result
         saved = torch.load(folder / "control.pt", weights_only=True)
-        grid = TimeGrid(saved["horizon"], saved["steps"])
-        space = ControlSpace(grid, saved["control_size"], saved["parameter_size"])
-        return replace(result, control=Control(space, saved["flat"]))
+        flat, grid = saved.pop("flat"), TimeGrid(**saved.pop("grid"))
+        return replace(result, control=Control(ControlSpace(grid, **saved), flat))
 
 
 def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
