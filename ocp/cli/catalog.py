@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
+from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,16 +49,15 @@ def load(name: str, **options: Any) -> Study:
         If there is no such problem, the file defines none, or its function does not take an option.
     """
     function = _function(name)
-    accepted = inspect.signature(function).parameters
-    kinds = inspect.Parameter
-    any_key = any(parameter.kind is kinds.VAR_KEYWORD for parameter in accepted.values())
+    accepted = signature(function).parameters
+    any_key = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in accepted.values())
     given = {key: value for key, value in options.items() if value is not None}
     if "seed" not in accepted and not any_key:
         given.pop("seed", None)
     unknown = [key for key in given if key not in accepted and not any_key]
     if unknown:
         raise ValueError(f"{name}: expected options among {', '.join(accepted) or 'none'}, got {', '.join(unknown)}")
-    single = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    single = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     missing = [k for k, p in accepted.items() if p.default is p.empty and p.kind in single and k not in given]
     if missing:
         raise ValueError(f"{name}: expected a value for {', '.join(missing)}, got none")
@@ -75,7 +74,7 @@ def load(name: str, **options: Any) -> Study:
 
 def takes(name: str, option: str) -> bool:
     """Whether a problem's function has an argument of this name."""
-    return option in inspect.signature(_function(name)).parameters
+    return option in signature(_function(name)).parameters
 
 
 def _check_number(key: str, annotation: str, value: Any) -> None:

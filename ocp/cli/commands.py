@@ -47,9 +47,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 _STEPS = click.option("--steps", type=_COUNT, help="Steps of the finest grid; the default is the problem's own.")
-_INTEGRATOR = click.option(
-    "--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own."
-)
+_SCHEME = click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own.")
 _SET = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument of problem(), such as width=32."
 )
@@ -72,7 +70,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--learning-rate", default=1e-2, show_default=True, help="Learning rate of adam and sgd."),
         _STEPS,
         click.option("--levels", type=_COUNT, help="Number of grids; the default is the problem's own."),
-        _INTEGRATOR,
+        _SCHEME,
         click.option("--batch-size", type=_COUNT, help="Samples in a mini-batch; the default is all."),
         click.option("--max-work", type=_LIMIT, help="Limit of work, in gradients on the finest grid."),
         click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
@@ -114,23 +112,17 @@ def _load(name: str, seed: int, options: Mapping[str, Any]) -> Study:
             raise ValueError(f"device: expected an available device, got {device!r} ({error})") from error
     chosen = {"seed": seed, "device": device, "dtype": None if dtype is None else DTYPES[dtype]}
     study = catalog.load(name, **{**chosen, **_arguments(options["sets"])})
-    limits = {key: options.get(key) for key in ("max_work", "max_iterations", "tolerance")}
+    limits = {key: options.get(key) for key in ("max_work", "max_iterations", "tolerance", "target")}
     return replace(study, stop=replace(study.stop, **{key: n for key, n in limits.items() if n is not None}))
 
 
 def _spec(method: str, options: Mapping[str, Any]) -> RunSpec:
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    smoother = options["smoother"]
-    return RunSpec(
-        METHODS[method],
-        None if smoother is None else SMOOTHERS[smoother](options["learning_rate"]),
-        options["steps"],
-        options["levels"],
-        options["integrator"],
-        options["batch_size"],
-        watch=Watch(progress=False if options["quiet"] else None, check_derivative=options.get("check", False)),
-    )
+    smoother = options["smoother"] and SMOOTHERS[options["smoother"]](options["learning_rate"])
+    watch = Watch(progress=False if options["quiet"] else None, check_derivative=options.get("check", False))
+    given = {name: options[name] for name in ("steps", "levels", "integrator", "batch_size")}
+    return RunSpec(METHODS[method], smoother, watch=watch, **given)
 
 
 @click.group()
@@ -148,7 +140,7 @@ def list_() -> None:
 @main.command("verify", cls=Grouped, example="ocp verify van_der_pol --steps 32")
 @click.argument("name")
 @_STEPS
-@_INTEGRATOR
+@_SCHEME
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "file", type=_FILE, help="Also write the report to this file.")
 @_SET
@@ -175,8 +167,7 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option(
     "--grid-error",
     type=float,
-    help="Refine the grid until the estimated relative discretization error is below it; --steps is then the first "
-    "grid.",
+    help="Refine the grid until the estimated relative discretization error is below it; --steps is the first grid.",
 )
 @click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/METHOD.")
 @click.option("--checkpoint", type=click.Path(file_okay=False), help="Save the run to this folder.")
@@ -196,9 +187,7 @@ def solve_(name: str, method: str, seed: int, target: str | None, out: Path | No
     it was interrupted, or if an argument does not fit; 2 if an option is unknown.
     """
     goal = None if target is None else Target.parse(target)
-    study = _load(name, seed, options)
-    if goal is not None:
-        study = replace(study, stop=replace(study.stop, target=goal))
+    study = _load(name, seed, {**options, "target": goal})
     run = replace(_spec(method, options), seed=seed, checkpoint=_checkpoint(name, seed, options))
     if options["grid_error"] is not None:
         run = replace(run, steps=Adaptive(options["grid_error"], options["steps"] or study.steps))
@@ -231,14 +220,13 @@ def _report(study: Study, method: str, result: Result, goal: Target | None, fold
         click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
     written = ["result.json", "control.pt", "convergence.png", "grids.png"]
-    files = [folder / name for name in ("trajectory.csv", "trajectory.png")]
-    for file in files:  # of another problem that was solved into this folder before
-        file.unlink(missing_ok=True)
+    for name in ("trajectory.csv", "trajectory.png"):  # of another problem that was solved into this folder before
+        (folder / name).unlink(missing_ok=True)
     if discretize(study.problem, 1).work.samples == 1:
         trajectory = result.trajectory(study.problem)
-        trajectory.save(files[0])
-        ocp.plots.trajectory(trajectory).savefig(files[1], dpi=150)
-        written += [file.name for file in files]
+        trajectory.save(folder / "trajectory.csv")
+        ocp.plots.trajectory(trajectory).savefig(folder / "trajectory.png", dpi=150)
+        written += ["trajectory.csv", "trajectory.png"]
     click.echo(f"{'written to':>20}: {folder} ({', '.join(written)})")
 
 

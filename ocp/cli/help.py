@@ -27,14 +27,9 @@ GROUPS = {
 
 
 class Grouped(click.Command):
-    """A command whose help shows its options by groups, and an example.
+    """A command whose help shows its options by groups, and ``example``, a command line.
 
     A user's mistake is printed as one line; an error in the user's own code keeps its traceback.
-
-    Parameters
-    ----------
-    example : str
-        A command line.
     """
 
     def __init__(self, *arguments: Any, example: str, **keywords: Any):

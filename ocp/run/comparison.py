@@ -180,11 +180,8 @@ class Comparison:
         runs = []
         for label, results in self.runs.items():
             for result, met in zip(results, self._met(label), strict=True):
-                cost = {
-                    "work_units_to_target": None if met is None else met.work_units,
-                    "seconds_to_target": None if met is None else met.seconds,
-                }
-                runs.append(result.to_dict() | cost)
+                work, seconds = (met.work_units, met.seconds) if met else (None, None)
+                runs.append({**result.to_dict(), "work_units_to_target": work, "seconds_to_target": seconds})
         target = None if self.target is None else asdict(self.target)
         write(Path(folder) / "compare.json", {"target": target, "runs": runs})
         return Path(folder)
@@ -239,13 +236,12 @@ def compare(
     Parameters
     ----------
     name : str
-        Of the problem.
     make : callable
         From a seed to a study; all methods get the same one.
     runs : sequence of RunSpec
         One for each method.
     seeds : int
-        Number of seeds, counted from 0.
+        How many, counted from 0.
     target : Target, optional
         By default that of the first study.
     save : callable, optional

@@ -158,12 +158,7 @@ def grids(result: Result) -> Figure:
     worked on, thin bars for the visits of cycles to coarser grids, blue where the correction was taken and orange where
     it was refused. At the bottom, for each correction, the share of it that was taken, the objective's decrease divided
     by the one that the coarse model expected, and the mismatch that the model had to be corrected for: |tau| divided by
-    the size of the restricted derivative. All three are cut at 2.
-
-    Raises
-    ------
-    ValueError
-        If the result has no history.
+    the size of the restricted derivative. All three are cut at 2. A result without history raises a `ValueError`.
     """
     if not isinstance(result, Result):
         raise TypeError(f"result: expected a Result, got {type(result).__name__}")
@@ -215,12 +210,7 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
     ----------
     trajectory : Trajectory
     names : mapping, optional
-        Names of the components: of state and costate under ``"x"``, of the control under ``"u"``.
-
-    Raises
-    ------
-    ValueError
-        If there is not one name for each component.
+        A name for each component: of state and costate under ``"x"``, of the control under ``"u"``.
 
     Examples
     --------
@@ -314,10 +304,11 @@ def _image(axis: Axes, t: np.ndarray, values: np.ndarray, held: bool) -> None:
     edges = t if held else np.concatenate((t[:1], (t[1:] + t[:-1]) / 2, t[-1:]))
     values = np.ma.masked_invalid(values[: len(edges) - 1, 0].T)
     low, high = (values.min(), values.max()) if values.count() else (0.0, 1.0)
-    colors: dict[str, Any] = {"cmap": UNSIGNED, "vmin": low, "vmax": high}
+    colors = UNSIGNED
     if low < 0 < high:
-        colors = {"cmap": SIGNED, "vmin": -max(-low, high), "vmax": max(-low, high)}
-    mesh = axis.pcolormesh(edges, np.arange(len(values) + 1) + 0.5, values, rasterized=True, **colors)
+        colors, low, high = SIGNED, min(low, -high), max(-low, high)
+    rows = np.arange(len(values) + 1) + 0.5
+    mesh = axis.pcolormesh(edges, rows, values, cmap=colors, vmin=low, vmax=high, rasterized=True)
     axis.figure.colorbar(mesh, cax=axis.inset_axes((1.02, 0, 0.02, 1)))
     axis.set_ylabel(f"{axis.get_ylabel()}, by component")
     axis.grid(False)

@@ -23,7 +23,6 @@ from ocp.space.grid import TimeGrid
 
 __all__ = ["Record", "Result", "Target"]
 
-
 #: Counted events in words; braces stand for the ending of the plural.
 EVENTS = {
     "corrections": "coarse correction{} taken",
@@ -119,12 +118,10 @@ class Result:
         The best finite one found, on the finest grid.
     value, derivative_norm : float
         Of the objective on the finest grid and all samples, at ``control``.
-    status : Status
-    message : str
-        One sentence that says why the run ended, with numbers.
-    iterations : int
-    work_units, seconds : float
-    history : tuple of Record
+    status, message : Status, str
+        Why the run ended; the message is a sentence with numbers.
+    iterations, work_units, seconds, history
+        What the run took in all, and a `Record` for each iteration, with mini-batches for each epoch.
     counts : mapping
         How often each of `EVENTS` happened.
     about : mapping
@@ -185,11 +182,8 @@ class Result:
         space = self.control.space
         objective = discretize(problem, space.grid.steps, integrator or str(self.about.get("integrator")))
         if objective.space != space:
-            expected, got = (
-                f"{s.control_size} numbers per step, {s.parameter_size} parameters and the horizon {s.grid.horizon:g}"
-                for s in (space, objective.space)
-            )
-            raise ValueError(f"problem: expected one with {expected}, got {got}")
+            sizes = "control size {0.control_size}, parameter size {0.parameter_size} and horizon {0.grid.horizon:g}"
+            raise ValueError(f"problem: expected one with {sizes.format(space)}, got {sizes.format(objective.space)}")
         return objective.trajectory(self.control.flat.to(objective.discretization.example()[0]))
 
     def __repr__(self) -> str:
@@ -236,13 +230,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
-        """Inverse of `to_dict`; the control is None.
-
-        Raises
-        ------
-        ValueError
-            If a field is missing, or is not what it should be.
-        """
+        """Inverse of `to_dict`, without the control; a field that is missing or wrong raises a ValueError."""
         names = {field.name for field in fields(cls)} - {"control", "about"}
         try:
             missing = sorted(names - set(values))

@@ -333,7 +333,7 @@ def test_a_trajectory_has_the_precision_of_the_problem():
     ids=["parameters and horizon", "parameters", "horizon"],
 )
 def test_a_problem_that_does_not_fit_the_control_has_no_trajectory(problem):
-    message = "problem: expected one with 1 numbers per step, 2 parameters and the horizon 2, got 1 numbers"
+    message = "problem: expected one with control size 1, parameter size 2 and horizon 2, got control size 1"
     with pytest.raises(ValueError, match=message):
         made().trajectory(problem, "euler")
 
