@@ -100,20 +100,18 @@ class ControlProblem:
             raise ValueError(f"horizon: expected a finite number > 0, got {horizon!r}")
         if not isinstance(parameter_size, int) or parameter_size < 0:
             raise ValueError(f"parameter_size: expected an integer >= 0, got {parameter_size!r}")
-        fields = {
-            "dynamics": dynamics,
-            "initial_state": as_initial_state(initial_state),
-            "terminal_cost": as_cost("terminal_cost", terminal_cost, TerminalCost, TerminalFunction, "Phi(x)"),
-            "running_cost": as_cost("running_cost", running_cost, RunningCost, RunningFunction, "L(t, x, u)"),
-            "control_cost": as_control_costs(control_cost),
-            "horizon": float(horizon),
-            "control_size": dynamics.control_size,
-            "parameter_size": parameter_size,
-            "start": start,
-            "bounds": as_bounds(bounds),
-        }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(
+            dynamics=dynamics,
+            initial_state=as_initial_state(initial_state),
+            terminal_cost=as_cost("terminal_cost", terminal_cost, TerminalCost, TerminalFunction, "Phi(x)"),
+            running_cost=as_cost("running_cost", running_cost, RunningCost, RunningFunction, "L(t, x, u)"),
+            control_cost=as_control_costs(control_cost),
+            horizon=float(horizon),
+            control_size=dynamics.control_size,
+            parameter_size=parameter_size,
+            start=start,
+            bounds=as_bounds(bounds),
+        )
         if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
             raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
         if not (start is None or callable(start)):
@@ -142,7 +140,7 @@ class ControlProblem:
         taken = copy.copy(self)  # what was checked need not be checked for each batch
         for name in ("initial_state", "terminal_cost", "running_cost"):
             piece = getattr(self, name)
-            object.__setattr__(taken, name, None if piece is None else take(name, piece, indices))
+            vars(taken)[name] = None if piece is None else take(name, piece, indices)
         return taken
 
     def check_space(self, name: str, space: ControlSpace) -> None:

@@ -34,10 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TerminalFunction:
-    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` if the problem has parameters.
-
-    It is assumed to treat all samples alike.
-    """
+    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` if the problem has parameters."""
 
     function: Callable[..., Tensor]
 
@@ -52,12 +49,12 @@ class TerminalFunction:
         return hvp(self, (x, q), (dx, dq))
 
     def take(self, indices: Tensor) -> TerminalFunction:
-        return self
+        return self  # functions are assumed to treat all samples alike
 
 
 @dataclass(frozen=True)
 class RunningFunction:
-    """A plain function ``L(t, x, u)`` as running cost. It is assumed to treat all samples alike."""
+    """A plain function ``L(t, x, u)`` as running cost."""
 
     function: Callable[[float, Tensor, Tensor], Tensor]
     _mapped: Mapped = field(init=False, repr=False, compare=False)

@@ -111,14 +111,14 @@ SMOOTH_RELU = Activation(_smooth_relu, _smooth_relu_slope, _smooth_relu_curvatur
 
 
 class WeightMap(Protocol):
-    """An affine map from free numbers K to a weight matrix, and its transpose. Both are square."""
+    """An affine map from square matrices K to square weight matrices."""
 
     def __call__(self, K: Tensor) -> Tensor: ...
 
-    def linear(self, dK: Tensor) -> Tensor:
+    def linear(self, K: Tensor) -> Tensor:
         """The linear part."""
 
-    def transpose(self, dA: Tensor) -> Tensor:
+    def transpose(self, K: Tensor) -> Tensor:
         """The transpose of the linear part."""
 
 
@@ -129,11 +129,7 @@ class Free:
     def __call__(self, K: Tensor) -> Tensor:
         return K
 
-    def linear(self, dK: Tensor) -> Tensor:
-        return dK
-
-    def transpose(self, dA: Tensor) -> Tensor:
-        return dA
+    linear = transpose = __call__
 
 
 @dataclass(frozen=True)
@@ -151,11 +147,10 @@ class Antisymmetric:
         A.diagonal(dim1=-2, dim2=-1).sub_(0.5 * self.gamma)
         return A
 
-    def linear(self, dK: Tensor) -> Tensor:
-        return (dK - dK.mT).mul_(0.5)
+    def linear(self, K: Tensor) -> Tensor:
+        return (K - K.mT).mul_(0.5)
 
-    def transpose(self, dA: Tensor) -> Tensor:
-        return (dA - dA.mT).mul_(0.5)
+    transpose = linear
 
 
 #: The size of a processor's longest vector registers.

@@ -124,18 +124,16 @@ def from_blocks(
     >>> problem.start.path.shape, problem.horizon
     (torch.Size([6, 20]), 6.0)
     """
-    like = _like(inputs)
-    flats = [FlatModule(block, name=f"block {k}") for k, block in enumerate(blocks)]
-    if not flats:
+    like, named = _like(inputs), {f"block {k}": block for k, block in enumerate(blocks)}
+    if not named:
         raise ValueError("blocks: expected at least one residual block, got none")
-    own = {f"block {k}": block for k, block in enumerate(blocks)}
-    _check_ties({"opening": opening, **own, "closing": closing})
-    first, *kinds = [_kind(block) for block in blocks]
-    for k, kind in enumerate(kinds, start=1):
-        if kind != first:
+    flats = [FlatModule(block, name=name) for name, block in named.items()]
+    _check_ties({"opening": opening, **named, "closing": closing})
+    for name, block in named.items():
+        if (kind := _kind(block)) != (first := _kind(blocks[0])):
             raise ValueError(
-                f"blocks: expected one class and equal parameter shapes, got {first[1]} as block 0 and {kind[1]} as "
-                f"block {k}"
+                "blocks: expected one class and equal parameter shapes, "
+                f"got {first[1]} as block 0 and {kind[1]} as {name}"
             )
     weights = torch.stack([flat.start().to(**like) for flat in flats])
     _check_blocks(FlatModule(opening or nn.Identity()), flats, weights, inputs)
