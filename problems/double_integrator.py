@@ -1,4 +1,4 @@
-"""Move a mass from rest to rest with least energy; the end is asked for by a penalty.
+"""Move a mass from rest to rest with least energy; a penalty enforces the end.
 
 Minimize (c/2) |x(1) - (1, 0)|^2 plus the integral of u^2 / 2 over [0, 1] subject to x1' = x2, x2' = u, x(0) = (0, 0):
 after Bryson & Ho (1975), "Applied optimal control". With the Gramian W of the map from controls to final states the

@@ -43,7 +43,7 @@ def problem(
     width : int
         Numbers in the state.
     folder : path, optional
-        Where the four official files lie; see `ocp.problems.data.mnist`.
+        Holds the four official files; see `ocp.problems.data.mnist`.
 
     Raises
     ------

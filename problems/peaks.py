@@ -4,7 +4,7 @@ The height of the point (x, y) in [-3, 3]^2 is
 
     3 (1 - x)^2 exp(-x^2 - (y + 1)^2) - 10 (x / 5 - x^3 - y^5) exp(-x^2 - y^2) - exp(-(x + 1)^2 - y^2) / 3.
 
-Five bands of equal height are the classes, and each gives equally many points of a grid of 256 x 256. This is the
+Five bands of equal height are the classes, each with the same number of points of a 256 x 256 grid. This is the
 peaks example of Haber & Ruthotto (2017), "Stable architectures for deep neural networks", Inverse Problems 34, as
 their code Meganet makes it, but drawn without replacement, so that no point occurs twice. The network is the
 antisymmetric one of their equation 15, without damping, x' = tanh((K - K^T) x / 2 + b), with states of 8 numbers

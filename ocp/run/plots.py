@@ -318,7 +318,7 @@ def taylor(report: Report) -> Figure:
     """Remainders of the Taylor test against the step length, with lines of slope one and two, and three where known."""
     if not isinstance(report, Report):
         raise TypeError(f"report: expected that of ocp.verify(objective), got {type(report).__name__}")
-    figure, axes = _figure((6, 4.5), 1)
+    figure, axes = _figure((8, 4.5), 1)
     axis, test = axes[0, 0], report.taylor
     lines = ((test.first, "value alone"), (test.second, "with the derivative"), (test.third, "with the Hessian"))
     for order, (remainders, label) in enumerate(lines, start=1):
@@ -330,5 +330,5 @@ def taylor(report: Report) -> Figure:
             axis.loglog(test.steps, guide, color=color, linewidth=0.8, linestyle="--", label=f"slope {order}")
     axis.axhspan(axis.get_ylim()[0], test.noise, color="0.9", label="rounding errors")
     axis.set(xlabel="step length", ylabel="remainder")
-    axis.legend(frameon=False)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure

@@ -143,7 +143,7 @@ def test_every_command_explains_itself(call, command):
     assert result.output.startswith("Usage:")
 
 
-def test_the_version_is_told(call):
+def test_the_version_is_printed(call):
     assert call("--version").exit_code == 0
 
 
@@ -488,7 +488,7 @@ def test_an_output_that_cannot_be_written_gives_one_clear_line(call, write, tmp_
 
 
 @pytest.mark.parametrize("command", ["solve", "compare"])
-def test_an_output_that_cannot_be_written_is_told_before_the_run(call, write, tmp_path, monkeypatch, command):
+def test_an_output_that_cannot_be_written_is_reported_before_the_run(call, write, tmp_path, monkeypatch, command):
     monkeypatch.setattr("ocp.run.comparison.minimize", lambda *arguments, **options: pytest.fail("it ran"))
     (tmp_path / "file").write_text("in the way")
     place = tmp_path / "file" / "below"
@@ -497,7 +497,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_run(call, write, tm
 
 
 @pytest.mark.parametrize(("command", "option", "work"), [("verify", "--json", "verify"), ("plot", "--out", "Result")])
-def test_a_file_that_cannot_be_written_is_told_before_the_work(
+def test_a_file_that_cannot_be_written_is_reported_before_the_work(
     call, write, saved, tmp_path, monkeypatch, command, option, work
 ):
     monkeypatch.setattr(f"ocp.cli.commands.{work}", None)

@@ -243,7 +243,7 @@ def test_bounds_far_away_do_not_flatten_the_control(bound, visible):
     assert high - low < 8
 
 
-def test_a_component_that_is_small_beside_the_others_is_enlarged_by_a_power_of_ten():
+def test_a_component_that_is_small_next_to_the_others_is_enlarged_by_a_power_of_ten():
     x = trajectory(n=3).x * torch.tensor([1000.0, 100.0, 2.0])
     axis = plots.trajectory(trajectory(n=3, x=x), {"x": ["height", "speed", "mass"]}).axes[0]
     assert legend(axis) == ["height", "speed", r"mass $\times\,10^{2}$"]

@@ -270,13 +270,13 @@ def test_a_result_prints_its_numbers():
     assert "refused" not in text
 
 
-def test_the_norm_of_the_derivative_is_printed_beside_that_at_the_start_and_the_tolerance():
+def test_the_norm_of_the_derivative_is_printed_relative_to_the_start_with_the_tolerance():
     text = str(made().describe(start_norm=6e3, tolerance=1e-6))
     assert "derivative norm: 3.000e+00, 5.0e-04 of the start's (tolerance 1e-06)" in text
 
 
 @pytest.mark.parametrize("about", [{"start_norm": None, "tolerance": 1e-6}, {"start_norm": 2.0}, {"tolerance": 1.0}])
-def test_the_norm_of_the_derivative_stands_alone_where_nothing_else_is_known(about):
+def test_only_the_norm_of_the_derivative_is_printed_where_nothing_else_is_known(about):
     assert "derivative norm: 3.000e+00\n" in str(made().describe(**about))
 
 
@@ -418,7 +418,7 @@ def test_the_grids_that_were_used_are_printed(steps, levels, said):
     assert f"{said}\n" in str(minimize(CONTROL.problem, steps, MGOPT(levels)))
 
 
-def test_the_grid_on_which_a_run_ended_is_told_in_words():
+def test_the_grid_on_which_a_run_ended_is_named_in_the_message():
     message = minimize(CONTROL.problem, 8, MGOPT(3), stop=Stop(max_iterations=0)).message
     assert "The run ended on a grid of 2 steps; from there its control was prolonged to the finest grid." in message
 
