@@ -112,7 +112,7 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     Raises
     ------
     TypeError, ValueError
-        If it is not an objective, such as a problem without a grid, or if it is not finite there.
+        If ``objective`` is something else, such as a problem, which has no grid yet, or if it is not finite there.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
     u = control.flat if isinstance(control, Control) else control
     if u is None:
         if not isinstance(objective, ReducedObjective):
-            raise ValueError("control: expected one, since this objective knows no start of its problem, got None")
+            raise ValueError("control: expected one, since the objective has no start of its own, got None")
         start = objective.discretization.start().flat
         u = start + 0.1 * normal(start, generator)
     with objective.work.looking():

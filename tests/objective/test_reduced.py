@@ -32,7 +32,7 @@ LABELS = torch.tensor([0, 1, 1, 0, 1])
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of a problem beside their definitions."""
+    """Costs of a problem together with their definitions."""
 
     pieces: dict[str, Any]
     terminal: Callable = lambda x, q: 0.0
@@ -306,14 +306,14 @@ def test_an_integrator_without_second_derivative_is_named(objective, u):
         objective.hessian_product(u, u)
 
 
-def test_a_control_and_its_flat_tensor_are_taken_alike(objective, u):
+def test_a_control_and_its_flat_tensor_give_the_same(objective, u):
     control = Control(objective.space, u)
     assert objective.value(control) == objective.value(u)
     assert torch.equal(objective.derivative(control), objective.derivative(u))
     assert torch.equal(objective.hessian_product(control, control), objective.hessian_product(u, u))
 
 
-def test_evaluations_leave_the_control_and_the_problem_as_they_were(rand, unchanged):
+def test_evaluations_leave_control_and_problem_unchanged(rand, unchanged):
     problem = ControlProblem(Dense(3), rand(5, 3), LeastSquares(rand(5, 3)), QuadraticRunning(target=rand(5, 3)))
     objective = discretize(problem, 4, "rk4")
     u, direction = rand(48), rand(48)
@@ -403,7 +403,7 @@ def test_a_control_that_is_written_to_while_its_evaluation_is_in_use_is_refused(
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_numpy_arrays_are_taken_and_given_back(objective, u, dtype):
+def test_numpy_arrays_are_accepted_and_returned(objective, u, dtype):
     array = u.numpy().astype(dtype)
     value, derivative = objective.value_and_derivative(array)
     expected = objective.value_and_derivative(torch.tensor(array, dtype=torch.float64))
@@ -420,7 +420,7 @@ def test_scipy_minimizes_without_a_wrapper(objective, u):
     assert float(objective.derivative(found.x).max()) < 1e-4
 
 
-def test_values_and_derivatives_of_layers_can_be_had_in_inference_mode():
+def test_values_and_derivatives_of_layers_work_in_inference_mode():
     problem = ControlProblem(Dense(2), torch.ones(3, 2), LeastSquares(torch.zeros(3, 2)))
     objective, u = discretize(problem, 4), torch.ones(24)
     expected = objective.uncounted().derivative(u)
@@ -429,7 +429,7 @@ def test_values_and_derivatives_of_layers_can_be_had_in_inference_mode():
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(26, dtype=int), [0.0] * 26, torch.zeros(26, dtype=torch.int64), None])
-def test_what_is_no_control_is_refused(objective, wrong):
+def test_anything_but_a_control_is_refused(objective, wrong):
     with pytest.raises(TypeError, match="control: expected a Control, or a flat tensor or array of real numbers, got"):
         objective.value(wrong)
 
@@ -448,7 +448,7 @@ def test_a_problem_that_writes_to_the_control_is_refused(rand, late, call):
     calls = []
 
     def f(t, x, u):
-        if t > 0:  # where nobody looks beforehand
+        if t > 0:  # which the checks before a solve do not see
             calls.append(t)
             with torch.no_grad():
                 u.add_(len(calls) > 3 * late)
@@ -492,7 +492,7 @@ def test_a_tangent_sweep_costs_as_much_as_an_adjoint_sweep(objective, u):
     assert objective.work.units == pytest.approx(1.0)
 
 
-def test_a_hessian_product_costs_two_gradients_besides_the_states(objective, u, rand):
+def test_a_hessian_product_costs_two_gradients_in_addition_to_the_states(objective, u, rand):
     point = objective.at(u)
     _ = point.derivative
     point.hessian_product(rand(*u.shape))
@@ -732,7 +732,7 @@ def test_a_control_of_another_length_is_refused(objective, call):
         getattr(objective, call)(torch.zeros(160))
 
 
-def test_what_is_no_problem_is_refused():
+def test_anything_but_a_problem_is_refused():
     with pytest.raises(TypeError, match="problem: expected a ControlProblem, got dict"):
         discretize({}, steps=4)
 
@@ -744,7 +744,7 @@ def test_what_is_no_problem_is_refused():
         (4, "leapfrog", "integrator: expected one of .* got 'leapfrog'"),
     ],
 )
-def test_a_grid_or_an_integrator_that_is_none_is_refused(rand, steps, integrator, message):
+def test_a_grid_or_an_integrator_that_does_not_exist_is_refused(rand, steps, integrator, message):
     with pytest.raises(ValueError, match=message):
         discretize(network(rand), steps, integrator)
 

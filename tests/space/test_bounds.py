@@ -68,12 +68,12 @@ def test_a_pair_may_leave_a_side_without_bound(given, lower, upper):
 
 
 @pytest.mark.parametrize("given", [None, Bounds(0.0, 1.0)])
-def test_bounds_and_none_stay_what_they_are(given):
+def test_bounds_and_none_are_returned_as_they_are(given):
     assert as_bounds(given) is given
 
 
 @pytest.mark.parametrize("given", [1.0, "ab", (1.0,), (0.0, 1.0, 2.0), {"lower": 0.0}, tensor(0.0, 1.0)])
-def test_what_is_no_pair_is_refused(given):
+def test_anything_but_a_pair_is_refused(given):
     with pytest.raises(TypeError, match=re.escape(f"bounds: expected a pair (lower, upper) or Bounds, got {given!r}")):
         as_bounds(given)
 
@@ -117,7 +117,7 @@ def test_a_bound_of_the_wrong_shape_is_refused(upper, shape):
 
 
 @pytest.mark.parametrize("lower", ["zero", None, {}, lambda t: "zero"], ids=["text", "none", "mapping", "function"])
-def test_a_bound_that_is_no_number_is_refused(lower):
+def test_a_bound_that_is_not_a_number_is_refused(lower):
     with pytest.raises(TypeError, match="bounds: expected the lower one to be numbers, got"):
         Bounds(lower=lower).on(SPACE, LIKE)
 
@@ -150,7 +150,7 @@ def test_a_point_inside_is_its_own_projection():
     assert BOX.project(inside) is inside
 
 
-def test_a_projection_leaves_its_argument_as_it_was(rand, unchanged):
+def test_a_projection_leaves_its_argument_unchanged(rand, unchanged):
     outside = 3 * rand(4)
     with unchanged(outside):
         assert BOX.project(outside) is not outside

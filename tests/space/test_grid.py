@@ -31,6 +31,6 @@ def test_a_horizon_that_is_not_finite_and_positive_is_refused(horizon):
 
 
 @pytest.mark.parametrize("steps", [0, -4, 2.0, True, "4"])
-def test_a_number_of_steps_that_is_no_positive_integer_is_refused(steps):
+def test_a_number_of_steps_must_be_a_positive_integer(steps):
     with pytest.raises(ValueError, match=f"steps: expected an integer >= 1, got {steps!r}"):
         TimeGrid(1.0, steps)

@@ -124,7 +124,7 @@ def test_parameters_pass_unchanged(transfer, rand):
     assert all(torch.equal(coarse.parameters(f(u)), q) for f in down)
 
 
-def test_transfers_leave_their_arguments_as_they_were_and_share_no_storage(transfer, rand, unchanged):
+def test_transfers_leave_their_arguments_unchanged_and_share_no_storage(transfer, rand, unchanged):
     u, v = rand(transfer.fine.dimension), rand(transfer.coarse.dimension)
     with unchanged(u, v):
         transfer.prolong(v).zero_()
@@ -264,7 +264,7 @@ def test_any_point_of_the_coarse_box_moves_the_fine_control_within_its_bounds(co
 
 
 def test_under_constant_prolongation_the_coarse_box_is_as_large_as_can_be(grids, rand):
-    """Each coarse entry has the room of that of its fine entries which has least."""
+    """Each coarse entry has as much room as the tightest of its fine entries."""
     transfer = Transfer(*grids, CONSTANT)
     fine, coarse = grids
     u, room = rand(fine.dimension), rand(fine.dimension).abs()

@@ -1,4 +1,4 @@
-"""The verification of derivatives: it passes what is right and catches what is wrong."""
+"""The verification of derivatives: it passes right derivatives and catches wrong ones."""
 
 import json
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ def inputs(*shape):
 
 
 def module(*layers):
-    """Layers with weights that are the same at every run."""
+    """Layers with weights that are the same in every run."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(*(layer() for layer in layers))
@@ -342,21 +342,21 @@ class ScaledEvaluation:
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, True), (1.5, False), (1.001, False), (-1.0, False), (0, False)])
-def test_an_objective_of_ones_own_is_judged_by_its_taylor_test(factor, verdict):
+def test_a_custom_objective_is_judged_by_its_taylor_test(factor, verdict):
     objective = discretize(pendulum(), 8)
     report = verify(ScaledObjective(objective, factor), inputs(16))
     assert report.passed is verdict
     assert ("Taylor order with the derivative" in failed(report)) is not verdict
 
 
-def test_an_objective_of_ones_own_needs_a_control():
+def test_a_custom_objective_needs_a_control():
     with pytest.raises(TypeError, match=r"objective: expected one, as from discretize\(problem, steps\), got ControlP"):
         verify(pendulum())
     with pytest.raises(ValueError, match="control: expected one"):
         verify(ScaledObjective(discretize(pendulum(), 8), 1.0))
 
 
-def test_a_control_or_its_flat_tensor_will_do():
+def test_a_control_and_its_flat_tensor_are_verified_alike():
     objective = discretize(pendulum(), 8)
     flat = inputs(16)
     assert verify(objective, flat) == verify(objective, Control(objective.space, flat))
@@ -400,7 +400,7 @@ HESSIAN = {"symmetry of the Hessian", "Hessian against central difference", "Tay
 
 @dataclass(frozen=True)
 class Bent:
-    """A piece whose second derivative is wrong; whatever else it has is right."""
+    """A piece whose second derivative is wrong; everything else is right."""
 
     piece: Any
     factor: float
