@@ -169,7 +169,12 @@ class ReducedObjective:
         return self.at(control).final_state
 
     def trajectory(self, control: AnyControl) -> Trajectory:
-        """States and costates of a control, with its gradient and bounds; a forward and an adjoint sweep."""
+        """States and costates of a control, with its gradient and bounds; a forward and an adjoint sweep.
+
+        Each process sweeps all samples.
+        """
+        if self.processes.size > 1:
+            return ReducedObjective(self.discretization, self.work, self.schedule).trajectory(control)
         point, space, box = self.at(control), self.space, self.box
         states = point.states
         costates = torch.empty_like(states)

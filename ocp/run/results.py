@@ -47,7 +47,7 @@ class Record:
         Spent so far. Monitoring (accuracy, records of mini-batch runs) counts toward neither.
     value, derivative_norm : float
         Of the objective on this record's grid, at the control after the iteration: its value and the dual norm of its
-        derivative, or with bounds that of the projected gradient step (`ocp.objective.reduced.optimality`).
+        derivative, or with bounds that of the projected gradient step (`ocp.objective.evaluation.optimality`).
     finest_value : float or None
         Of the objective on the finest grid, at the control prolonged to it; None if it was not evaluated.
     validation_accuracy : float or None

@@ -35,8 +35,9 @@ class Stop:
     ----------
     tolerance : float
         Stop when the dual norm of the derivative on the finest grid, or with bounds that of the projected gradient step
-        (`ocp.objective.optimality`), is at most this fraction of its value at the start. If the start is not finite on
-        that grid, but is on a coarser one, the first control that is finite on it takes the place of the start.
+        (`ocp.objective.evaluation.optimality`), is at most this fraction of its value at the start. If the start is not
+        finite on that grid, but is on a coarser one, the first control that is finite on it takes the place of the
+        start.
     target : Target, optional
         Stop when it is reached.
     max_iterations : int

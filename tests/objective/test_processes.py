@@ -183,6 +183,14 @@ def test_value_derivative_and_hessian_of_all_samples_are_the_sums_of_the_parts(s
     assert torch.allclose(product, whole.hessian_product(u, v), rtol=1e-12, atol=1e-15)
 
 
+def test_the_trajectory_on_each_process_is_that_of_all_samples():
+    whole = discretize(PROBLEM, N)
+    u = whole.discretization.start().flat
+    expected, found = (o.trajectory(u) for o in (whole, ReducedObjective(whole.discretization, processes=Part(1, 2))))
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.gradient, expected.gradient)
+
+
 def test_a_batch_with_fewer_samples_than_processes_leaves_some_without_work():
     whole = discretize(PROBLEM, N)
     u, few = whole.discretization.start().flat, torch.tensor([4])
