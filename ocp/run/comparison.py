@@ -51,7 +51,7 @@ def nested(levels: int, smoother: Method, batches: Batches | None, **grids: Any)
 
 def mgopt(levels: int, smoother: Method, batches: Batches | None, **grids: Any) -> Method:
     """MG/OPT; with mini-batches nested iteration that carries the smoother's memory along."""
-    if batches is not None:  # a correction fits the batch it was made from: without corrections runs end lower
+    if batches is not None:  # a correction fits the batch it was made from: MG/OPT does better without
         return Nested(levels, smoother, **grids)
     # Gradient descent is slow even on coarse grids. With L-BFGS there MG/OPT took 4 to more than 10 times less work
     # than nested iteration to tight objectives, N = 128.
