@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import call, take
+from ocp.problem.boundary import call, take, uncompiled
 from ocp.problem.functions import Mapped, hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Classifier, ControlCost, RunningCost, SecondOrder, TerminalCost
@@ -46,7 +46,7 @@ class TerminalFunction:
         return pullback(self, (x, q))
 
     def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
-        return hvp(self, (x, q), (dx, dq))
+        return hvp(TerminalFunction(uncompiled(self.function)), (x, q), (dx, dq))
 
     def take(self, indices: Tensor) -> TerminalFunction:
         return self  # functions are assumed to treat all samples alike
@@ -70,7 +70,7 @@ class RunningFunction:
         return pullback(partial(self, t), (x, u))
 
     def hvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> Cotangent:
-        return hvp(partial(self.function, t), (x, u), (dx, du))
+        return hvp(partial(uncompiled(self.function), t), (x, u), (dx, du))
 
     def take(self, indices: Tensor) -> RunningFunction:
         return self

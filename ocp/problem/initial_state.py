@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import check_finite
+from ocp.problem.boundary import check_finite, uncompiled
 from ocp.problem.functions import hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import InitialState
@@ -53,10 +53,10 @@ class StateFunction:
         return pullback(self.function, (q,), p)[0]
 
     def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
-        return jvp(self.function, (q,), (dq,))[1]
+        return jvp(uncompiled(self.function), (q,), (dq,))[1]
 
     def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
-        return hvp(self.function, (q,), (dq,), p)[0]
+        return hvp(uncompiled(self.function), (q,), (dq,), p)[0]
 
 
 @dataclass(frozen=True, eq=False)

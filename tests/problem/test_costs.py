@@ -114,6 +114,15 @@ def test_the_hessian_of_a_running_cost_agrees_with_autograd(cost, rand, unchange
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_compiled_functions_have_second_derivatives(rand):
+    x, q, dx, dq = rand(5, 3), rand(4), rand(5, 3), rand(4)
+    for cost in (TERMINAL["function of the state"], RUNNING["function"]):
+        time = () if isinstance(cost, TerminalFunction) else (0.7,)
+        compiled = type(cost)(torch.compile(cost.function, backend="aot_eager"))
+        torch.testing.assert_close(compiled.derivative(*time, x, q), cost.derivative(*time, x, q))
+        torch.testing.assert_close(compiled.hvp(*time, x, q, dx, dq), cost.hvp(*time, x, q, dx, dq))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @each(CONTROL)
 def test_the_hessian_of_a_control_cost_agrees_with_autograd(cost, steps, rand, unchanged):
