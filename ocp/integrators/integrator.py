@@ -5,18 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from ocp.integrators.runge_kutta import RungeKutta
-from ocp.integrators.tableaus import (
-    BACKWARD_EULER,
-    CRANK_NICOLSON,
-    DOPRI5,
-    EULER,
-    HEUN,
-    IMPLICIT_MIDPOINT,
-    MIDPOINT,
-    RK4,
-    SDIRK2,
-    Tableau,
-)
+from ocp.integrators.tableaus import TABLEAUS, Tableau
 from ocp.integrators.verlet import Verlet
 from ocp.problem.protocols import StateEquation
 from ocp.problem.shapes import BatchState, Scalar, StepControl
@@ -36,9 +25,8 @@ __all__ = [
 class Integrator(Protocol):
     """The step x_{k+1} = Psi_h(t_k, x_k, u_k) of a problem, together with the running cost over the step.
 
-    An integrator knows one step; the loops over time are in `ocp.adjoint`. It may also be a `SecondOrderIntegrator`,
-    for Hessian products, an `Invertible` one, for the schedule `Reversible`, or a `SelectiveIntegrator`; for faster
-    sweeps, `Traceable` or a `StageWiseIntegrator`.
+    It may also be a `SecondOrderIntegrator`, for Hessian products, an `Invertible` one, for the schedule `Reversible`,
+    or a `SelectiveIntegrator`; for faster sweeps, `Traceable` or a `StageWiseIntegrator`.
     """
 
     @property
@@ -79,14 +67,9 @@ class SecondOrderIntegrator(Integrator, Protocol):
         du: StepControl,
         dp: BatchState,
     ) -> tuple[BatchState, BatchState, StepControl]:
-        """Tangent of the transpose: the costate at the start, its tangent, and the tangent of the derivative by u.
+        """The transpose and its tangent: costate at the start, its tangent, and that of the derivative by u.
 
-        Parameters
-        ----------
-        p, dp : Tensor
-            Costate at the end of the step and its tangent.
-        dx, du : Tensor
-            Tangents of the state at the start and of the control.
+        Here p and dp are the costate at the end and its tangent, dx and du the tangents of x and u.
         """
 
 
@@ -115,17 +98,12 @@ class StageWiseIntegrator(Integrator, Protocol):
         """The coefficients; None if stages are implicit."""
 
 
-_TABLEAUS = (EULER, MIDPOINT, HEUN, RK4, DOPRI5, BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON, SDIRK2)
-
 #: Integrators by name.
-INTEGRATORS: dict[str, Integrator] = {
-    **{tableau.name: RungeKutta(tableau) for tableau in _TABLEAUS},
-    "verlet": Verlet(),
-}
+INTEGRATORS: dict[str, Integrator] = {**{each.name: RungeKutta(each) for each in TABLEAUS}, "verlet": Verlet()}
 
 
 def as_integrator(integrator: Integrator | str) -> Integrator:
-    """The integrator from what a user may give: an integrator, or the name of one.
+    """The integrator itself, or that of a name.
 
     Raises
     ------
@@ -134,11 +112,11 @@ def as_integrator(integrator: Integrator | str) -> Integrator:
     TypeError
         If it is something else.
     """
-    if isinstance(integrator, type) or not isinstance(integrator, str | Integrator):
+    if isinstance(integrator, str):
+        if integrator not in INTEGRATORS:
+            raise ValueError(f"integrator: expected one of {', '.join(INTEGRATORS)}, got {integrator!r}")
+        return INTEGRATORS[integrator]
+    if isinstance(integrator, type) or not isinstance(integrator, Integrator):
         got = f"the class {integrator.__name__}" if isinstance(integrator, type) else type(integrator).__name__
         raise TypeError(f"integrator: expected an integrator such as RungeKutta(tableau), or a name, got {got}")
-    if not isinstance(integrator, str):
-        return integrator
-    if integrator not in INTEGRATORS:
-        raise ValueError(f"integrator: expected one of {', '.join(INTEGRATORS)}, got {integrator!r}")
-    return INTEGRATORS[integrator]
+    return integrator

@@ -27,45 +27,35 @@ class Factorization(Protocol):
 class LinearSolver(Protocol):
     """A way to factor I - scale df/dx: dense, or by the structure of the dynamics (banded, sparse, FFT).
 
-    The derivative has to be exact: for Newton's method to converge as expected, and for the adjoint to be
-    the transpose of the step.
+    The derivative has to be exact: Newton's method relies on it, and so does the adjoint.
     """
 
     def factor(self, f: Dynamics, t: float, x: BatchState, u: StepControl, scale: float) -> Factorization:
         """The factors of I - scale df/dx at (t, x, u)."""
 
 
-@dataclass(frozen=True, eq=False)
 class _LU:
-    """Factors of one matrix for each sample, or of one for all of them."""
+    """Factors of one matrix for each sample, or of one for all; those of a singular one give infinite solutions."""
 
-    factors: Tensor
-    pivots: Tensor
+    def __init__(self, matrix: Tensor):
+        self.factors, self.pivots, _ = torch.linalg.lu_factor_ex(matrix)
 
-    def _solve(self, r: BatchState, adjoint: bool) -> Tensor:
-        columns = r.flatten(1).unsqueeze(2) if self.factors.ndim == 3 else r.flatten(1).t()
+    def solve(self, r: BatchState, adjoint: bool = False) -> Tensor:
+        separate = self.factors.ndim == 3
+        columns = r.flatten(1).unsqueeze(2) if separate else r.flatten(1).t()
         y: Tensor = torch.linalg.lu_solve(self.factors, self.pivots, columns, adjoint=adjoint)
-        return (y if self.factors.ndim == 3 else y.t()).reshape(r.shape)
+        return (y if separate else y.t()).reshape(r.shape)
 
-    def solve(self, r: BatchState) -> BatchState:
-        return self._solve(r, adjoint=False)
-
-    def solve_transposed(self, r: BatchState) -> BatchState:
-        return self._solve(r, adjoint=True)
-
-
-def _lu(matrix: Tensor) -> _LU:
-    """LU factors with pivots. A singular matrix raises nothing: its solutions are not finite."""
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    return _LU(factors, pivots)
+    def solve_transposed(self, r: BatchState) -> Tensor:
+        return self.solve(r, adjoint=True)
 
 
 @dataclass(frozen=True)
 class DenseLU:
     """Dense LU factors of one matrix for each sample; the right choice for states of up to a few hundred numbers.
 
-    For states of n numbers, the Jacobians of all samples come from one ``jvp`` on n copies of the batch. So the
-    dynamics have to take batches of any size, and to treat each sample by itself.
+    For states of n numbers, one ``jvp`` on n copies of the batch gives the Jacobians of all samples. So the dynamics
+    must take batches of any size and treat each sample by itself.
 
     Examples
     --------
@@ -81,12 +71,12 @@ class DenseLU:
         directions = identity.repeat_interleave(batch, dim=0).view(n * batch, *x.shape[1:])
         columns = f.jvp(t, x.repeat(n, *[1] * (x.ndim - 1)), u, directions, torch.zeros_like(u))
         jacobian = columns.view(n, batch, n).permute(1, 2, 0)  # by sample, by entry of f, by entry of x
-        return _lu(identity - scale * jacobian)
+        return _LU(identity - scale * jacobian)
 
 
 @dataclass(frozen=True, eq=False)
 class ConstantJacobian:
-    """For dynamics f(t, x, u) = A x + g(t, u): the factors are computed once for each scale, type and device.
+    """For dynamics f(t, x, u) = A x + g(t, u): factors once for each scale, type and device.
 
     Parameters
     ----------
@@ -118,5 +108,5 @@ class ConstantJacobian:
         key = (scale, x.dtype, x.device)
         if key not in self._kept:
             matrix = self.matrix.to(x)
-            self._kept[key] = _lu(torch.eye(len(matrix)).to(x) - scale * matrix)
+            self._kept[key] = _LU(torch.eye(len(matrix)).to(x) - scale * matrix)
         return self._kept[key]

@@ -17,17 +17,12 @@ from ocp.problem.shapes import BatchState, Scalar, StepControl
 
 __all__ = ["RungeKutta"]
 
-
 #: The most iterations of Newton's method. When it converges, about five are enough.
 NEWTON_STEPS = 25
 
 
 def _newton(solver: LinearSolver, f: Dynamics, t: float, r: BatchState, u: StepControl, scale: float) -> Tensor:
-    """The solution X of X = r + scale f(t, X, u), starting from X = r; NaN if Newton's method does not converge.
-
-    The number of correct digits doubles with each iteration, so that an update below the square root of the rounding
-    errors leaves a solution at rounding errors.
-    """
+    """The solution X of X = r + scale f(t, X, u), starting from X = r; NaN if Newton's method does not converge."""
     info = torch.finfo(r.dtype)
     x, start = r, r.flatten(1).norm(dim=1)
     for _ in range(NEWTON_STEPS):
@@ -36,7 +31,7 @@ def _newton(solver: LinearSolver, f: Dynamics, t: float, r: BatchState, u: StepC
         x = x - update
         size = (start + x.flatten(1).norm(dim=1)).clamp_min(info.tiny)
         change = float((update.flatten(1).norm(dim=1) / size).max())
-        if change <= info.eps**0.5:
+        if change <= info.eps**0.5:  # each iteration doubles the correct digits, so x is exact up to rounding
             return x
         if not change < float("inf"):
             break
@@ -45,11 +40,7 @@ def _newton(solver: LinearSolver, f: Dynamics, t: float, r: BatchState, u: StepC
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """One stage X = r + h a K, K = f(t, X, u), with its derivatives; it is explicit if a is zero.
-
-    In an implicit stage, K is always (X - r) / (h a) and never another evaluation of f, for the sake of stiff f:
-    Hairer & Wanner (1996), "Solving Ordinary Differential Equations II", section IV.8.
-    """
+    """One stage X = r + h a K, K = f(t, X, u), with its derivatives; it is explicit if a is zero."""
 
     f: Dynamics
     t: float
@@ -81,10 +72,9 @@ class _Stage:
 class RungeKutta:
     """Runge-Kutta, explicit or diagonally implicit, with the control held over all stages of a step.
 
-    The transpose follows the stages backward; it is the discrete adjoint of Hager (2000), "Runge-Kutta methods in
-    optimal control and the transformed adjoint system", exact for the discrete problem. Implicit stages are solved by
-    Newton's method to rounding errors, and transposed by a solve with the transposed matrix. If Newton's method fails,
-    the next state is NaN.
+    The transpose is exact for the discrete problem: Hager (2000), "Runge-Kutta methods in optimal control and the
+    transformed adjoint system". Implicit stages are solved by Newton's method to rounding errors; if it fails, the next
+    state is NaN.
 
     Parameters
     ----------
@@ -121,9 +111,9 @@ class RungeKutta:
         return self.tableau.explicit
 
     def _stages(
-        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, last: bool
+        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, last: bool = True
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Stage states and slopes; the last slope only on request, since the transpose does not need it."""
+        """Stage states and slopes; the last slope may be left out, since the transpose does not need it."""
         states: list[Tensor] = []
         diagonal, stages = self.tableau.diagonal, len(self.tableau.b)
 
@@ -131,6 +121,8 @@ class RungeKutta:
             scale = h * diagonal[i]
             x = _newton(self.solver, f, time, r, u, scale) if scale else r
             states.append(x)
+            # Not f(x), which is inaccurate for stiff f: Hairer & Wanner (1996), "Solving Ordinary Differential
+            # Equations II", section IV.8.
             if scale:
                 return (x - r) / scale
             return f(time, x, u) if last or i < stages - 1 else r
@@ -148,7 +140,7 @@ class RungeKutta:
     def step(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl
     ) -> tuple[BatchState, Scalar | None]:
-        states, slopes = self._stages(problem.dynamics, t, h, x, u, last=True)
+        states, slopes = self._stages(problem.dynamics, t, h, x, u)
         end, L, c = combine(x, h, self.tableau.weights, slopes), problem.running_cost, self.tableau.c
         if L is None:
             return end, None
@@ -158,8 +150,14 @@ class RungeKutta:
     def pullback(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
     ) -> tuple[BatchState, StepControl]:
-        b, L, derivative = self.tableau.b, problem.running_cost, torch.zeros_like(u)
-        stages = self._linearized(problem.dynamics, t, h, x, u)
+        px, derivative, _ = self._transpose(problem, self._linearized(problem.dynamics, t, h, x, u), h, u, p)
+        return px, derivative
+
+    def _transpose(
+        self, problem: StateEquation, stages: Sequence[_Stage], h: float, u: StepControl, p: BatchState
+    ) -> tuple[BatchState, StepControl, list[Tensor]]:
+        """The costate at the start, the derivative by u, and the cotangents kappa_i + a xi_i of the slopes."""
+        b, L, derivative, kappas = self.tableau.b, problem.running_cost, torch.zeros_like(u), [p] * len(stages)
 
         def pull(i: int, kappa: BatchState, into: Tensor | None) -> Tensor:
             stage, source = stages[i], None
@@ -167,41 +165,39 @@ class RungeKutta:
                 Lx, Lu = L.derivative(stage.t, stage.x, u)
                 source = h * b[i] * Lx
                 derivative.add_(Lu, alpha=h * b[i])
-            _, xi, pu = stage.transpose(kappa, source)
+            kappas[i], xi, pu = stage.transpose(kappa, source)
             derivative.add_(pu, alpha=h)
             return xi if into is None else into + xi
 
-        return retreat(self.tableau, p, pull), derivative
+        return retreat(self.tableau, p, pull), derivative, kappas
 
     def tangent(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
     ) -> tuple[Tensor, Tensor | None]:
         L, stages = problem.running_cost, self._linearized(problem.dynamics, t, h, x, u)
-        dstates, slopes = self._tangents(stages, t, h, dx, du)
+        dstates, slopes = self._tangents(stages, h, dx, du)
         dend = combine(dx, h, self.tableau.weights, slopes)
         if L is None:
             return dend, None
         dcost = x.new_zeros(())
         for i, b in self.tableau.weights:
             Lx, Lu = L.derivative(stages[i].t, stages[i].x, u)
-            dcost = dcost + h * b * ((Lx * dstates[i]).sum() + (Lu * du).sum())
+            dcost += h * b * ((Lx * dstates[i]).sum() + (Lu * du).sum())
         return dend, dcost
 
     def _tangents(
-        self, stages: Sequence[_Stage], t: float, h: float, dx: BatchState, du: StepControl, last: bool = True
+        self, stages: Sequence[_Stage], h: float, dx: BatchState, du: StepControl, last: bool = True
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Tangents of the stage states and of the slopes; of the last slope only on request."""
+        """Tangents of the stage states and of the slopes; that of the last slope may be left out."""
         dstates: list[Tensor] = []
 
         def slope(i: int, _: float, dr: BatchState) -> Tensor:
-            if not last and i == len(stages) - 1 and stages[i].matrix is None:
-                dstates.append(dr)
-                return dr
-            dstate, dslope = stages[i].tangent(dr, du)
+            needed = last or i < len(stages) - 1 or stages[i].matrix is not None
+            dstate, dslope = stages[i].tangent(dr, du) if needed else (dr, dr)
             dstates.append(dstate)
             return dslope
 
-        return dstates, advance(self.tableau, t, h, dx, slope)
+        return dstates, advance(self.tableau, 0.0, h, dx, slope)
 
     def pullback_tangent(
         self,
@@ -215,20 +211,13 @@ class RungeKutta:
         du: StepControl,
         dp: BatchState,
     ) -> tuple[BatchState, BatchState, StepControl]:
-        f: Any = problem.dynamics  # with hvp: `ocp.adjoint.sweeps.without_hvp` has found no piece without it
+        f: Any = problem.dynamics  # both with hvp: see `ocp.adjoint.sweeps.without_hvp`
         L: Any = problem.running_cost
         b, stages, dderivative = self.tableau.b, self._linearized(f, t, h, x, u), torch.zeros_like(u)
-        dstates, _ = self._tangents(stages, t, h, dx, du, last=False)
-        kappas = [p] * len(stages)
+        dstates, _ = self._tangents(stages, h, dx, du, last=False)
+        px, _, kappas = self._transpose(problem, stages, h, u, p)
 
-        def pull(i: int, kappa: BatchState, into: Tensor | None) -> Tensor:
-            stage, source = stages[i], None
-            if L is not None and b[i]:
-                source = h * b[i] * L.derivative(stage.t, stage.x, u)[0]
-            kappas[i], xi, _ = stage.transpose(kappa, source)
-            return xi if into is None else into + xi
-
-        def pull_tangent(i: int, dkappa: Tensor, into: Tensor | None) -> Tensor:
+        def pull(i: int, dkappa: Tensor, into: Tensor | None) -> Tensor:
             stage, dstate = stages[i], dstates[i]
             hx, hu = f.hvp(stage.t, stage.x, u, kappas[i], dstate, du)
             if L is not None and b[i]:
@@ -238,4 +227,4 @@ class RungeKutta:
             dderivative.add_(dpu + hu, alpha=h)
             return dxi if into is None else into + dxi
 
-        return retreat(self.tableau, p, pull), retreat(self.tableau, dp, pull_tangent), dderivative
+        return px, retreat(self.tableau, dp, pull), dderivative

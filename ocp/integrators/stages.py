@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +14,9 @@ __all__ = ["Workspace", "advance", "combine", "retreat"]
 
 
 def combine(x: Tensor, scale: float, weights: Weights, tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """x + scale sum_j w_j tensors[j].
+    """x + scale sum_j w_j tensors[j] for pairs (j, w_j), written to ``out`` if given, which may be x.
 
-    Parameters
-    ----------
-    weights : sequence of (int, float)
-        Pairs (j, w_j).
-    out : Tensor, optional
-        Where to write the sum; may be x. Without it, autograd can follow, and a sum of no terms is x itself.
+    Without ``out``, autograd can follow, and a sum without terms is x itself.
     """
     for j, weight in weights:
         x = torch.add(x, tensors[j], alpha=scale * weight, out=out)
@@ -44,12 +39,12 @@ def advance(
     Parameters
     ----------
     slope : callable
-        ``slope(first + i, t + c_i h, r_i)`` returns K_i for r_i = x + h sum_{j < i} a_ij K_j, which is the stage state
-        if the stage is explicit.
+        ``slope(first + i, t + c_i h, r_i)`` returns K_i for r_i = x + h sum_{j < i} a_ij K_j, the state of the stage
+        if that is explicit.
     first : int
         The number of the first stage, if the stages of several steps are numbered consecutively.
     states : sequence of Tensor, optional
-        Where to write the r_i, to entry ``first + i``, except for r_0, which is x itself.
+        Storage for the r_i, in entry ``first + i``, except for r_0, which is x itself.
     """
     slopes = [slope(first, t + tableau.c[0] * h, x)]
     for i, row, c in tableau.later:
@@ -58,17 +53,8 @@ def advance(
     return slopes
 
 
-@dataclass(frozen=True, eq=False)
-class Workspace:
-    """Storage that lets `retreat` work in place.
-
-    Attributes
-    ----------
-    kappa : Tensor
-        Of the shape of p.
-    xi : sequence of Tensor
-        One of that shape for each stage; zero when `retreat` is called.
-    """
+class Workspace(NamedTuple):
+    """Storage that lets `retreat` work in place: like p, and a zero like p for each stage."""
 
     kappa: Tensor
     xi: Sequence[Tensor]
@@ -85,7 +71,7 @@ def retreat(
 
     Here xi_i is the derivative by the stage state that comes from stage i, and kappa_i = b_i p + sum_{j > i} a_ji xi_j,
     times h, is the one by its slope: Hager (2000), "Runge-Kutta methods in optimal control and the transformed adjoint
-    system". Without running cost, xi_i = h f_x^T kappa_i at an explicit stage.
+    system". Without a running cost, xi_i = h f_x^T kappa_i at an explicit stage.
 
     Parameters
     ----------
@@ -97,19 +83,18 @@ def retreat(
     workspace : Workspace, optional
         With it, p may be overwritten, and ``pull`` always writes to ``into``.
     """
-    if not tableau.backward:  # one stage, as for explicit Euler
-        return pull(first, _costate(*tableau.opening, p), p)
-    kappa, given = (None, None) if workspace is None else (workspace.kappa, workspace.xi)
-    xi: list[Tensor] = []  # of the stages after this one, the last stage first
-    for i, b, column in tableau.backward:
-        xi.append(pull(first + i, _costate(b, column, p, xi, kappa), None if given is None else given[i]))
-    kappa, total = _costate(*tableau.opening, p, xi, kappa), p
-    for part in xi:
-        total = torch.add(total, part, out=None if given is None or kappa is p else p)
+    b, columns, later = tableau.b, tableau.columns, range(len(tableau.b) - 1, 0, -1)
+    kappa = None if workspace is None else workspace.kappa
+    xi: list[Any] = [None] * len(b) if workspace is None else list(workspace.xi)
+    for i in later:
+        xi[i] = pull(first + i, _costate(b[i], columns[i], p, xi, kappa), xi[i])
+    kappa, total = _costate(b[0], columns[0], p, xi, kappa), p
+    for i in later:
+        total = torch.add(total, xi[i], out=None if workspace is None or kappa is p else p)
     return pull(first, kappa, total)
 
 
-def _costate(b: float, column: Weights, p: Tensor, xi: Sequence[Tensor] = (), out: Tensor | None = None) -> Tensor:
+def _costate(b: float, column: Weights, p: Tensor, xi: Sequence[Any], out: Tensor | None) -> Tensor:
     """b p + sum_j a_j xi_j; p itself if b = 1 and there are no other terms."""
     if b == 1 and not column:
         return p

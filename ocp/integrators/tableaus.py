@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isclose
 
+import numpy as np
+
 __all__ = [
     "BACKWARD_EULER",
     "CRANK_NICOLSON",
@@ -17,11 +19,12 @@ __all__ = [
     "MIDPOINT",
     "RK4",
     "SDIRK2",
+    "TABLEAUS",
     "Tableau",
     "Weights",
 ]
 
-#: The terms of a sum: the index of a tensor, and its weight. Terms with weight zero are left out.
+#: The terms of a sum: the index of a tensor, and its weight, which is not zero.
 Weights = Sequence[tuple[int, float]]
 
 
@@ -71,76 +74,45 @@ class Tableau:
         return not any(self.diagonal)
 
     @cached_property
-    def rows(self) -> tuple[Weights, ...]:
-        """For each stage, the weights of those before it."""
-        return tuple([(j, a) for j, a in enumerate(row[:i]) if a] for i, row in enumerate(self.A))
-
-    @cached_property
     def weights(self) -> Weights:
         """The weights b of the stages at the end of the step."""
         return [(i, b) for i, b in enumerate(self.b) if b]
 
     @cached_property
     def later(self) -> tuple[tuple[int, Weights, float], ...]:
-        """(i, row i, c_i) for every stage after the first."""
-        return tuple(zip(range(1, len(self.b)), self.rows[1:], self.c[1:], strict=True))
+        """(i, the weights of the stages before stage i, c_i) for every stage after the first."""
+        rows = [[(j, a) for j, a in enumerate(row[:i]) if a] for i, row in enumerate(self.A)]
+        return tuple((i, rows[i], self.c[i]) for i in range(1, len(rows)))
 
     @cached_property
-    def backward(self) -> tuple[tuple[int, float, Weights], ...]:
-        """(i, b_i, column i) for the same stages, the last one first."""
-        return tuple((i, self.b[i], self._column(i)) for i in reversed(range(1, len(self.b))))
-
-    @cached_property
-    def opening(self) -> tuple[float, Weights]:
-        """(b_0, column 0) of the first stage."""
-        return self.b[0], self._column(0)
-
-    def _column(self, i: int) -> Weights:
-        """The weights of stage i in the stages after it, which are counted from the last one, 0, backward."""
-        after = [(len(self.b) - 1 - j, self.A[j][i]) for j in range(i + 1, len(self.b))]
-        return [(k, a) for k, a in reversed(after) if a]
+    def columns(self) -> tuple[Weights, ...]:
+        """For each stage, its weights in the stages after it."""
+        stages = range(len(self.b))
+        return tuple([(i, self.A[i][j]) for i in stages[j + 1 :] if self.A[i][j]] for j in stages)
 
     def __post_init__(self) -> None:
-        if len(self.A) != len(self.b) or any(len(row) not in (i, i + 1) for i, row in enumerate(self.A)):
+        stages = len(self.b)
+        if len(self.A) != stages or any(len(row) not in (i, i + 1) for i, row in enumerate(self.A)):
             raise ValueError(
-                f"A: expected {len(self.b)} rows of lengths 0, 1, ... where explicit, 1, 2, ... where implicit, "
-                f"got lengths {[len(r) for r in self.A]}"
+                f"A: expected {stages} rows of lengths 0, 1, ... where explicit, 1, 2, ... where implicit, "
+                f"got lengths {[len(row) for row in self.A]}"
             )
-        stages, c = range(len(self.b)), self.c
-
-        def apply(v: tuple[float, ...]) -> tuple[float, ...]:
-            return tuple(sum(a * w for a, w in zip(row, v, strict=False)) for row in self.A)
-
-        def product(*vs: tuple[float, ...]) -> tuple[float, ...]:
-            out = [1.0 for _ in stages]
-            for v in vs:
-                out = [o * w for o, w in zip(out, v, strict=True)]
-            return tuple(out)
-
-        # One elementary weight for each rooted tree: (order, left side, right side).
-        conditions = [
-            (1, product(), 1.0),
-            (2, c, 1 / 2),
-            (3, product(c, c), 1 / 3),
-            (3, apply(c), 1 / 6),
-            (4, product(c, c, c), 1 / 4),
-            (4, product(c, apply(c)), 1 / 8),
-            (4, apply(product(c, c)), 1 / 12),
-            (4, apply(apply(c)), 1 / 24),
-            (5, product(c, c, c, c), 1 / 5),
-            (5, product(c, c, apply(c)), 1 / 10),
-            (5, product(c, apply(product(c, c))), 1 / 15),
-            (5, product(c, apply(apply(c))), 1 / 30),
-            (5, product(apply(c), apply(c)), 1 / 20),
-            (5, apply(product(c, c, c)), 1 / 20),
-            (5, apply(product(c, apply(c))), 1 / 40),
-            (5, apply(apply(product(c, c))), 1 / 60),
-            (5, apply(apply(apply(c))), 1 / 120),
+        A = np.array([(*row, *[0.0] * (stages - len(row))) for row in self.A])
+        b, c = np.array(self.b), A.sum(1)
+        Ac = A @ c
+        # For each order, a vector v for each rooted tree, and the numbers d for which b v = 1/d.
+        vectors = [
+            [c**0],
+            [c],
+            [c**2, Ac],
+            [c**3, c * Ac, A @ c**2, A @ Ac],
+            [c**4, c**2 * Ac, c * (A @ c**2), c * (A @ Ac), Ac**2, A @ c**3, A @ (c * Ac), A @ A @ c**2, A @ A @ Ac],
         ]
-        for order, left, right in conditions:
-            weight = sum(b * v for b, v in zip(self.b, left, strict=True))
-            if order <= self.order and not isclose(weight, right, abs_tol=1e-12):
-                raise ValueError(f"{self.name}: an order-{order} condition expects {right}, got {weight}")
+        densities = [[1], [2], [3, 6], [4, 8, 12, 24], [5, 10, 15, 30, 20, 20, 40, 60, 120]]
+        for order in range(min(self.order, 5)):
+            for v, d in zip(vectors[order], densities[order], strict=True):
+                if not isclose(b @ v, 1 / d, abs_tol=1e-12):
+                    raise ValueError(f"{self.name}: an order-{order + 1} condition expects {1 / d}, got {b @ v}")
 
 
 EULER = Tableau("euler", ((),), (1.0,), order=1)
@@ -167,3 +139,6 @@ CRANK_NICOLSON = Tableau("crank_nicolson", ((), (0.5, 0.5)), (0.5, 0.5), order=2
 _GAMMA = 1 - 0.5**0.5
 #: Second order and L-stable: Alexander (1977), "Diagonally implicit Runge-Kutta methods for stiff O.D.E.'s", theorem 5.
 SDIRK2 = Tableau("sdirk2", ((_GAMMA,), (1 - _GAMMA, _GAMMA)), (1 - _GAMMA, _GAMMA), order=2)
+
+#: All of them.
+TABLEAUS = (EULER, MIDPOINT, HEUN, RK4, DOPRI5, BACKWARD_EULER, IMPLICIT_MIDPOINT, CRANK_NICOLSON, SDIRK2)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocp.problem.protocols import Dynamics, StateEquation
+from ocp.integrators.runge_kutta import RungeKutta
+from ocp.integrators.tableaus import EULER
+from ocp.problem.protocols import RunningCost, StateEquation
 from ocp.problem.shapes import BatchState, Scalar, StepControl
 
 __all__ = ["Verlet"]
 
-_POSITIONS, _MOMENTA = 0, 1
+_POSITIONS, _MOMENTA, _NOTHING = 0, 1, 2
+_EULER = RungeKutta(EULER)
 
 
 def _half(x: BatchState, half: int) -> Tensor:
@@ -25,45 +27,53 @@ def _half(x: BatchState, half: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Substep:
-    """The Euler step x + h w M f(t + c h, x, u), where M keeps one half of f and puts zeros in the other."""
+    """An explicit Euler step of length h from time t with the dynamics M f, where M keeps one half of f, or nothing."""
 
+    f: Any
+    running_cost: RunningCost | None
     half: int
-    w: float
-    c: float
+    t: float
+    h: float
 
-    def _mask(self, h: float, f: Tensor) -> Tensor:
-        """h w M f; M is its own transpose."""
+    @property
+    def dynamics(self) -> Any:
+        return self
+
+    def _mask(self, f: Tensor) -> Tensor:
         masked = torch.zeros_like(f)
-        _half(masked, self.half).copy_(_half(f, self.half)).mul_(h * self.w)
+        _half(masked, self.half).copy_(_half(f, self.half))
         return masked
 
-    def step(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
-        return x + self._mask(h, f(t + self.c * h, x, u))
+    def __call__(self, t: float, x: Tensor, u: Tensor) -> Tensor:
+        return torch.zeros_like(x) if self.half == _NOTHING else self._mask(self.f(t, x, u))
 
-    def inverse(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
-        """The state before the step: f does not depend on the half that it changes."""
-        return x - self._mask(h, f(t + self.c * h, x, u))
+    def jvp(self, t: float, x: Tensor, *others: Tensor) -> Tensor:
+        return torch.zeros_like(x) if self.half == _NOTHING else self._mask(self.f.jvp(t, x, *others))
 
-    def pullback(
-        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
-    ) -> tuple[BatchState, StepControl]:
-        px, pu = f.vjp(t + self.c * h, x, u, self._mask(h, p))
-        return p + px, pu
+    def vjp(self, t: float, x: Tensor, u: Tensor, p: Tensor) -> Any:
+        nothing = self.half == _NOTHING
+        return (torch.zeros_like(x), torch.zeros_like(u)) if nothing else self.f.vjp(t, x, u, self._mask(p))
 
-    def tangent(
-        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
-    ) -> Tensor:
-        return dx + self._mask(h, f.jvp(t + self.c * h, x, u, dx, du))
+    def hvp(self, t: float, x: Tensor, u: Tensor, p: Tensor, *directions: Tensor) -> Any:
+        nothing = self.half == _NOTHING
+        return (
+            (torch.zeros_like(x), torch.zeros_like(u)) if nothing else self.f.hvp(t, x, u, self._mask(p), *directions)
+        )
 
-    def curvature(
-        self, f: Any, t: float, h: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl
-    ) -> tuple[Tensor, Tensor]:
-        """The Hessian of <p, step> by (x, u) applied to (dx, du)."""
-        hx, hu = f.hvp(t + self.c * h, x, u, self._mask(h, p), dx, du)
-        return hx, hu
+    def end(self, x: Tensor, u: Tensor, sign: int = 1) -> Tensor:
+        """The state after the step; if ``sign`` is -1, that before it, since f does not depend on what M keeps."""
+        return torch.add(x, self(self.t, x, u), alpha=sign * self.h)
 
 
-_SUBSTEPS = (_Substep(_MOMENTA, 0.5, 0.0), _Substep(_POSITIONS, 1.0, 0.5), _Substep(_MOMENTA, 0.5, 1.0))
+def _substeps(problem: StateEquation, t: float, h: float) -> list[_Substep]:
+    """Kick, drift, kick; the first and the last step have the running cost of the trapezoidal rule."""
+    f, L = problem.dynamics, problem.running_cost
+    substeps = [
+        _Substep(f, L, _MOMENTA, t, 0.5 * h),
+        _Substep(f, None, _POSITIONS, t + 0.5 * h, h),
+        _Substep(f, None, _MOMENTA, t + h, 0.5 * h),
+    ]
+    return substeps if L is None else [*substeps, _Substep(f, L, _NOTHING, t + h, 0.5 * h)]
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,8 @@ class Verlet:
     The state is halved along its first dimension after the batch, positions first and momenta second; the derivative
     of the positions may depend on the momenta only, that of the momenta on the positions only. For such dynamics it
     is explicit, reversible and, where they are Hamiltonian, symplectic: Hairer, Lubich & Wanner (2003), "Geometric
-    numerical integration illustrated by the Stoermer-Verlet method". The running cost is taken by the trapezoidal
-    rule.
-
-    Each substep evaluates all of f and uses half of it.
+    numerical integration illustrated by the Stoermer-Verlet method". The running cost is integrated by the trapezoidal
+    rule. Each of the three substeps evaluates all of f and uses half of it.
 
     Examples
     --------
@@ -108,11 +116,10 @@ class Verlet:
         if x.shape[1] % 2:
             raise ValueError(f"verlet: expected a state of even size, positions and momenta, got {x.shape[1]}")
         generator = torch.Generator().manual_seed(0)
-
-        def random(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-
-        near, control, direction = x + 0.1 * random(x), u + 0.1 * random(u), random(x)
+        near, control, direction = (
+            torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) for like in (x, u, x)
+        )
+        near, control = x + 0.1 * near, u + 0.1 * control
         for half, name in ((_POSITIONS, "positions"), (_MOMENTA, "momenta")):
             dx = torch.zeros_like(x)
             _half(dx, half).copy_(_half(direction, half))
@@ -124,62 +131,43 @@ class Verlet:
                     f"{name}, got a change of {own:.1g} along a random direction"
                 )
 
-    def _states(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> list[Tensor]:
-        """The states before each substep and after the last."""
-        states = [x]
-        for part in _SUBSTEPS:
-            states.append(part.step(f, t, h, states[-1], u))
-        return states
-
     def step(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl
     ) -> tuple[BatchState, Scalar | None]:
-        L, end = problem.running_cost, self._states(problem.dynamics, t, h, x, u)[-1]
-        return end, None if L is None else 0.5 * h * (L(t, x, u) + L(t + h, end, u))
+        total = None
+        for s in _substeps(problem, t, h):
+            x, cost = _EULER.step(s, s.t, s.h, x, u)
+            if cost is not None:
+                total = cost if total is None else total + cost
+        return x, total
 
     def inverse(self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
         """The state at time t from which the step arrives at x, up to rounding."""
-        for part in reversed(_SUBSTEPS):
-            x = part.inverse(problem.dynamics, t, h, x, u)
+        for s in reversed(_substeps(problem, t, h)[:3]):
+            x = s.end(x, u, -1)
         return x
 
     def pullback(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
     ) -> tuple[BatchState, StepControl]:
-        f, L = problem.dynamics, problem.running_cost
-        *states, end = self._states(f, t, h, x, u)
-        derivative = torch.zeros_like(u)
-        if L is not None:
-            p, derivative = _add((p, derivative), L.derivative(t + h, end, u), 0.5 * h)
-        for part, state in zip(reversed(_SUBSTEPS), reversed(states), strict=True):
-            p, pu = part.pullback(f, t, h, state, u, p)
-            derivative = derivative + pu
-        if L is not None:
-            p, derivative = _add((p, derivative), L.derivative(t, x, u), 0.5 * h)
+        substeps, states, derivative = _substeps(problem, t, h), [x], torch.zeros_like(u)
+        for s in substeps[:-1]:
+            states.append(s.end(states[-1], u))
+        for s, state in zip(reversed(substeps), reversed(states), strict=True):
+            p, pu = _EULER.pullback(s, s.t, s.h, state, u, p)
+            derivative += pu
         return p, derivative
 
     def tangent(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
     ) -> tuple[Tensor, Tensor | None]:
-        L = problem.running_cost
-        states = self._states(problem.dynamics, t, h, x, u)
-        tangents = self._tangents(problem.dynamics, t, h, states, u, dx, du)
-        if L is None:
-            return tangents[-1], None
-        dcost = x.new_zeros(())
-        for time, k in ((t, 0), (t + h, -1)):
-            Lx, Lu = L.derivative(time, states[k], u)
-            dcost = dcost + 0.5 * h * ((Lx * tangents[k]).sum() + (Lu * du).sum())
-        return tangents[-1], dcost
-
-    def _tangents(
-        self, f: Dynamics, t: float, h: float, states: Sequence[Tensor], u: StepControl, dx: BatchState, du: StepControl
-    ) -> list[Tensor]:
-        """Tangents of the states before each substep and after the last."""
-        tangents = [dx]
-        for part, state in zip(_SUBSTEPS, states, strict=False):
-            tangents.append(part.tangent(f, t, h, state, u, tangents[-1], du))
-        return tangents
+        total = None
+        for s in _substeps(problem, t, h):
+            dend, dcost = _EULER.tangent(s, s.t, s.h, x, u, dx, du)
+            x, dx = s.end(x, u), dend
+            if dcost is not None:
+                total = dcost if total is None else total + dcost
+        return dx, total
 
     def pullback_tangent(
         self,
@@ -193,25 +181,11 @@ class Verlet:
         du: StepControl,
         dp: BatchState,
     ) -> tuple[BatchState, BatchState, StepControl]:
-        f: Any = problem.dynamics
-        L: Any = problem.running_cost
-        *states, end = self._states(f, t, h, x, u)
-        *tangents, dend = self._tangents(f, t, h, states, u, dx, du)
-        dderivative = torch.zeros_like(u)
-        if L is not None:
-            p = torch.add(p, L.derivative(t + h, end, u)[0], alpha=0.5 * h)
-            dp, dderivative = _add((dp, dderivative), L.hvp(t + h, end, u, dend, du), 0.5 * h)
-        for part, state, dstate in zip(reversed(_SUBSTEPS), reversed(states), reversed(tangents), strict=True):
-            curvature = part.curvature(f, t, h, state, u, p, dstate, du)
-            p, _ = part.pullback(f, t, h, state, u, p)
-            dp, dpu = part.pullback(f, t, h, state, u, dp)
-            dp, dderivative = _add((dp, dderivative + dpu), curvature, 1.0)
-        if L is not None:
-            p = torch.add(p, L.derivative(t, x, u)[0], alpha=0.5 * h)
-            dp, dderivative = _add((dp, dderivative), L.hvp(t, x, u, dx, du), 0.5 * h)
+        visited, dderivative = [], torch.zeros_like(u)
+        for s in _substeps(problem, t, h):
+            visited.append((s, x, dx))
+            x, dx = s.end(x, u), torch.add(dx, s.jvp(s.t, x, u, dx, du), alpha=s.h)
+        for s, x, dx in reversed(visited):
+            p, dp, dpu = _EULER.pullback_tangent(s, s.t, s.h, x, u, p, dx, du, dp)
+            dderivative += dpu
         return p, dp, dderivative
-
-
-def _add(pair: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
-    """A pair plus a multiple of another, entry by entry."""
-    return torch.add(pair[0], other[0], alpha=weight), torch.add(pair[1], other[1], alpha=weight)
