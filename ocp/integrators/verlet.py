@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,7 @@ def _half(x: BatchState, half: int) -> Tensor:
     return x[:, n:] if half else x[:, :n]
 
 
-@dataclass(frozen=True)
-class _Substep:
+class _Substep(NamedTuple):
     """An explicit Euler step of length h from time t with the dynamics M f, where M keeps one half of f, or nothing."""
 
     f: Any
@@ -62,7 +61,7 @@ class _Substep:
 
     def end(self, x: Tensor, u: Tensor, sign: int = 1) -> Tensor:
         """The state after the step; if ``sign`` is -1, that before it, since f does not depend on what M keeps."""
-        return torch.add(x, self(self.t, x, u), alpha=sign * self.h)
+        return x if self.half == _NOTHING else torch.add(x, self(self.t, x, u), alpha=sign * self.h)
 
 
 def _substeps(problem: StateEquation, t: float, h: float) -> list[_Substep]:
@@ -136,9 +135,10 @@ class Verlet:
     ) -> tuple[BatchState, Scalar | None]:
         total = None
         for s in _substeps(problem, t, h):
-            x, cost = _EULER.step(s, s.t, s.h, x, u)
-            if cost is not None:
+            if s.running_cost is not None:
+                cost = s.h * s.running_cost(s.t, x, u)
                 total = cost if total is None else total + cost
+            x = s.end(x, u)
         return x, total
 
     def inverse(self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
@@ -154,8 +154,11 @@ class Verlet:
         for s in substeps[:-1]:
             states.append(s.end(states[-1], u))
         for s, state in zip(reversed(substeps), reversed(states), strict=True):
-            p, pu = _EULER.pullback(s, s.t, s.h, state, u, p)
-            derivative += pu
+            px, pu = s.vjp(s.t, state, u, p)
+            if s.running_cost is not None:
+                Lx, Lu = s.running_cost.derivative(s.t, state, u)
+                px, pu = px + Lx, pu + Lu
+            p, derivative = torch.add(p, px, alpha=s.h), torch.add(derivative, pu, alpha=s.h)
         return p, derivative
 
     def tangent(
