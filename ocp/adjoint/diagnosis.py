@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ocp.adjoint import sweeps
 from ocp.adjoint.discretization import Discretization
-from ocp.integrators.integrator import Integrator
-from ocp.problem.protocols import StateEquation
-from ocp.space.grid import TimeGrid
 
 __all__ = ["locate"]
 
@@ -21,14 +16,7 @@ __all__ = ["locate"]
 def locate(discretization: Discretization, control: Tensor) -> str:
     """The first place of a forward and an adjoint sweep that is not finite, in words; empty if all is finite.
 
-    The sweeps are run again, step by step, and each number is looked at as it comes. Steps are counted from 0, as in
-    u_0, ..., u_{N-1}.
-
-    Parameters
-    ----------
-    discretization : Discretization
-    control : Tensor
-        Flat, shape (N m + s,).
+    Takes all steps again, one by one. Steps are counted from 0, as in u_0, ..., u_{N-1}; the control is flat.
 
     Examples
     --------
@@ -39,72 +27,34 @@ def locate(discretization: Discretization, control: Tensor) -> str:
     >>> locate(discretize(problem, steps=4).discretization, torch.zeros(4))
     'the state after step 2'
     """
-    try:
-        _sweep(discretization, control)
-    except _NotFinite as found:
-        return str(found)
+    for place, numbers in _numbers(discretization, control):
+        if not all(bool(torch.isfinite(n).all()) for n in numbers if n is not None):
+            return place
     return ""
 
 
-class _NotFinite(Exception):
-    """Carries the place."""
-
-
-def _sweep(discretization: Discretization, control: Tensor) -> None:
-    """Both sweeps, with a look at each number in the order in which they compute it."""
-    problem, space = discretization.problem, discretization.space
-    watched = replace(discretization, integrator=_Watched(discretization.integrator, discretization.grid))
-    q = space.parameters(control)
-    x = problem.initial_state(q)
-    _look("the initial state", x)
-    states = x.new_empty(discretization.grid.steps + 1, *x.shape)
-    costates = torch.empty_like(states)
-    sweeps.forward(watched, control, states)
-    if problem.terminal_cost is not None:
-        _look("the terminal cost", problem.terminal_cost(states[-1], q))
-    for cost in problem.control_cost:
-        _look("the cost of the control", cost(space, control))
-    if problem.terminal_cost is not None:
-        _look("the derivative of the terminal cost", *problem.terminal_cost.derivative(states[-1], q))
-    sweeps.adjoint(watched, control, states, costates)
-    _look("the derivative of the initial state", problem.initial_state.vjp(q, costates[0]))
-    for cost in problem.control_cost:
-        _look("the derivative of the cost of the control", cost.derivative(space, control))
-
-
-def _look(place: str, *numbers: Tensor | None) -> None:
-    if not all(bool(torch.isfinite(n).all()) for n in numbers if n is not None):
-        raise _NotFinite(place)
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """An integrator that looks at what each of its steps computes."""
-
-    integrator: Integrator
-    grid: TimeGrid
-
-    @property
-    def name(self) -> str:
-        return self.integrator.name
-
-    @property
-    def order(self) -> int:
-        return self.integrator.order
-
-    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        end, cost = self.integrator.step(problem, t, h, x, u)
-        k = self.grid.nodes.index(t)
-        _look(f"the running cost in step {k}", cost)
-        _look(f"the state after step {k}", end)
-        return end, cost
-
-    def pullback(
-        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        before, by_control = self.integrator.pullback(problem, t, h, x, u, p)
-        _look(f"the adjoint of step {self.grid.nodes.index(t)}", before, by_control)
-        return before, by_control
-
-    def tangent(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        return self.integrator.tangent(*arguments)
+def _numbers(discretization: Discretization, control: Tensor) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
+    """All that both sweeps compute, in this order."""
+    problem, space, integrator = discretization.problem, discretization.space, discretization.integrator
+    q, points = space.parameters(control), list(zip(discretization.grid.nodes, space.path(control), strict=False))
+    h, last, states = discretization.grid.h, problem.terminal_cost, [problem.initial_state(q)]
+    yield "the initial state", (states[0],)
+    for k, (t, u) in enumerate(points):
+        x, cost = integrator.step(problem, t, h, states[-1], u)
+        states.append(x)
+        yield f"the running cost in step {k}", (cost,)
+        yield f"the state after step {k}", (x,)
+    p = torch.zeros_like(states[-1])
+    if last is not None:
+        yield "the terminal cost", (last(states[-1], q),)
+    for control_cost in problem.control_cost:
+        yield "the cost of the control", (control_cost(space, control),)
+    if last is not None:
+        p, pq = last.derivative(states[-1], q)
+        yield "the derivative of the terminal cost", (p, pq)
+    for k, (t, u) in reversed(list(enumerate(points))):
+        p, pu = integrator.pullback(problem, t, h, states[k], u, p)
+        yield f"the adjoint of step {k}", (p, pu)
+    yield "the derivative of the initial state", (problem.initial_state.vjp(q, p),)
+    for control_cost in problem.control_cost:
+        yield "the derivative of the cost of the control", (control_cost.derivative(space, control),)

@@ -21,30 +21,23 @@ from ocp.adjoint.staged import Staged
 from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.taped import Taped
 from ocp.adjoint.tapes import Tape
-from ocp.integrators.integrator import Integrator, StageWiseIntegrator
-from ocp.integrators.tableaus import Tableau
+from ocp.integrators.integrator import StageWiseIntegrator
 from ocp.problem.protocols import Batched, Bindable, StageWise, Traceable
 from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["capability_applies", "choose", "supports_linearization"]
 
-#: A schedule takes the steps that it does not remember by at least this many at a time: it spreads the fixed cost of a
-#: call, and four states more are few compared with the slots.
+#: The least number of steps for which a schedule calls a tape, which spreads the fixed cost of the call.
 CHUNK_STEPS = 4
 
 
 def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u: StepControl) -> Tape:
     """The tape for the steps of a grid, as the schedule says and by the fastest path that problem and integrator allow.
 
-    Parameters
-    ----------
-    discretization : Discretization
-    schedule : Schedule
-    x, u : Tensor
-        A state and the control of a step: for their shapes, type and device, and to try what the problem supports.
+    A state x and the control u of a step show shapes, type and device; they are tried on what the problem supports.
     """
     integrator, grid, x = discretization.integrator, discretization.grid, x.contiguous()
-    steps, span = grid.steps, schedule.span(grid.steps)
+    steps, span = grid.steps, schedule.needs(grid.steps).span
     capacity = min(max(span, CHUNK_STEPS), steps)
     found = _fast(discretization, capacity, x, u)
     if span == steps and found is not None:
@@ -60,9 +53,10 @@ def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u:
 def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -> Tape | None:
     """The fastest tape for ``capacity`` steps that the problem supports; None if only `Stepwise` applies."""
     problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
-    f, L, tableau = problem.dynamics, problem.running_cost, _explicit_tableau(integrator)
+    f, L, whole = problem.dynamics, problem.running_cost, capacity == grid.steps
+    applies = capability_applies(integrator, "explicit_tableau", "step", "pullback")
+    tableau = integrator.explicit_tableau if isinstance(integrator, StageWiseIntegrator) and applies else None
     on_cuda = x.is_cuda and os.environ.get("OCP_CUDA_FAST_PATHS") == "1"
-    whole = capacity == grid.steps
     if on_cuda:
         from ocp.adjoint.cuda import fused, graphs  # here, since importing Triton takes a while
 
@@ -74,13 +68,15 @@ def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -
         and _is_traceable(f, "__call__", "vjp")
         and (L is None or _is_traceable(L, "__call__", "derivative"))
     )
-    batched = L is None or (_is_batched(L) and L.supports_batches(x, u))
+    batched = capability_applies(L, "derivative_along", "__call__", "derivative")
+    along = L is None or (batched and isinstance(L, Batched) and L.supports_batches(x, u))
     stage = f.stage_layout(x, u) if tableau is not None and _is_stage_wise(f) else None
-    if tableau is not None and stage is not None and (batched or not by_autograd):
+    if tableau is not None and stage is not None and (along or not by_autograd):
         # A running cost sees the stages, and may expect them to be contiguous.
-        staged = Staged(tableau, grid, capacity, stage if L is None else x, _is_batched(L))
+        staged = Staged(tableau, grid, capacity, stage if L is None else x, batched)
         return graphs.Graphed(staged) if on_cuda and whole else staged
-    return Taped(integrator, grid, x.new_empty(capacity + 1, *x.shape), _is_bindable(f)) if by_autograd else None
+    bindable = isinstance(f, Bindable) and capability_applies(f, "bind", "__call__", "vjp")
+    return Taped(integrator, grid, x.new_empty(capacity + 1, *x.shape), bindable) if by_autograd else None
 
 
 def supports_linearization(discretization: Discretization) -> bool:
@@ -102,13 +98,6 @@ def capability_applies(piece: object, capability: str, *methods: str) -> bool:
     A subclass that overrides a method, such as ``__call__`` or ``vjp``, and inherits the capability would give values
     by its own function and derivatives by that of its parent. So the class that declares the capability must have, or
     inherit, all of these methods.
-
-    Parameters
-    ----------
-    capability : str
-        A method or property, which a class in the ancestry of the piece declares.
-    methods : str
-        What the capability has to agree with.
     """
     kinds = type(piece).__mro__
     declared, *defined = (next((k for k in kinds if n in vars(k)), None) for n in (capability, *methods))
@@ -116,23 +105,9 @@ def capability_applies(piece: object, capability: str, *methods: str) -> bool:
 
 
 def _is_traceable(piece: object, *methods: str) -> bool:
-    if not (isinstance(piece, Traceable) and capability_applies(piece, "supports_autograd", *methods)):
-        return False
-    return piece.supports_autograd
+    applies = capability_applies(piece, "supports_autograd", *methods)
+    return isinstance(piece, Traceable) and applies and piece.supports_autograd
 
 
 def _is_stage_wise(f: object) -> TypeGuard[StageWise]:
     return isinstance(f, StageWise) and capability_applies(f, "over", "__call__", "vjp")
-
-
-def _is_batched(L: object) -> TypeGuard[Batched]:
-    return isinstance(L, Batched) and capability_applies(L, "derivative_along", "__call__", "derivative")
-
-
-def _is_bindable(f: object) -> TypeGuard[Bindable]:
-    return isinstance(f, Bindable) and capability_applies(f, "bind", "__call__", "vjp")
-
-
-def _explicit_tableau(integrator: Integrator) -> Tableau | None:
-    applies = capability_applies(integrator, "explicit_tableau", "step", "pullback")
-    return integrator.explicit_tableau if isinstance(integrator, StageWiseIntegrator) and applies else None

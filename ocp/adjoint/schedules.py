@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, comb
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ocp.integrators.integrator import Integrator, Invertible
 
@@ -14,14 +14,13 @@ __all__ = [
     "Advance",
     "Binomial",
     "Keep",
-    "Offloading",
+    "Needs",
     "Restore",
     "Reverse",
     "Reversible",
     "Schedule",
     "SelectiveSchedule",
     "StoreAll",
-    "Take",
     "Undo",
     "as_schedule",
 ]
@@ -29,15 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Advance:
-    """Take the steps from node ``first`` to node ``last`` and remember nothing of them."""
-
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class Take:
-    """Take the steps from node ``first`` to node ``last`` and remember what their transposes need."""
+    """Take the steps from node ``first``, where the sweep is, to node ``last`` and remember nothing of them."""
 
     first: int
     last: int
@@ -45,7 +36,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Reverse:
-    """Go back through the steps that were taken last, from node ``last`` to node ``first``."""
+    """Take the steps from node ``first``, where the sweep is, to node ``last``, and transpose them."""
 
     first: int
     last: int
@@ -76,33 +67,32 @@ class Restore:
 
 
 #: One thing that a schedule asks for.
-Action = Advance | Take | Reverse | Undo | Keep | Restore
+Action = Advance | Reverse | Undo | Keep | Restore
+
+
+class Needs(NamedTuple):
+    """The number of slots, the largest number of steps remembered at a time, and how many slots are in host memory.
+
+    The slots in host memory are the first ones.
+    """
+
+    slots: int
+    span: int
+    host: int = 0
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What to do on the way to the final time and back. The first `Take` ends at the last node.
+    """What to do on the way to the final time and back. The first `Reverse` begins at the last node.
 
-    A schedule may also be `Offloading` or a `SelectiveSchedule`.
+    A schedule may also be a `SelectiveSchedule`.
     """
 
-    def slots_for(self, steps: int) -> int:
-        """The number of slots it uses."""
-
-    def span(self, steps: int) -> int:
-        """The largest number of steps that are remembered at a time."""
+    def needs(self, steps: int) -> Needs:
+        """What it needs for this number of steps."""
 
     def actions(self, steps: int) -> Iterator[Action]:
         """The actions in order, beginning with the state at node 0."""
-
-
-@runtime_checkable
-class Offloading(Schedule, Protocol):
-    """A schedule that keeps some slots in the memory of the host."""
-
-    @property
-    def host(self) -> int:
-        """The number of these slots; they are the first ones."""
 
 
 @runtime_checkable
@@ -114,7 +104,7 @@ class SelectiveSchedule(Schedule, Protocol):
 
 
 def as_schedule(schedule: Any, integrator: Integrator) -> Schedule:
-    """The schedule itself, once it is known that the integrator can follow it.
+    """The schedule itself.
 
     Raises
     ------
@@ -135,17 +125,13 @@ class StoreAll:
     Examples
     --------
     >>> list(StoreAll().actions(8))
-    [Take(first=0, last=8), Reverse(first=0, last=8)]
+    [Reverse(first=0, last=8)]
     """
 
-    def slots_for(self, steps: int) -> int:
-        return 0
-
-    def span(self, steps: int) -> int:
-        return steps
+    def needs(self, steps: int) -> Needs:
+        return Needs(0, steps)
 
     def actions(self, steps: int) -> Iterator[Action]:
-        yield Take(0, steps)
         yield Reverse(0, steps)
 
 
@@ -153,9 +139,9 @@ class StoreAll:
 class Binomial:
     """Keep a fixed number of states and take the steps between them again: binomial checkpointing.
 
-    No schedule with the same number of slots takes fewer steps: Griewank & Walther (2000), "Algorithm 799: revolve".
-    With r the least number such that N <= (s + r choose s), no step is taken more than r + 1 times. With several steps
-    remembered at a time, the same holds for the ceil(N / block) blocks in place of the steps.
+    No schedule with as many slots takes fewer steps: Griewank & Walther (2000), "Algorithm 799: revolve". With r the
+    least number such that N <= (s + r choose s), no step is taken more than r + 1 times. If blocks of steps are
+    remembered, the same holds for the ceil(N / block) blocks in place of the steps.
 
     Parameters
     ----------
@@ -164,8 +150,8 @@ class Binomial:
     block : int
         How many steps are remembered at a time; larger blocks are faster and need more memory.
     host : int
-        How many of the slots, those that wait longest, are in the memory of the host, for sweeps on a device; copies
-        overlap with the steps that follow.
+        How many of the slots, those that wait longest, are in host memory, for sweeps on a device; copies overlap with
+        the steps that follow.
 
     Raises
     ------
@@ -177,8 +163,8 @@ class Binomial:
     >>> Binomial(slots=10).extra_steps(1000), Binomial(slots=10, block=50).extra_steps(1000)
     (3636, 1400)
     >>> list(Binomial(slots=1).actions(2))  # doctest: +NORMALIZE_WHITESPACE
-    [Keep(node=0, slot=0), Advance(first=0, last=1), Take(first=1, last=2), Reverse(first=1, last=2),
-     Restore(node=0, slot=0), Take(first=0, last=1), Reverse(first=0, last=1)]
+    [Keep(node=0, slot=0), Advance(first=0, last=1), Reverse(first=1, last=2),
+     Restore(node=0, slot=0), Reverse(first=0, last=1)]
     """
 
     slots: int
@@ -190,21 +176,16 @@ class Binomial:
         if not isinstance(self.host, int) or not 0 <= self.host <= self.slots:
             raise ValueError(f"host: expected an integer between 0 and the {self.slots} slots, got {self.host!r}")
 
-    def slots_for(self, steps: int) -> int:
-        return min(self.slots, self._blocks(steps))
-
-    def span(self, steps: int) -> int:
-        return min(self.block, steps)
-
-    def _blocks(self, steps: int) -> int:
-        return ceil(steps / self.block)
+    def needs(self, steps: int) -> Needs:
+        slots = min(self.slots, ceil(steps / self.block))
+        return Needs(slots, min(self.block, steps), min(self.host, slots))
 
     def extra_steps(self, steps: int) -> int:
         """Steps taken beyond one sweep forward: r N - (s + r choose r - 1), equation (2) of Griewank & Walther.
 
         For blocks, times their size: the last one, which may be shorter, is taken once.
         """
-        blocks = self._blocks(steps)
+        blocks = ceil(steps / self.block)
         r = _repetitions(blocks, self.slots)
         return self.block * (r * blocks - _reach(self.slots + 1, r - 1))
 
@@ -222,7 +203,6 @@ class Binomial:
                 begin = after
             if last - begin > 1:
                 yield Advance(nodes[begin], nodes[last - 1])
-            yield Take(nodes[last - 1], nodes[last])
             yield Reverse(nodes[last - 1], nodes[last])
             if kept[-1] == last - 1:
                 kept.pop()
@@ -236,7 +216,7 @@ class Reversible:
 
     A block of steps is undone, then taken again from the state at its beginning, to be remembered. So each step is
     undone once and taken twice, and the memory does not depend on the number of steps. Undone states differ from the
-    original ones by rounding errors, which grow with the number of steps undone in a row, and exponentially if nearby
+    original ones by rounding errors, which grow with the number of steps undone in a row, exponentially if nearby
     trajectories diverge; `drift` measures them, and anchors bound them, at the cost of one state each. Gomez, Ren,
     Urtasun & Grosse (2017), "The reversible residual network", treat layers this way.
 
@@ -255,9 +235,9 @@ class Reversible:
     Examples
     --------
     >>> list(Reversible(block=2).actions(4))  # doctest: +NORMALIZE_WHITESPACE
-    [Keep(node=0, slot=0), Advance(first=0, last=2), Keep(node=2, slot=1), Take(first=2, last=4),
-     Reverse(first=2, last=4), Restore(node=0, slot=0), Take(first=0, last=2), Reverse(first=0, last=2)]
-    >>> Reversible().slots_for(1000), Reversible(every=100).slots_for(1000)
+    [Keep(node=0, slot=0), Advance(first=0, last=2), Keep(node=2, slot=1), Reverse(first=2, last=4),
+     Restore(node=0, slot=0), Reverse(first=0, last=2)]
+    >>> Reversible().needs(1000).slots, Reversible(every=100).needs(1000).slots
     (2, 11)
     """
 
@@ -268,56 +248,42 @@ class Reversible:
         _at_least_one(every=1 if self.every is None else self.every, block=self.block)
 
     def check(self, integrator: Integrator) -> None:
-        """Make sure that steps can be undone.
-
-        Raises
-        ------
-        TypeError
-            If the integrator is not `Invertible`.
-        """
+        """Raise ``TypeError`` if steps of the integrator cannot be undone."""
         if not isinstance(integrator, Invertible):
             raise TypeError(
                 'integrator: expected one whose steps can be undone, such as "verlet", for the schedule Reversible, '
                 f"got {integrator.name}, which has no method inverse"
             )
 
-    def slots_for(self, steps: int) -> int:
-        return len(self._anchors(steps)) + 1
-
-    def span(self, steps: int) -> int:
-        return min(self.block, steps)
-
     def _anchors(self, steps: int) -> range:
         return range(0, steps, self.every or steps)
+
+    def needs(self, steps: int) -> Needs:
+        return Needs(len(self._anchors(steps)) + 1, min(self.block, steps))
 
     def actions(self, steps: int) -> Iterator[Action]:
         # A slot for each anchor, in the order of time, and a spare one for the state at which the last block began.
         anchors = self._anchors(steps)
-        spare, stretch = len(anchors), anchors.step
+        spare = len(anchors)
         for slot, node in enumerate(anchors):
             yield Keep(node, slot)
-            if node + stretch < steps:
-                yield Advance(node, node + stretch)
+            if slot + 1 < spare:
+                yield Advance(node, anchors[slot + 1])
         for slot, anchor in reversed(list(enumerate(anchors))):
-            end = min(anchor + stretch, steps)
+            end = min(anchor + anchors.step, steps)
             for first in reversed(range(anchor, end, self.block)):
                 last = min(first + self.block, end)
-                yield from self._go(anchor, slot, first, last, slot + 1 if last == end else spare, steps)
+                if last == steps:  # the way forward is not over yet
+                    if first > anchor:
+                        yield Advance(anchor, first)
+                elif first == anchor:
+                    yield Restore(anchor, slot)
+                else:
+                    yield Restore(last, slot + 1 if last == end else spare)
+                    yield Undo(first, last)
                 if first > anchor:
                     yield Keep(first, spare)
-                yield Take(first, last)
                 yield Reverse(first, last)
-
-    def _go(self, anchor: int, slot: int, first: int, last: int, at: int, steps: int) -> Iterator[Action]:
-        """To the beginning of a block: from its end, whose state is in slot ``at``, or from the anchor."""
-        if last == steps:  # the way forward is not over yet
-            if first > anchor:
-                yield Advance(anchor, first)
-        elif first == anchor:
-            yield Restore(anchor, slot)
-        else:
-            yield Restore(last, at)
-            yield Undo(first, last)
 
 
 def _at_least_one(**numbers: int) -> None:

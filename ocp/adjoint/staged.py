@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from math import isqrt
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocp.adjoint.tapes import total
 from ocp.integrators.stages import Workspace, advance, combine, retreat
 from ocp.integrators.tableaus import Tableau
 from ocp.problem.costs import PointByPoint
-from ocp.problem.protocols import Batched, Evaluations, RunningCost, Stages, StageWise, StateEquation
+from ocp.problem.protocols import Stages, StateEquation
 from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
 from ocp.space.grid import TimeGrid
 
@@ -51,8 +52,7 @@ class Staged:
         blocks = [(begin, min(begin + size, steps)) for begin in range(0, steps, size)]
         self.tableau, self.grid, self._all_blocks, self._batched = tableau, grid, blocks, batched
         self._values, self._starts = _allocate(x, steps, r), _allocate(x, len(blocks) + 1)
-        self._stages, self._consumed = _allocate(x, size, r), False
-        self._xi, self._p = _allocate(x, r), _allocate(x)
+        self._stages, self._xi, self._p = _allocate(x, size, r), _allocate(x, r), _allocate(x)
         # Views, made once: to make one costs as much as an operation on a small state.
         self._workspace, self._start = Workspace(_allocate(x), self._xi.unbind(0)), self._starts.unbind(0)
         self._value = self._values.flatten(0, 1).unbind(0)
@@ -62,7 +62,10 @@ class Staged:
 
     def took(self, problem: StateEquation, first: int, path: ControlPath) -> None:
         """Set what `forward` sets besides its storage; called alone after its operations were replayed."""
+        L = problem.running_cost
         self._problem, self._first, self._path, self._consumed = problem, first, path, False
+        self._f: Any = problem.dynamics
+        self._cost: Any = L if L is None or self._batched else PointByPoint(L)
         self._trajectory: Tensor | None = None
         blocks = [(begin, min(end, len(path))) for begin, end in self._all_blocks if begin < len(path)]
         self._blocks, self.end = list(enumerate(blocks)), self._start[len(blocks)]
@@ -73,16 +76,15 @@ class Staged:
 
     def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         self.took(problem, first, path)
-        total = None
         self._start[0].copy_(x)
+        costs = []
         for n, (begin, end) in self._blocks:
-            stages = self._block(begin, end)
-            self._walk(n, begin, end, self._evaluations(begin, end, stages).value)
-            if problem.running_cost is not None:
-                cost = self._cost(problem.running_cost, stages, path[begin:end])
-                total = cost if total is None else total + cost
+            u, stages = path[begin:end], self._block(begin, end)
+            self._walk(n, begin, end, self._f.over(u, stages).value)
+            if self._cost is not None:
+                costs += [hb * self._cost.along(t, x, u).sum() for _, hb, t, x in self._quadrature(stages)]
         self.end = self.end.contiguous()
-        return total
+        return total(costs)
 
     @property
     @torch.no_grad()
@@ -104,17 +106,10 @@ class Staged:
     def _block(self, begin: int, end: int) -> Stages:
         """The storage of steps begin, ..., end - 1."""
         r, S = len(self.tableau.b), end - begin
+        times, values = self._times[self._first + begin : self._first + end], self._values[begin:end]
         return Stages(
-            self.grid.h,
-            self._times[self._first + begin : self._first + end],
-            self._stages[:S],
-            self._values[begin:end],
-            self._stage[: S * r],
-            self._value[begin * r : end * r],
+            self.grid.h, times, self._stages[:S], values, self._stage[: S * r], self._value[begin * r : end * r]
         )
-
-    def _evaluations(self, begin: int, end: int, stages: Stages) -> Evaluations:
-        return cast(StageWise, self._problem.dynamics).over(self._path[begin:end], stages)
 
     def _walk(self, n: int, begin: int, end: int, value: Callable[[int, float, Tensor], Tensor]) -> None:
         """Put the stage states of block n together, given the values of f at each of its stages in turn."""
@@ -125,60 +120,42 @@ class Staged:
             after = state[k * r + r] if begin + k + 1 < end else self._start[n + 1]
             x = combine(x, h, self.tableau.weights, slopes, after)
 
-    def _cost(self, L: RunningCost, stages: Stages, path: Tensor) -> Tensor:
-        along = self._along(L).along
-        parts = [h * along(stages.t[:, i], stages.x[:, i], path).sum() for i, h in self._end]
-        return torch.stack(parts).sum()
-
-    @property
-    def _end(self) -> list[tuple[int, float]]:
-        return [(i, self.grid.h * b) for i, b in self.tableau.weights]
-
-    def _along(self, L: RunningCost) -> Batched:
-        return cast(Batched, L) if self._batched else PointByPoint(L)
+    def _quadrature(self, stages: Stages) -> list[tuple[int, float, Tensor, Tensor]]:
+        """For each stage i with a weight: i, h b_i, its times and states in all steps."""
+        return [(i, self.grid.h * b, stages.t[:, i], stages.x[:, i]) for i, b in self.tableau.weights]
 
     def backward(self, p: BatchState, derivative: ControlPath) -> BatchState:
         self.returned()
-        L, p = self._problem.running_cost, self._p.copy_(p)
+        p, r = self._p.copy_(p), len(self.tableau.b)
         for n, (begin, end) in reversed(self._blocks):
-            stages, path, out = self._block(begin, end), self._path[begin:end], derivative[begin:end]
+            stages, u, by_control = self._block(begin, end), self._path[begin:end], derivative[begin:end]
             if n + 1 < len(self._blocks):  # those of the last block are still in place
                 self._walk(n, begin, end, lambda j, t, x, value=stages.value: value[j])  # type: ignore[misc]
-            f, slopes = self._evaluations(begin, end, stages), {}
+            f, slopes = self._f.over(u, stages), []
             f.linearize()
-            if L is not None:
-                along = self._along(L).derivative_along
-                slopes = {i: (hb, *along(stages.t[:, i], stages.x[:, i], path)) for i, hb in self._end}
-            p = self._retreat(f, p, end - begin, {i: Lx.mul(hb).unbind(0) for i, (hb, Lx, _) in slopes.items()})
-            f.by_control(out)
-            for hb, _, Lu in slopes.values():
-                out.add_(Lu, alpha=hb)
+            if self._cost is not None:
+                slopes = [(i, hb, *self._cost.derivative_along(t, x, u)) for i, hb, t, x in self._quadrature(stages)]
+            pull = _with_cost(f, r, {i: Lx.mul(hb).unbind(0) for i, hb, Lx, _ in slopes}) if slopes else f.transpose
+            for k in range(end - begin - 1, -1, -1):
+                if r > 1:
+                    self._xi.zero_()
+                p = retreat(self.tableau, p, pull, k * r, self._workspace)
+            f.by_control(by_control)
+            for _, hb, _, Lu in slopes:
+                by_control.add_(Lu, alpha=hb)
         return p.contiguous()
 
-    def _retreat(self, f: Evaluations, p: Tensor, steps: int, by_state: Mapping[int, Sequence[Tensor]]) -> Tensor:
-        """The costate at the start of a block from that at its end, which may be overwritten.
 
-        Parameters
-        ----------
-        by_state : mapping
-            For each stage with a running cost, its derivatives by the stage states, times h b_i.
-        """
-        r = len(self.tableau.b)
+def _with_cost(f: Any, r: int, by_state: dict[int, Any]) -> Callable[[int, Tensor, Any], Tensor]:
+    """Transposes of f that add the derivatives of the running cost by the states of r stages."""
 
-        def with_cost(j: int, kappa: Tensor, into: Tensor) -> Tensor:
-            f.transpose(j, kappa, into)
-            return into.add_(by_state[j % r][j // r]) if j % r in by_state else into
+    def pull(j: int, kappa: Tensor, into: Tensor) -> Tensor:
+        f.transpose(j, kappa, into)
+        return into.add_(by_state[j % r][j // r]) if j % r in by_state else into
 
-        pull: Any = with_cost if by_state else f.transpose  # none is called without a tensor to add to
-        for k in range(steps - 1, -1, -1):
-            if r > 1:
-                self._xi.zero_()
-            p = retreat(self.tableau, p, pull, k * r, self._workspace)
-        return p
+    return pull
 
 
 def _allocate(x: Tensor, *numbers: int) -> Tensor:
     """Storage for states in the layout of x, as it is or with its last two dimensions swapped."""
-    if x.is_contiguous():
-        return x.new_empty(*numbers, *x.shape)
-    return x.new_empty(*numbers, *x.mT.shape).mT
+    return x.new_empty(*numbers, *x.shape) if x.is_contiguous() else x.new_empty(*numbers, *x.mT.shape).mT

@@ -4,46 +4,37 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ocp.adjoint.tapes import total
 from ocp.integrators.integrator import Integrator, Invertible
 from ocp.problem.protocols import StateEquation
-from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
+from ocp.problem.shapes import BatchState, ControlPath, Scalar
 from ocp.space.grid import TimeGrid
 
 __all__ = ["Stepwise"]
 
 
 class Stepwise:
-    """A `Tape` for every integrator and every problem.
-
-    Parameters
-    ----------
-    integrator : Integrator
-    grid : TimeGrid
-    storage : Tensor
-        Shape (steps + 1, batch, *state), where the states are written.
-    """
+    """A `Tape` for every integrator and every problem; the states are in ``storage``, (steps + 1, batch, *state)."""
 
     def __init__(self, integrator: Integrator, grid: TimeGrid, storage: Tensor):
         self.integrator, self.grid, self._storage = integrator, grid, storage
 
-    @property
-    def states(self) -> NodeStates:
-        return self._storage[: len(self._path) + 1]
-
-    @property
-    def end(self) -> BatchState:
-        return self._storage[len(self._path)]
+    def resume(self, problem: StateEquation, first: int, path: ControlPath) -> Stepwise:
+        """As if `forward` had been called: the states are already in the storage."""
+        self._problem, self._first, self._path = problem, first, path
+        self.states, self.end = self._storage[: len(path) + 1], self._storage[len(path)]
+        return self
 
     def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         step, h, t, visited = self.integrator.step, self.grid.h, self.grid.nodes, self._storage.unbind(0)
-        self._problem, self._first, self._path, total = problem, first, path, None
+        self.resume(problem, first, path)
         visited[0].copy_(x)
+        costs = []
         for k, u in enumerate(path.unbind(0)):
             end, cost = step(problem, t[first + k], h, visited[k], u)
             visited[k + 1].copy_(end)
-            if cost is not None:
-                total = cost if total is None else total + cost
-        return total
+            costs.append(cost)
+        return total(costs)
 
     def backward(self, p: BatchState, derivative: ControlPath, costates: Tensor | None = None) -> BatchState:
         """As for any `Tape`; may be called again, and writes the costates at all nodes to ``costates`` if given."""
@@ -59,17 +50,12 @@ class Stepwise:
         return p
 
     def undo(self, problem: StateEquation, first: int, x: Tensor, path: Tensor) -> None:
-        """Take the steps from node ``first`` with the controls ``path`` back, and write the state before them to x.
+        """Replace x, the state after the steps from node ``first`` with the controls ``path``, by that before them.
 
-        Before the call x is the state after them. The integrator is `Invertible`.
+        The integrator is `Invertible`.
         """
         assert isinstance(self.integrator, Invertible)
-        inverse, h, t, before = self.integrator.inverse, self.grid.h, self.grid.nodes, x
-        for k, u in reversed(list(enumerate(path.unbind(0)))):
-            before = inverse(problem, t[first + k], h, before, u)
+        before = x
+        for k in reversed(range(len(path))):
+            before = self.integrator.inverse(problem, self.grid.nodes[first + k], self.grid.h, before, path[k])
         x.copy_(before)
-
-    def resume(self, problem: StateEquation, first: int, path: ControlPath) -> Stepwise:
-        """As if `forward` had been called: the states are already in the storage."""
-        self._problem, self._first, self._path = problem, first, path
-        return self

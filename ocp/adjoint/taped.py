@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from itertools import repeat
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ocp.adjoint.tapes import total
 from ocp.integrators.integrator import Integrator
-from ocp.problem.protocols import Bindable, StateEquation
-from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
+from ocp.problem.protocols import StateEquation
+from ocp.problem.shapes import BatchState, ControlPath, Scalar
 from ocp.space.grid import TimeGrid
 
 __all__ = ["Taped"]
@@ -34,7 +35,7 @@ class _Bound(NamedTuple):
 
 
 class Taped:
-    """A `Tape` for problems and integrators that autograd can follow.
+    """A `Tape` for problems and integrators that are `Traceable`.
 
     To record each step by itself would cost more than the operations of a small step; to record all of them at once,
     their memory. So autograd records segments of steps.
@@ -42,7 +43,6 @@ class Taped:
     Parameters
     ----------
     integrator : Integrator
-        `Traceable`.
     grid : TimeGrid
     storage : Tensor
         Shape (steps + 1, batch, *state), where the states are written.
@@ -51,49 +51,37 @@ class Taped:
     """
 
     def __init__(self, integrator: Integrator, grid: TimeGrid, storage: Tensor, bindable: bool = False):
-        self._bindable = bindable
-        self.integrator, self.grid, self._storage, self._steps = integrator, grid, storage, 0
+        self.integrator, self.grid, self._storage, self._bindable = integrator, grid, storage, bindable
         self._segments: list[_Segment] = []
-
-    @property
-    def states(self) -> NodeStates:
-        return self._storage[: self._steps + 1]
-
-    @property
-    def end(self) -> BatchState:
-        return self._storage[self._steps]
 
     def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         self._segments.clear()
-        self._steps, total = len(path), None
+        self.states, self.end = self._storage[: len(path) + 1], self._storage[len(path)]
         self._storage[0].copy_(x)
-        for begin in range(0, len(path), SEGMENT_STEPS):
-            cost = self._take(problem, first + begin, self._storage[begin:], path[begin : begin + SEGMENT_STEPS])
-            if cost is not None:
-                total = cost if total is None else total + cost
-        return total
+        return total(
+            self._take(problem, first + begin, self._storage[begin:], path[begin : begin + SEGMENT_STEPS])
+            for begin in range(0, len(path), SEGMENT_STEPS)
+        )
 
     def _take(self, problem: StateEquation, first: int, states: Tensor, path: Tensor) -> Tensor | None:
-        step, h, times = self.integrator.step, self.grid.h, self.grid.nodes
-        f, L = problem.dynamics, problem.running_cost
+        f: Any = problem.dynamics
         with torch.enable_grad():
             x, path = states[0].clone().requires_grad_(), path.detach().requires_grad_()
             parts: list[Tensor] = []
             equations: Any = repeat(problem)
             if self._bindable:
-                parts, bound = cast(Bindable, f).bind(path)
-                equations = [_Bound(each, L) for each in bound]
-            visited, costs, end = [x], [], x
-            for equation, t, u in zip(equations, times[first:], path.unbind(0), strict=False):
-                end, cost = step(equation, t, h, end, u)
+                parts, bound = f.bind(path)
+                equations = [_Bound(each, problem.running_cost) for each in bound]
+            visited, costs, end = [], [], x
+            for equation, t, u in zip(equations, self.grid.nodes[first:], path.unbind(0), strict=False):
+                end, cost = self.integrator.step(equation, t, self.grid.h, end, u)
                 visited.append(end)
-                if cost is not None:
-                    costs.append(cost)
-            total = torch.stack(costs).sum() if costs else None
-        torch.stack(visited[1:], out=states[1 : len(visited)])
-        outputs = [visited[-1]] if total is None or not total.requires_grad else [visited[-1], total]
+                costs.append(cost)
+            running = total(costs)
+        torch.stack(visited, out=states[1 : len(visited) + 1])
+        outputs = [end] if running is None or not running.requires_grad else [end, running]
         self._segments.append(_Segment(outputs, [x, path, *parts]))
-        return None if total is None else total.detach()
+        return None if running is None else running.detach()
 
     def backward(self, p: BatchState, derivative: ControlPath) -> BatchState:
         for k in reversed(range(len(self._segments))):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
+
+import torch
 
 from ocp.problem.protocols import StateEquation
 from ocp.problem.shapes import BatchState, ControlPath, NodeStates, Scalar
 
-__all__ = ["Tape"]
+__all__ = ["Tape", "total"]
 
 
 class Tape(Protocol):
-    """Storage for consecutive steps of a grid, S at a time: taken forward, remembered, and gone back through."""
+    """Storage for S consecutive steps of a grid, taken forward and then back."""
 
     def forward(self, problem: StateEquation, first: int, x: BatchState, path: ControlPath) -> Scalar | None:
         """Take steps from node ``first`` and the state x with the controls ``path``, shape (S, m).
 
-        Returns the running cost over them, which is None if the problem has none.
+        Returns the running cost over them; None if the problem has none.
         """
 
     @property
@@ -32,3 +35,9 @@ class Tape(Protocol):
 
         Writes the derivative by the controls, shape (S, m), to ``derivative``. May overwrite p.
         """
+
+
+def total(costs: Iterable[Scalar | None]) -> Scalar | None:
+    """The sum of the costs that are not None; None if all are."""
+    found = [cost for cost in costs if cost is not None]
+    return torch.stack(found).sum() if found else None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ocp.adjoint.paths import choose
-from ocp.adjoint.schedules import Advance, Binomial, Keep, Restore, Reverse, Reversible, Schedule, StoreAll, Take, Undo
+from ocp.adjoint.schedules import Advance, Binomial, Keep, Restore, Reverse, Reversible, Schedule, StoreAll, Undo
 from ocp.multilevel.nested import MGOPT
 from ocp.objective.reduced import discretize
 from ocp.optimize.lbfgs import LBFGS
@@ -30,28 +30,28 @@ REVERSIBLE = [*product((1, 2, 7, 50, 101), (None, 1, 4, 50, 200), (1, 3, 50, 64)
 
 def run(schedule, steps):
     """Run a schedule on nodes instead of states and return the number of steps; violations of the rules raise."""
-    at, slots, remembered, left, taken = 0, {}, None, steps, 0
+    at, slots, left, taken, needs = 0, {}, steps, 0, schedule.needs(steps)
     for action in schedule.actions(steps):
         match action:
-            case Advance(first, last) | Take(first, last):
-                assert at == first < last <= steps
+            case Advance(first, last):
+                assert at == first < last <= left
                 taken += last - first
-                at, remembered = last, (first, last) if isinstance(action, Take) else None
-                assert last - first <= schedule.span(steps) or isinstance(action, Advance)
+                at = last
+            case Reverse(first, last):
+                assert at == first < last == left
+                assert last - first <= needs.span
+                taken += last - first
+                at, left = last, first
             case Keep(node, slot):
                 assert at == node
-                assert slot < schedule.slots_for(steps)
+                assert slot < needs.slots
                 slots[slot] = node
             case Restore(node, slot):
                 assert slots[slot] == node
-                at, remembered = node, None
-            case Reverse(first, last):
-                assert remembered == (first, last)
-                assert left == last
-                left, remembered = first, None
+                at = node
             case Undo(first, last):
                 assert 0 <= first < at == last
-                at, remembered = first, None
+                at = first
     assert left == 0
     return taken
 
@@ -89,7 +89,7 @@ def test_no_step_is_taken_more_than_twice_where_steps_are_undone(steps, every, b
 
 
 def test_without_anchors_two_states_are_kept_for_any_number_of_steps():
-    assert {Reversible().slots_for(steps) for steps in (1, 100, 100_000)} == {2}
+    assert {Reversible().needs(steps).slots for steps in (1, 100, 100_000)} == {2}
 
 
 def test_no_more_steps_are_undone_in_a_row_than_lie_between_anchors():
@@ -132,7 +132,7 @@ def test_a_schedule_that_cannot_be_is_refused(schedule, arguments, message):
         schedule(**arguments)
 
 
-def test_plans_are_known_by_what_they_offer():
+def test_schedules_are_known_by_what_they_offer():
     assert isinstance(StoreAll(), Schedule)
     assert isinstance(Binomial(3), Schedule)
     assert isinstance(Reversible(), Schedule)
