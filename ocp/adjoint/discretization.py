@@ -26,14 +26,7 @@ __all__ = ["Discretization"]
 
 @dataclass(frozen=True)
 class Discretization:
-    """The discrete optimal control problem.
-
-    Parameters
-    ----------
-    problem : ControlProblem
-    grid : TimeGrid
-    integrator : Integrator
-    """
+    """The discrete optimal control problem."""
 
     problem: ControlProblem
     grid: TimeGrid
@@ -83,65 +76,36 @@ class Discretization:
             If a piece does not fit; the message names it, what was expected and what it returned. A
             `SelectiveIntegrator` also checks the problem.
         """
-        problem = self.problem
-        q = self._parameters()
-        _try(problem.initial_state, q)
-        x, u = _evaluate("initial_state", f"to take q of shape ({problem.parameter_size},)", self.example)
+        problem, q = self.problem, self._parameters()
+        x = _evaluate("initial_state", f"to take q of shape ({problem.parameter_size},)", problem.initial_state, q)
         self.box  # noqa: B018  raises where the bounds do not fit
-        q = q.to(x)
-        shapes = f"x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
+        (_, u), q = self.example(), q.to(x)
         if x.dtype != u.dtype:
             raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
-        _try(problem.dynamics, 0.0, x, u)
-        f = _evaluate("dynamics", f"to take {shapes}", problem.dynamics, 0.0, x, u)
+        taking = f"to take x of shape {tuple(x.shape)} and u of shape {tuple(u.shape)}"
+        f = _evaluate("dynamics", taking, problem.dynamics, 0.0, x, u)
         if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
             raise ValueError(
                 f"dynamics: expected f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}, "
                 f"got {_describe(f)}" + _hint(f, u)
             )
-        values = {}
-        if problem.running_cost is not None:
-            values["running_cost"] = _evaluate("running_cost", f"to take {shapes}", problem.running_cost, 0.0, x, u)
-        if problem.terminal_cost is not None:
-            _try(problem.terminal_cost, x, q)
-            shapes = f"a final state of shape {tuple(x.shape)}"
-            values["terminal_cost"] = _evaluate("terminal_cost", f"to take {shapes}", problem.terminal_cost, x, q)
-        for name, value in values.items():
-            if not isinstance(value, Tensor) or value.shape != () or value.is_complex():
-                got = _describe(value)
-                raise ValueError(
-                    f"{name}: expected a scalar tensor of shape (), got {got}; "
-                    + ("its real part may be what is meant" if "complex" in got else "sum or average over the batch")
-                )
-        self._check_derivatives(x, u, q, f)
+        _check_derivative("dynamics: expected vjp(t, x, u, p)", problem.dynamics.vjp(0.0, x, u, f), x=x, u=u)
+        _check_derivative("initial_state: expected vjp(q, p)", (problem.initial_state.vjp(q, x),), q=q)
+        L, Phi = problem.running_cost, problem.terminal_cost
+        if L is not None:
+            _check_scalar("running_cost", _evaluate("running_cost", taking, L, 0.0, x, u))
+            _check_derivative("running_cost: expected derivative(t, x, u)", L.derivative(0.0, x, u), x=x, u=u)
+        if Phi is not None:
+            taking = f"to take a final state of shape {tuple(x.shape)}"
+            _check_scalar("terminal_cost", _evaluate("terminal_cost", taking, Phi, x, q))
+            _check_derivative("terminal_cost: expected derivative(x, q)", Phi.derivative(x, q), x=x, q=q)
         if isinstance(self.integrator, SelectiveIntegrator):
             self.integrator.check(problem, x, u)
 
-    def _check_derivatives(self, x: Tensor, u: Tensor, q: Tensor, f: Tensor) -> None:
-        """Evaluate the derivatives that make up a gradient once, and compare shapes."""
-        problem = self.problem
-        pieces: list[tuple[str, Any, tuple[Any, ...], dict[str, Tensor]]] = [
-            ("dynamics: expected vjp(t, x, u, p)", problem.dynamics.vjp, (0.0, x, u, f), {"x": x, "u": u}),
-            ("initial_state: expected vjp(q, p)", problem.initial_state.vjp, (q, x), {"q": q}),
-        ]
-        if problem.running_cost is not None:
-            L = problem.running_cost.derivative
-            pieces.append(("running_cost: expected derivative(t, x, u)", L, (0.0, x, u), {"x": x, "u": u}))
-        if problem.terminal_cost is not None:
-            Phi = problem.terminal_cost.derivative
-            pieces.append(("terminal_cost: expected derivative(x, q)", Phi, (x, q), {"x": x, "q": q}))
-        for name, piece, arguments, like in pieces:
-            found = piece(*arguments)
-            found = (found,) if len(like) == 1 else found
-            shapes = [tuple(entry.shape) for entry in like.values()]
-            if [tuple(entry.shape) if isinstance(entry, Tensor) else None for entry in found] != shapes:
-                got = ", ".join(_describe(entry) for entry in found)
-                raise ValueError(f"{name} to return what has the shapes of {', '.join(like)}, {shapes}, got {got}")
-
     def start(self) -> Control:
-        """The start of the problem on this grid: the steps of a coarser start are repeated; the default is zero.
+        """The start of the problem on this grid, zero by default, projected onto the bounds.
 
-        A start that violates the bounds is projected onto them.
+        The steps of a coarser start are repeated.
 
         Raises
         ------
@@ -167,22 +131,32 @@ class Discretization:
         return Control(space, feasible(flat, self.box))
 
 
-def _try(piece: object, *arguments: Any) -> None:
-    """Have a piece check itself, where it can."""
+def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:
+    """One value of a piece, which first checks itself if it can; an error names the piece."""
     if isinstance(piece, Checked):
         piece.check(*arguments)
-
-
-def _evaluate(name: str, expected: str, piece: Callable[..., Any], *arguments: Any) -> Any:
-    """One value of a piece; an error names the piece."""
     copies = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
-    names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")[: len(copies)]
+    names = ("t", "x", "u") if len(copies) == 3 else ("x", "q")[-len(copies) :]
     try:
         return call(name, piece, **dict(zip(names, copies, strict=True)))
     except (RuntimeError, IndexError, TypeError) as error:  # what torch raises for shapes, types and devices
         if isinstance(error, TypeError) and not _ours(error):
             raise
         raise ValueError(f"{name}: expected {expected}, got {type(error).__name__}: {error}") from error
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.shape != () or value.is_complex():
+        got = _describe(value)
+        hint = "its real part may be what is meant" if "complex" in got else "sum or average over the batch"
+        raise ValueError(f"{name}: expected a scalar tensor of shape (), got {got}; {hint}")
+
+
+def _check_derivative(expected: str, found: Any, **like: Tensor) -> None:
+    shapes = [tuple(entry.shape) for entry in like.values()]
+    if [tuple(entry.shape) if isinstance(entry, Tensor) else None for entry in found] != shapes:
+        got = ", ".join(_describe(entry) for entry in found)
+        raise ValueError(f"{expected} to return what has the shapes of {', '.join(like)}, {shapes}, got {got}")
 
 
 def _ours(error: TypeError) -> bool:

@@ -14,19 +14,17 @@ __all__ = ["Linearization"]
 class Linearization:
     """Steps z_k = Psi_h(t_k, x_k, u_k), the next state with the running cost of the step as its last entry.
 
-    Where the states are known, no step waits for another: values, Jacobians J_k = dz_k/d(x_k, u_k) and the second
-    derivatives of all are taken at once, and what is left to do in turn are products with small matrices. It is the
-    same for all directions, so that each product with a Hessian costs less than a gradient.
+    With known states, no step waits for another: values, Jacobians J_k = dz_k/d(x_k, u_k) and second derivatives of
+    all are taken at once; only products with small matrices are left to do in turn. It serves all directions, so that a
+    product with a Hessian costs less than a gradient.
 
     Parameters
     ----------
     discretization : Discretization
-    states : Tensor
-        The trajectory, shape (N + 1, batch, *state).
-    path : Tensor
-        Its control, shape (N, m).
+    states, path : Tensor
+        The trajectory, shape (N + 1, batch, *state), and its control, shape (N, m).
     p : Tensor
-        The costate at its end, of the shape of a state.
+        The costate at the end.
     """
 
     def __init__(self, discretization: Discretization, states: Tensor, path: Tensor, p: Tensor):

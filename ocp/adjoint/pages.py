@@ -18,14 +18,7 @@ class Pages:
     """Allocates tensors; once a large one is no longer referenced, the next one takes its memory.
 
     The system clears a fresh page when it is first touched, which costs more than a pass over the memory: a fourth of a
-    gradient for dense layers of width 1024 and 64 samples. Devices have allocators that keep their memory. With the
-    environment variable ``THP_MEM_ALLOC_ENABLE=1`` torch itself uses huge pages, which are as fast.
-
-    Examples
-    --------
-    >>> pages = Pages()
-    >>> pages.empty_like(torch.zeros(3)).shape
-    torch.Size([3])
+    gradient for dense layers of width 1024 and 64 samples. Devices have allocators that keep their memory.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""The loops over time: states forward, costates backward, and the tangents of both. No tape spans them."""
+"""The loops over time: states forward, costates backward, and the tangents of both. No tape spans them.
+
+Controls, directions and derivatives are flat, (N m + s,); states, costates and tangents are (N + 1, batch, *state).
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,9 @@ __all__ = ["adjoint", "forward", "linearize", "second_adjoint", "tangent", "with
 
 @torch.no_grad()
 def forward(discretization: Discretization, control: FlatControl, states: NodeStates | Tape) -> Scalar:
-    """State sweep x_{k+1} = Psi_h(t_k, x_k, u_k).
+    """State sweep x_{k+1} = Psi_h(t_k, x_k, u_k); returns the objective, shape ().
 
-    Parameters
-    ----------
-    discretization : Discretization
-    control : Tensor
-        Flat, shape (N m + s,).
-    states : Tensor or Tape
-        Storage of shape (N + 1, batch, *state), overwritten with the trajectory; or a tape, which
-        remembers what the adjoint sweep needs (`ocp.adjoint.paths.choose`).
-
-    Returns
-    -------
-    Tensor
-        The objective, shape ().
+    Overwrites ``states`` with the trajectory, or has a tape remember what the adjoint sweep needs.
     """
     problem, space = discretization.problem, discretization.space
     steps = Stepwise(discretization.integrator, discretization.grid, states) if isinstance(states, Tensor) else states
@@ -61,24 +52,18 @@ def adjoint(
     costates: Tensor | None = None,
     out: Tensor | None = None,
 ) -> FlatControl:
-    """Costate sweep p_k = dPsi/dx^T p_{k+1} + dL/dx, which yields the exact derivative of the discrete objective.
+    """Costate sweep p_k = dPsi/dx^T p_{k+1} + dL/dx; returns the exact derivative of the discrete objective.
 
     Parameters
     ----------
     discretization : Discretization
     control : Tensor
-        Flat, shape (N m + s,).
     states : Tensor or Tape
         What `forward` wrote for this control. A tape serves one adjoint sweep.
     costates : Tensor, optional
-        Of the shape of the states; overwritten with p_0, ..., p_N.
+        Overwritten with p_0, ..., p_N.
     out : Tensor, optional
-        Storage for the derivative, of the shape of ``control``.
-
-    Returns
-    -------
-    Tensor
-        The derivative, a dual vector of the shape of ``control``.
+        Storage for the derivative, a dual vector.
     """
     problem, space = discretization.problem, discretization.space
     q, end = space.parameters(control), states[-1] if isinstance(states, Tensor) else states.end
@@ -108,29 +93,16 @@ def tangent(
     states: NodeStates,
     tangents: NodeStates | None = None,
 ) -> tuple[BatchState, Scalar]:
-    """Tangent sweep: the directional derivative of the final state and of the objective.
+    """Tangent sweep: the directional derivatives of the final state and of the objective.
 
-    Parameters
-    ----------
-    discretization : Discretization
-    control, direction : Tensor
-        Flat, shape (N m + s,).
-    states : Tensor
-        The trajectory that `forward` wrote for this control.
-    tangents : Tensor, optional
-        Of the shape of ``states``; overwritten with the tangents of x_0, ..., x_N.
-
-    Returns
-    -------
-    (Tensor, Tensor)
-        Of the shape of the final state, and of shape ().
+    The states are those that `forward` wrote for this control. Overwrites ``tangents`` with those of x_0, ..., x_N.
     """
     problem, grid, space = discretization.problem, discretization.grid, discretization.space
     step, h, t = discretization.integrator.tangent, grid.h, grid.nodes
     x, u, q = states.unbind(0), space.path(control).unbind(0), space.parameters(control)
     du, dq = space.path(direction).unbind(0), space.parameters(direction)
     dx = problem.initial_state.jvp(q, dq)
-    dvalue = torch.zeros((), dtype=states.dtype, device=states.device)
+    dvalue = states.new_zeros(())
     for k in range(grid.steps):
         if tangents is not None:
             tangents[k].copy_(dx)
@@ -171,26 +143,10 @@ def second_adjoint(
     tangents: NodeStates,
     steps: Linearization | None = None,
 ) -> FlatControl:
-    """Tangent sweep, then the tangent of the costate sweep: the Hessian of the discrete objective, applied to a vector.
+    """Tangent sweep, then the tangent of the costate sweep: the Hessian of the discrete objective times a direction.
 
-    Every piece of the problem needs ``hvp``, the integrator ``pullback_tangent``.
-
-    Parameters
-    ----------
-    discretization : Discretization
-    control, direction : Tensor
-        Flat, shape (N m + s,).
-    states : Tensor
-        The trajectory that `forward` wrote for this control.
-    tangents : Tensor
-        Of the shape of ``states``; overwritten with the tangents of x_0, ..., x_N.
-    steps : Linearization, optional
-        What `linearize` gave for this control; it serves all directions.
-
-    Returns
-    -------
-    Tensor
-        The product, a dual vector of the shape of ``control``.
+    No piece may be `without_hvp`. The states are those that `forward` wrote for this control; overwrites ``tangents``
+    with those of x_0, ..., x_N. ``steps``, which `linearize` returned for this control, serve all directions.
     """
     problem: Any = discretization.problem
     integrator: Any = discretization.integrator
@@ -234,9 +190,9 @@ def without_hvp(discretization: Discretization) -> dict[str, str]:
         *(("control_cost", cost, SecondOrder) for cost in problem.control_cost),
         ("integrator", discretization.integrator, SecondOrderIntegrator),
     ]
+    missing = {name: piece for name, piece, kind in pieces if piece is not None and not isinstance(piece, kind)}
+    methods = {"integrator": "pullback_tangent"}
     return {
-        name: f"a method {'pullback_tangent' if name == 'integrator' else 'hvp'} for second derivatives, "
-        f"got {type(piece).__name__}"
-        for name, piece, protocol in pieces
-        if piece is not None and not isinstance(piece, protocol)
+        name: f"a method {methods.get(name, 'hvp')} for second derivatives, got {type(piece).__name__}"
+        for name, piece in missing.items()
     }

@@ -44,15 +44,10 @@ class Trajectory:
         return replace(self, x=self.x[:, indices], p=self.p[:, indices])
 
     def save(self, path: str | Path) -> Path:
-        """Write a table of comma-separated values that any program can read.
+        """Write a table of comma-separated values, with a row for each node.
 
-        There is one row for each node, with the columns t, u1, u2, ..., x1, x2, ..., p1, p2, ... The control of a step
-        is in the row of the node at which the step begins; in the last row it is empty.
-
-        Parameters
-        ----------
-        path : str or Path
-            Its folder is created if necessary.
+        The columns are t, u1, u2, ..., x1, x2, ..., p1, p2, ... The control of a step is in the row of the node at
+        which the step begins; in the last row it is empty. The folder is created if necessary.
 
         Raises
         ------
@@ -67,17 +62,16 @@ class Trajectory:
             )
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        columns = [_texts(values) for values in (self.t, self.u, self.x, self.p)]
-        columns[1].append([""] * self.u.shape[1])
-        sizes = zip("uxp", (len(column[0]) for column in columns[1:]), strict=True)
+        # The shortest texts that give back the same numbers.
+        t, u, x, p = (
+            v.reshape(len(v), -1).cpu().numpy().astype(str).tolist() for v in (self.t, self.u, self.x, self.p)
+        )
+        u.append([""] * self.u.shape[1])
+        header = [
+            f"{name}{i + 1}" for name, column in zip("uxp", (u, x, p), strict=True) for i in range(len(column[0]))
+        ]
         with path.open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(["t", *(f"{name}{i + 1}" for name, size in sizes for i in range(size))])
-            table.writerows(chain(*row) for row in zip(*columns, strict=True))
+            table.writerow(["t", *header])
+            table.writerows(chain(*row) for row in zip(t, u, x, p, strict=True))
         return path
-
-
-def _texts(values: Tensor) -> list[list[str]]:
-    """Rows of numbers as the shortest texts that give back the same numbers."""
-    rows: list[list[str]] = values.reshape(len(values), -1).cpu().numpy().astype(str).tolist()
-    return rows
