@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import torch
@@ -31,10 +32,6 @@ class Graphed:
 
     States, controls and costates are copied to where the graphs read them. Graphs serve one problem: with other
     dynamics or another running cost, as a batch may have, recording starts over.
-
-    Parameters
-    ----------
-    tape : Replayable
     """
 
     def __init__(self, tape: Replayable):
@@ -74,42 +71,27 @@ class Graphed:
 
 
 class Replayed:
-    """A function without arguments, whose tensors stay in place, as a graph from its third call on.
+    """A function whose tensors stay in place, as a graph from its third call on.
 
-    During the first call libraries initialize themselves; the second is watched. If the function waits for numbers of
-    its own, or if the capture fails, it is called as it is.
-
-    Parameters
-    ----------
-    function : callable
-        Returns a tensor, which later calls may overwrite, or None.
+    The first call initializes libraries; the second is watched. If the function waits for numbers of its own, or if the
+    capture fails, it is called as it is. Later calls may overwrite the tensor that it returns.
     """
 
     def __init__(self, function: Callable[[], Tensor | None]):
-        self.function, self._call = function, self._first
+        self.function, self._calls, self._waited = function, 0, True
+        self._replay: Callable[[], None] | None = None
+        self._result: Tensor | None = None
 
     def __call__(self) -> Tensor | None:
-        return self._call()
-
-    def _first(self) -> Tensor | None:
-        self._call = self._watched
-        return self.function()
-
-    def _watched(self) -> Tensor | None:
-        result, waited = waits(self.function)
-        self._call = self.function if waited else self._captured
-        return result
-
-    def _captured(self) -> Tensor | None:
-        try:
-            self._replay, self._result = capture(self.function)
-        except RuntimeError:  # nothing was computed, so nothing is lost
-            self._call = self.function
+        self._calls += 1
+        if self._calls == 2:
+            result, self._waited = waits(self.function)
+            return result
+        if self._calls == 3 and not self._waited:
+            with suppress(RuntimeError):  # the capture failed: nothing was computed, so nothing is lost
+                self._replay, self._result = capture(self.function)
+        if self._replay is None:
             return self.function()
-        self._call = self._replayed
-        return self._replayed()
-
-    def _replayed(self) -> Tensor | None:
         self._replay()
         return self._result
 
