@@ -40,7 +40,7 @@ class Recomputed:
         self, schedule: Schedule, steps: int, x: Tensor, few: Tape, plain: Stepwise, walk: Tape, capacity: int
     ):
         self.schedule, self.few, self.plain, self.walk, self.capacity = schedule, few, plain, walk, capacity
-        slots, _, host = schedule.needs(steps)
+        slots, _, host, _ = schedule.needs(steps)
         far = torch.empty(host, *x.shape, dtype=x.dtype, pin_memory=host > 0 and x.is_cuda)
         self._x, self._start, self.end, *near = x.new_empty(slots - host + 3, *x.shape).unbind(0)
         self._slots = (*far.unbind(0), *near)

@@ -19,7 +19,6 @@ __all__ = [
     "Reverse",
     "Reversible",
     "Schedule",
-    "SelectiveSchedule",
     "StoreAll",
     "Undo",
     "as_schedule",
@@ -71,36 +70,27 @@ Action = Advance | Reverse | Undo | Keep | Restore
 
 
 class Needs(NamedTuple):
-    """The number of slots, the largest number of steps remembered at a time, and how many slots are in host memory.
+    """What a schedule needs.
 
-    The slots in host memory are the first ones.
+    These are the number of slots, the largest number of steps remembered at a time, how many slots, the first ones,
+    are in host memory, and whether the integrator has to be `Invertible`.
     """
 
     slots: int
     span: int
     host: int = 0
+    inverse: bool = False
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What to do on the way to the final time and back. The first `Reverse` begins at the last node.
-
-    A schedule may also be a `SelectiveSchedule`.
-    """
+    """What to do on the way to the final time and back. The first `Reverse` ends at the last node."""
 
     def needs(self, steps: int) -> Needs:
         """What it needs for this number of steps."""
 
     def actions(self, steps: int) -> Iterator[Action]:
         """The actions in order, beginning with the state at node 0."""
-
-
-@runtime_checkable
-class SelectiveSchedule(Schedule, Protocol):
-    """A schedule that some integrators cannot follow."""
-
-    def check(self, integrator: Integrator) -> None:
-        """Raise ``TypeError`` if this integrator cannot follow it."""
 
 
 def as_schedule(schedule: Any, integrator: Integrator) -> Schedule:
@@ -113,8 +103,11 @@ def as_schedule(schedule: Any, integrator: Integrator) -> Schedule:
     """
     if isinstance(schedule, type) or not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected StoreAll(), Binomial(slots) or Reversible(), got {schedule!r}")
-    if isinstance(schedule, SelectiveSchedule):
-        schedule.check(integrator)
+    if schedule.needs(1).inverse and not isinstance(integrator, Invertible):
+        raise TypeError(
+            'integrator: expected one whose steps can be undone, such as "verlet", for the schedule '
+            f"{type(schedule).__name__}, got {integrator.name}, which has no method inverse"
+        )
     return schedule
 
 
@@ -247,19 +240,11 @@ class Reversible:
     def __post_init__(self) -> None:
         _at_least_one(every=1 if self.every is None else self.every, block=self.block)
 
-    def check(self, integrator: Integrator) -> None:
-        """Raise ``TypeError`` if steps of the integrator cannot be undone."""
-        if not isinstance(integrator, Invertible):
-            raise TypeError(
-                'integrator: expected one whose steps can be undone, such as "verlet", for the schedule Reversible, '
-                f"got {integrator.name}, which has no method inverse"
-            )
-
     def _anchors(self, steps: int) -> range:
         return range(0, steps, self.every or steps)
 
     def needs(self, steps: int) -> Needs:
-        return Needs(len(self._anchors(steps)) + 1, min(self.block, steps))
+        return Needs(len(self._anchors(steps)) + 1, min(self.block, steps), inverse=True)
 
     def actions(self, steps: int) -> Iterator[Action]:
         # A slot for each anchor, in the order of time, and a spare one for the state at which the last block began.

@@ -122,10 +122,8 @@ def tangent(
 @torch.no_grad()
 def linearize(discretization: Discretization, control: FlatControl, states: NodeStates) -> Linearization | None:
     """All steps at once, for `second_adjoint` at this control in many directions; None if that is not supported."""
-    if not supports_linearization(discretization):
-        return None
-    p = _last_costate(discretization, control, states[-1])
-    return Linearization(discretization, states, discretization.space.path(control), p)
+    p, path = _last_costate(discretization, control, states[-1]), discretization.space.path(control)
+    return Linearization(discretization, states, path, p) if supports_linearization(discretization) else None
 
 
 def _last_costate(discretization: Discretization, control: FlatControl, end: Tensor) -> Tensor:

@@ -200,19 +200,11 @@ def supports(tableau: Tableau | None, problem: StateEquation, x: Tensor) -> bool
 class Fused:
     """Explicit Euler steps of dense layers, forward in one kernel and backward in another.
 
-    Remembered are all states and all values of f. Whatever the type of the states, sums, activations and the steps
-    themselves are in float32; the factors of the products are what torch makes of them for products of its own:
+    It remembers all states and all values of f. Sums, activations and the steps themselves are in float32. The factors
+    of products are in bfloat16 if states and controls are; otherwise in float32 or, as
+    `torch.set_float32_matmul_precision` allows, in TF32 (``"high"``) or bfloat16 (``"medium"``).
 
-    - float32, or, as `torch.set_float32_matmul_precision` allows, TF32 (``"high"``) or bfloat16 (``"medium"``);
-    - bfloat16 where states and controls are.
-
-    Parameters
-    ----------
-    grid : TimeGrid
-    steps : int
-        The most steps that are taken at a time.
-    x : Tensor
-        A state, for its shape, type and device.
+    It takes at most ``steps`` steps at a time, from states like x.
     """
 
     def __init__(self, grid: TimeGrid, steps: int, x: Tensor):
@@ -220,18 +212,11 @@ class Fused:
         self._states, self._values = x.new_empty(steps + 1, *x.shape), x.new_empty(steps, 1, *x.shape)
         self._times = torch.tensor(grid.nodes[:-1], dtype=x.dtype).to(x.device)[:, None]
 
-    @property
-    def states(self) -> Tensor:
-        return self._states[: len(self._path) + 1]
-
-    @property
-    def end(self) -> Tensor:
-        return self._states[len(self._path)]
-
     def took(self, problem: StateEquation, first: int, path: Tensor) -> None:
         """Set what `forward` sets besides its storage; called alone after its operations were replayed."""
         self._layer: Any = problem.dynamics  # a `Dense`
         self._first, self._path = first, path
+        self.states, self.end = self._states[: len(path) + 1], self._states[len(path)]
 
     def returned(self) -> None:
         """Nothing to do: `backward` sets only its storage."""
@@ -253,10 +238,8 @@ class Fused:
 
     def _layers(self) -> Any:
         S = len(self._path)
-        t, values = self._times[self._first : self._first + S], self._values[:S]
-        return self._layer.over(
-            self._path, Stages(self.grid.h, t, self._states[:S, None], values, (), values.unbind(0))
-        )
+        t, x, values = self._times[self._first : self._first + S], self._states[:S, None], self._values[:S]
+        return self._layer.over(self._path, Stages(self.grid.h, t, x, values, (), values.unbind(0)))
 
     def _launch(self, kernel: Any, *arguments: Any) -> None:
         blocks = triton.cdiv(self._states.shape[1], SAMPLES)
