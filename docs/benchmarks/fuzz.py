@@ -10,7 +10,6 @@ may come from our own code, and nothing in a file may be executed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import sys
@@ -22,7 +21,7 @@ import click
 from click.testing import CliRunner
 
 from ocp.cli.commands import main
-from ocp.run.snapshots import _checksum, decode, encode
+from ocp.run.snapshots import decode, encode, header
 
 USER = """
 import torch
@@ -63,7 +62,7 @@ def refused(line: list[str]) -> str:
 
 def changed(data: bytes, generator: random.Random) -> bytes:
     """A file with a few bytes that are others; every second one has a checksum that fits."""
-    head, _, body = data.partition(b"\n")
+    body = data.partition(b"\n")[2]
     signed = generator.random() < 0.5
     text = bytearray(body if signed else data)
     for _ in range(generator.randrange(1, 4)):
@@ -73,7 +72,7 @@ def changed(data: bytes, generator: random.Random) -> bytes:
         text[at : at + generator.choice((0, size))] = generator.choice((new, b"", generator.randbytes(size)))
     if not signed:
         return bytes(text)
-    return json.dumps({**json.loads(head), "checksum": _checksum(bytes(text))}).encode() + b"\n" + bytes(text)
+    return header(bytes(text)) + bytes(text)
 
 
 def misread(data: bytes) -> str:

@@ -10,7 +10,7 @@ from math import inf, isfinite
 from ocp.objective.reduced import ReducedEvaluation
 from ocp.space.transfer import Transfer
 
-__all__ = ["Adaptive", "resolved"]
+__all__ = ["Adaptive", "estimate", "resolved"]
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,11 @@ class Adaptive:
     Parameters
     ----------
     error : float
-        Wanted discretization error of the optimum, relative to the optimum.
-    first : int
-        Number of steps to begin with.
-    limit : int
-        No grid has more steps.
+        Of the optimum, relative to the optimum.
+    first, limit : int
+        Steps of the first grid, and the most steps of any.
     absolute : float
-        So much is allowed besides, as where the optimum is zero.
-
-    Examples
-    --------
-    >>> rule = Adaptive(error=1e-3)
-    >>> round(rule.estimate([1.16, 1.04, 1.01], order=4), 6)  # the differences shrink by 4, so one third of the last
-    0.01
+        Error allowed in addition, for example if the optimum is zero.
     """
 
     error: float
@@ -48,47 +40,41 @@ class Adaptive:
         if not 1 <= self.first <= self.limit:
             raise ValueError(f"first, limit: expected 1 <= first <= limit, got {self.first!r} and {self.limit!r}")
 
-    def estimate(self, optima: Sequence[float], order: int) -> float:
-        """Estimated discretization error of the last of the optima on grids with doubled steps.
-
-        Richardson's extrapolation with the observed rate, which is kept between first order and that of the scheme;
-        second order is the most that a control held on each step allows.
-
-        Parameters
-        ----------
-        optima : sequence of float
-            Coarsest grid first.
-        order : int
-            Of the scheme.
-        """
-        if len(optima) < 2:
-            return inf
-        changes = [abs(b - a) for a, b in pairwise(optima)]
-        if len(changes) < 2 or changes[-1] == 0:
-            return changes[-1]
-        rate = min(max(changes[-2] / changes[-1], 2.0), 2.0 ** min(order, 2))
-        return changes[-1] / (rate - 1)
-
     def enough(self, error: float, optimum: float) -> bool:
         """Whether an error is small enough against the optimum."""
         return error <= self.error * abs(optimum) + self.absolute
 
 
-#: What is smaller than the first factor, times the initial state where that is larger than 1, is not looked at again;
-#: with half the step it may differ by the second. Instabilities of explicit schemes go far beyond both: x' = -1000 x
-#: with h = 0.02 grows to 1e64 in 50 steps.
+def estimate(optima: Sequence[float], order: int) -> float:
+    """Estimated discretization error of the last of the optima on grids whose steps double, for a scheme of an order.
+
+    Richardson extrapolation with the observed rate, which is kept between first order and that of the scheme; a control
+    held on each step allows second order at most. Infinite for a single optimum.
+
+    Examples
+    --------
+    >>> round(estimate([1.16, 1.04, 1.01], order=4), 6)  # the differences shrink by 4, so one third of the last
+    0.01
+    """
+    if len(optima) < 2:
+        return inf
+    changes = [abs(b - a) for a, b in pairwise(optima)]
+    if len(changes) < 2 or changes[-1] == 0:
+        return changes[-1]
+    rate = min(max(changes[-2] / changes[-1], 2.0), 2.0 ** min(order, 2))
+    return changes[-1] / (rate - 1)
+
+
+#: Sizes below the first factor, times that of the initial state if it is larger than 1, are not compared; others may
+#: differ by the second. Unstable explicit schemes go far beyond: x' = -1000 x with h = 0.02 grows to 1e64 in 50 steps.
 GROWTH, DIFFERENCE = 100.0, 10.0
 
 
 def resolved(point: ReducedEvaluation) -> bool:
     """Whether final states and derivative are of the size that they have with half the step, where they are large.
 
-    An explicit scheme on a stiff problem can let states and costates explode to finite values, of which bounds or a
+    With an explicit scheme for a stiff problem, states and costates can explode to finite values, of which bounds or a
     cost that is linear in the state make an optimum. The work is charged to the objective.
-
-    Parameters
-    ----------
-    point : ReducedEvaluation
     """
     objective = point.objective
     start = float(objective.discretization.example()[0].abs().max())

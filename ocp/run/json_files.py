@@ -13,7 +13,7 @@ __all__ = ["plain", "read", "write"]
 
 
 def plain(value: Any) -> Any:
-    """A value made of mappings, sequences, texts and numbers, as strict JSON can hold it.
+    """Mappings, sequences, texts and numbers as strict JSON can hold them.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def plain(value: Any) -> Any:
 
 
 def write(path: Path, value: Any) -> None:
-    """Write a value to a file, and make its folder if need be; an old file stays until the new one is whole."""
+    """Write a value to a file, and make its folder if needed; an old file stays until the new one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
@@ -36,13 +36,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def read(path: Path) -> Any:
-    """The value in a file.
-
-    Raises
-    ------
-    ValueError
-        If it is not JSON.
-    """
+    """The value in a file; ValueError if it is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:

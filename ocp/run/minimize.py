@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from math import isfinite
 from os import PathLike
+from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from ocp.adjoint.diagnosis import locate
 from ocp.adjoint.schedules import Schedule, StoreAll
-from ocp.integrators.integrator import Integrator, as_integrator
+from ocp.integrators.integrator import Integrator
 from ocp.multilevel.nested import MGOPT
+from ocp.objective.evaluation import free_part
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.optimize.method import Method, State, as_method
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
-from ocp.problem.protocols import Classifier
-from ocp.run.adaptive import Adaptive
-from ocp.run.checkpoints import Checkpoint, identity, saving
+from ocp.run.adaptive import Adaptive, resolved
+from ocp.run.checkpoints import Checkpoint, Saves, saving
 from ocp.run.results import Record, Result
-from ocp.run.run import Run
-from ocp.run.stopping import Stop, blind, checked, contradiction, explain
+from ocp.run.run import Run, classified
+from ocp.run.stopping import Stop
 from ocp.run.watching import Watch
 from ocp.space.control import Control, TimeFunction
 from ocp.space.transfer import depth
 from ocp.training.batches import Batches
+from ocp.verification.slopes import measure_slope, quick_check
 
 __all__ = ["accuracy", "minimize"]
+
+#: From the size of the control down to where differences lose half their digits to rounding, in double precision.
+LENGTHS = tuple(8.0**-k for k in range(8))
 
 
 def minimize(
@@ -54,29 +63,27 @@ def minimize(
     ----------
     problem : ControlProblem
     steps : int or Adaptive
-        N, the number of steps of the finest grid. ``Adaptive(error)`` refines the grid, and takes along what the method
-        remembers, until the estimated discretization error of the optimum is small enough; work is then counted in
-        gradients on the last grid.
+        N, the number of steps of the finest grid. ``Adaptive(error)`` refines the grid until the estimated
+        discretization error of the optimum is small enough; work is then counted in gradients on the last grid.
     method : Method, optional
-        For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()`` alone. The default is MG/OPT
-        with L-BFGS on all grids that halving the steps gives. Mini-batches require a method.
+        For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()``. The default is MG/OPT with
+        L-BFGS on all grids that halving the steps gives. Mini-batches require a method.
     integrator : str or Integrator
     schedule : Schedule
-        Which states are stored: all of them by default, as many as ``Binomial(slots)`` says, which repeats the steps
-        between them, or the last one, with ``Reversible()``, which undoes the steps of ``"verlet"``.
+        Which states are stored: all by default; a few with ``Binomial(slots)``, which repeats the steps between them;
+        the last one with ``Reversible()``, which undoes the steps of ``"verlet"``.
     start : Control, TimeFunction or Tensor, optional
-        Replaces the problem's own start, with the same choices (`ControlProblem`). The steps of a coarser control must
-        divide ``steps``.
+        Replaces the problem's own start (`ControlProblem`). The steps of a coarser control must divide ``steps``.
     batches : Batches, optional
-        Draw a mini-batch for each iteration; it is fixed during a cycle, on all levels. Use a method without line
-        searches, such as ``Nested(levels, TorchOptimizer(torch.optim.Adam), refine=Scheduled(100))``.
+        Draw a mini-batch for each iteration, the same on all levels of a cycle. Use a method without line searches,
+        such as ``Nested(levels, TorchOptimizer(torch.optim.Adam), refine=Scheduled(100))``.
     stop : Stop
         Tolerance, target and limits.
     watch : Watch
         What is recorded and reported: validation samples, a callback, a live line.
     checkpoint : Checkpoint or path, optional
-        Save the run to this folder as it goes, by default every ten seconds and at the end;
-        ``Checkpoint(folder, resume=True)`` also resumes it.
+        Save the run to this folder, by default every ten seconds and at the end; ``Checkpoint(folder, resume=True)``
+        also resumes it.
     processes : Processes
         Several processes that make this same call, each for its part of the samples (`ocp.objective.processes`). All
         get the same result; the first one writes checkpoints and shows the live line. Costs must be averages over the
@@ -110,130 +117,177 @@ def minimize(
     if start is not None and isinstance(problem, ControlProblem):
         problem = replace(problem, start=start)
     if not isinstance(steps, int | Adaptive):
-        raise ValueError(f"steps: expected an integer >= 1, or Adaptive(error) to have it chosen, got {steps!r}")
+        raise ValueError(f"steps: expected an integer >= 1, or Adaptive(error) to choose it, got {steps!r}")
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
-    objective = discretize(problem, steps, as_integrator(integrator), schedule)
+    objective = discretize(problem, steps, integrator, schedule)
     if processes.size > 1:
         objective = _shared(objective, processes)
-    if method is None and batches is not None:
-        raise ValueError(
-            "method: mini-batches require a method, such as Nested(levels, TorchOptimizer(torch.optim.Adam), "
-            "refine=Scheduled(100)), got None"
-        )
+    _check_arguments(method, batches, stop, watch, adaptive)
     method = MGOPT(levels=depth(steps, 1)) if method is None else method
-    _check_arguments(method, batches, stop, watch)
-    if adaptive is not None and batches is not None:
-        raise ValueError(
-            "steps: mini-batches require a number of steps, since their noise hides the discretization error, "
-            f"got {adaptive}"
-        )
-    if adaptive is not None:
-        _check_grids(method, objective, [n for n in (steps, 2 * steps) if n <= adaptive.limit])
+    for n in [n for n in (steps, 2 * steps) if adaptive is not None and n <= adaptive.limit]:
+        look = ReducedObjective(objective.discretization.on(n))  # its work is not counted
+        method.init(look, look.at(look.discretization.start()))  # raises if the method has a finest grid of its own
     samples = objective.work.samples
     if batches is not None:
-        objective.take(torch.arange(min(batches.size, samples)))  # raises where the problem cannot be divided
+        objective.take(torch.arange(min(batches.size, samples)))  # raises if the problem cannot be divided
     every = watch.every or (1 if batches is None else batches.per_epoch(samples))
     finest = watch.finest or (stop.target is not None and stop.target.quantity == "value")
-    begin = State(objective.at(objective.discretization.start()))
-    run = Run(objective, batches is None, watch.validation, finest, begin)
-    status, why, own = Status.RUNNING, "", identity(method, objective, batches)
-    with run.interrupts, _live(watch.progress, processes) as line, saving(checkpoint, own, processes) as saves:
-        look = _Look(stop, adaptive, watch.callback, method, line)
-        saved = saves.load(checkpoint.resume if isinstance(checkpoint, Checkpoint) else False, run.state.control.device)
-        with _keeping(run, method, saves):
-            slope = checked(run) if watch.check_derivative and saved is None else None
-            run.restore(saved) if saved is not None else run.begin(method)
-            if run.stationary and saved is None:
-                slope = blind(run)
-            stream = None if batches is None else batches.stream(samples, run.iteration)
-            while status is Status.RUNNING:
-                run.look_begins()
-                seen = run.state.status
-                if run.agree(saves.save(run) is Status.NOT_SAVED):
-                    status = Status.NOT_SAVED
-                elif run.iteration % every == 0 or stop.limit(run) is not Status.RUNNING:
-                    status, seen = look(run)
-                if status is Status.RUNNING and slope is None:
-                    on, before = run.objective if stream is None else objective.take(next(stream)), run.state
-                    with run.clock.running():
-                        run.state = method.step(on, replace(before.of(on), status=seen))
-                    run.iteration += 1
-                    slope = contradiction(run, before) if run.iteration == 1 else None
-                if slope is not None:
-                    status, why = Status.WRONG_DERIVATIVE, f" At a control near the start {slope}."
-            if run.agree(saves.end(run) is Status.NOT_SAVED):
-                status = Status.NOT_SAVED
-            if (status.success or status is Status.UNBOUNDED) and not run.resolved():
-                status = Status.UNRESOLVED
-            status, why = explain(run, status, why)
-    status = Status.INTERRUPTED if status is Status.RUNNING else status
-    met = None if stop.target is None else stop.target.first(tuple(run.history)) is not None
-    goal = None if stop.target is None else str(stop.target)
-    about = {"tolerance": stop.tolerance, "target": goal, "target_reached": met}
-    return run.result(status, method, why).describe(**about)
+    watch = replace(watch, every=every, finest=finest)
+    state = State(objective.at(objective.discretization.start()))
+    run = Run(objective, method, stop, watch, adaptive, batches, state)
+    hidden = True if processes.rank > 0 else None if watch.progress is None else not watch.progress
+    line = tqdm(disable=hidden, bar_format="{desc}", leave=False)
+    with _counting(run), line, saving(checkpoint, run) as saves:
+        try:
+            status, why = _solve(run, saves, line)
+        except KeyboardInterrupt as interrupt:
+            status, why, run.parted = Status.INTERRUPTED, "", processes.size > 1
+            if run.interrupts > 1:
+                interrupt.result = run.result(status)  # type: ignore[attr-defined]
+                raise
+        except Exception as error:
+            run.parted = processes.size > 1
+            if run.history:
+                error.result = run.result(Status.EXCEPTION)  # type: ignore[attr-defined]
+                saves.save(last=True)
+            raise
+    return run.result(status, why)
+
+
+def _solve(run: Run, saves: Saves, line: Any) -> tuple[Status, str]:
+    """Begin or resume a run, and iterate until it ends: why it does, and a sentence about that."""
+    status, why = Status.RUNNING, ""
+    saved = saves.load()
+    if saved is not None:
+        run.restore(saved)
+    else:
+        start = run.state.control
+        why = _contradiction(run.viewed, start) if run.watch.check_derivative else ""
+        run.begin()
+        if run.stationary and not run.look.derivative(start).any():  # as if autograd could not follow the cost
+            why = why or _contradiction(run.look, start)
+    stream = None if run.batches is None else run.batches.stream(run.objective.work.samples, run.iteration)
+    while status is Status.RUNNING:
+        if run.agree(saves.save()):
+            status = Status.NOT_SAVED
+        elif run.iteration % (run.watch.every or 1) == 0 or run.limit() is not Status.RUNNING:
+            status = _look(run, line)
+        if status is Status.RUNNING and not why:
+            on, before = run.objective if stream is None else run.objective.take(next(stream)), run.state
+            with run.timed():
+                run.state = run.method.step(on, replace(before.of(on), status=run.coarse()))
+            run.iteration += 1
+            why = _uphill(run, before) if run.iteration == 1 else ""
+        if why:
+            status = Status.WRONG_DERIVATIVE
+    if run.agree(saves.save(last=True)):
+        status = Status.NOT_SAVED
+    return (status, why) if why else _explain(run, status)
+
+
+def _look(run: Run, line: Any) -> Status:
+    """Record and report the current control, and decide whether to end the run or to refine the grid."""
+    record, callback, wish = run.record(), run.watch.callback, False
+    line.set_description_str(_words(record))
+    if callback is not None:
+        control = run.control()
+        wish = bool(callback(record, replace(control, flat=control.flat.clone())))
+    wish = run.agree(wish)
+    status = run.verdict(wish)
+    if run.adaptive is not None and status is Status.CONVERGED:
+        status = run.judge(run.adaptive)
+        if status is Status.RUNNING and wish:
+            return Status.STOPPED
+        if status is Status.RUNNING:
+            with run.timed():
+                run.refine()
+            return _look(run, line)
+    return status
+
+
+def _explain(run: Run, status: Status) -> tuple[Status, str]:
+    """Why a run ended, where that takes a closer look, and a sentence about it. This is not counted as work.
+
+    A search that fails on the finest grid can mean that the derivative is wrong, or that rounding or noise hides any
+    further decrease; differences of values decide. A number that is not finite is traced to its step.
+    """
+    work, u = run.objective.work, run.state.control
+    if (status.success or status is Status.UNBOUNDED) and isfinite(run.history[-1].derivative_norm):
+        with work.looking():
+            point = run.point if run.state.level == 0 and run.point else run.objective.at(run.control())
+            return (status if resolved(point) else Status.UNRESOLVED), ""
+    with suppress(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError), work.looking():
+        if status is Status.NO_DECREASE and run.state.level == 0:
+            point = run.viewed.on(run.steps).at(u)
+            slope = measure_slope(point, -run.objective.space.gradient(free_part(point)[0]), LENGTHS)
+            if slope.contradicted:
+                return Status.WRONG_DERIVATIVE, f" Along the gradient {slope}."
+            if isfinite(slope.error) and slope.decrease <= 0:
+                return Status.PRECISION, ""
+        suspects = {Status.NOT_FINITE: (u, work.failed), Status.NO_DECREASE: (work.failed,)}.get(status, ())
+        for control in suspects:
+            if control is not None:
+                here = run.viewed.on(run.objective.space.steps_of(control))
+                if place := locate(here.discretization, control):
+                    return status, f" Not finite: {place}, on the grid of {here.space.grid.steps} steps."
+    return status, ""
+
+
+def _contradiction(objective: ReducedObjective, control: Tensor) -> str:
+    """A sentence about the values that contradict the derivative at a control, or near it; empty if they agree."""
+    with objective.work.looking():
+        slope = quick_check(objective, control)
+    return f" At a control near the start {slope}." if slope.contradicted else ""
+
+
+def _uphill(run: Run, before: State) -> str:
+    """A contradiction at the control after a step that led up, if there is one."""
+    u = run.state.control
+    if u.shape != before.control.shape or run.state.status is not Status.RUNNING:
+        return ""
+    here = run.viewed.on(run.objective.space.steps_of(u))
+    value = run.state.of(here).point.value  # on a full batch the run needs it next, so it is charged
+    with run.objective.work.looking():
+        if not value > before.of(here).point.value:
+            return ""
+        why = _contradiction(here, u)
+        if run.point is not None:
+            run.point.store_states()  # so that its derivative is not charged for the states again
+    return why
 
 
 @contextmanager
-def _keeping(run: Run, method: Method, saves: Any) -> Iterator[None]:
-    """Let no exception lose what was reached: an interrupt ends the run, a second one and all others carry a result.
+def _counting(run: Run) -> Iterator[None]:
+    """Count Ctrl-C in the main thread, unless another handler is installed; the second time raises an exception."""
 
-    Of a run that an exception ended what came before the step, or the look, that failed is saved.
-    """
+    def note(number: int, frame: FrameType | None) -> None:
+        run.interrupts += 1
+        if run.interrupts > 1:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        run.part()
-        if run.interrupts.count > 1:
-            interrupt.result = run.result(Status.INTERRUPTED, method)  # type: ignore[attr-defined]
-            raise
-    except Exception as error:
-        run.part()
-        if run.history:
-            error.result = run.result(Status.EXCEPTION, method)  # type: ignore[attr-defined]
-            saves.end(run)
-        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What happens between steps: a record, the live line, the callback, the decision to end or to refine the grid."""
-
-    stop: Stop
-    adaptive: Adaptive | None
-    callback: Callable[[Record, Control], bool | None] | None
-    method: Method
-    line: Any
-
-    def __call__(self, run: Run) -> tuple[Status, Status]:
-        """The status of the run, and that of the method on the current grid."""
-        record = run.record()
-        self.line.set_description_str(_words(record))
-        wish = run.agree(self.callback is not None and bool(self.callback(record, run.copy())))
-        status = self.stop.status(run, record, wish)
-        if self.adaptive is not None and status is Status.CONVERGED:
-            status = run.judge(self.adaptive)
-            if status is Status.RUNNING and wish:
-                status = Status.STOPPED
-            if status is Status.RUNNING:
-                with run.clock.running():
-                    run.refine(self.method)
-                return self(run)
-        return status, self.stop.coarse(run, record) if record.level > 0 else run.state.status
-
-
-def _live(progress: bool | None, processes: Processes) -> Any:
-    """A line on the terminal; one that shows nothing if there is no terminal or the line is not wanted."""
-    progress = progress if processes.rank == 0 else False
-    return tqdm(disable=None if progress is None else not progress, bar_format="{desc}", leave=False)
-
-
-def _check_arguments(method: Any, batches: Any, stop: Any, watch: Any) -> None:
+def _check_arguments(method: Any, batches: Any, stop: Any, watch: Any, adaptive: Adaptive | None) -> None:
     """Refuse what does not fit, before work begins."""
-    as_method("method", method)
     for name, value, kind in (("batches", batches, Batches | None), ("stop", stop, Stop), ("watch", watch, Watch)):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected {name.capitalize()}(...), got {type(value).__name__}")
+    if method is not None:
+        as_method("method", method)
+    elif batches is not None:
+        raise ValueError("method: mini-batches require a method, such as TorchOptimizer(torch.optim.Adam), got None")
+    if adaptive is not None and batches is not None:
+        raise ValueError(f"steps: mini-batches require a number of steps, as noise hides the error, got {adaptive}")
     if stop.target is not None and stop.target.quantity == "accuracy" and watch.validation is None:
         raise ValueError("target: an accuracy requires watch=Watch(validation=problem), got None")
 
@@ -248,44 +302,25 @@ def _shared(objective: ReducedObjective, processes: Processes) -> ReducedObjecti
     u = one.space.join(start.path.mean(0), start.parameters)
     whole, mean = ReducedObjective(one).value(u), ReducedObjective(one, processes=processes).value(u)
     if isfinite(whole) and not abs(whole - mean) <= 1e-3 * max(abs(whole), abs(mean)):
-        raise ValueError(
-            f"processes: expected costs that are averages over the samples, got {whole:.6g} on all of them and "
-            f"{mean:.6g} as the mean of the parts"
-        )
+        got = f"{whole:.6g} on all of them and {mean:.6g} as the mean of the parts"
+        raise ValueError(f"processes: expected costs that are averages over the samples, got {got}")
     return shared
 
 
-def _check_grids(method: Method, objective: ReducedObjective, grids: Sequence[int]) -> None:
-    """Refuse a method that has a finest grid of its own; the work of looking is counted nowhere."""
-    for steps in grids:
-        look = ReducedObjective(objective.discretization.on(steps))
-        method.init(look, look.at(look.discretization.start()))
-
-
 def accuracy(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> float:
-    """Share of the problem's samples whose class a control predicts.
+    """Fraction of the problem's samples whose class a control predicts.
 
     Raises
     ------
     ValueError
-        If the terminal cost knows no accuracy.
+        If the terminal cost has no accuracy.
     """
-    cost = problem.terminal_cost
-    if not isinstance(cost, Classifier):
-        raise ValueError("problem: expected a terminal cost with an accuracy, such as CrossEntropy")
-    objective = discretize(problem, control.space.grid.steps, integrator)
-    return cost.accuracy(objective.final_state(control), control.parameters)
+    return classified(discretize(problem, control.space.grid.steps, integrator), control)
 
 
 def _words(record: Record) -> str:
-    parts = [
-        f"level {record.level} ({record.steps} steps)",
-        f"iteration {record.iteration}",
-        f"work {record.work_units:.1f}",
-        f"objective {record.value:.4e}",
-        f"derivative {record.derivative_norm:.1e}",
-        f"{record.seconds:.1f} s",
-    ]
-    if record.validation_accuracy is not None:
-        parts.insert(-1, f"accuracy {record.validation_accuracy:.3f}")
-    return "  ".join(parts)
+    accuracy = "" if record.validation_accuracy is None else f"  accuracy {record.validation_accuracy:.3f}"
+    return (
+        f"level {record.level} ({record.steps} steps)  iteration {record.iteration}  work {record.work_units:.1f}  "
+        f"objective {record.value:.4e}  derivative {record.derivative_norm:.1e}{accuracy}  {record.seconds:.1f} s"
+    )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
+import re
 from typing import Any
 
 import torch
@@ -19,25 +19,19 @@ from ocp.multilevel.nested import Stay
 from ocp.multilevel.refinement import Progress
 from ocp.optimize.method import Visit
 from ocp.run.results import Record
-from ocp.run.run import Best
+from ocp.run.run import Scale
 
-__all__ = ["ALLOWED", "VERSION", "decode", "encode"]
+__all__ = ["ALLOWED", "VERSION", "decode", "encode", "header"]
 
 #: Of the format; files of other versions are refused.
-VERSION = 2
+VERSION = 3
 
-#: What a snapshot may hold besides tensors, numbers, strings and containers of them.
-ALLOWED = (Best, Level, Progress, Record, Stay, Visit)
+#: What a snapshot may hold in addition to tensors, numbers, strings and containers of them.
+ALLOWED = (Level, Progress, Record, Scale, Stay, Visit)
 
 
 def encode(snapshot: Any) -> bytes:
-    """A snapshot as bytes.
-
-    Raises
-    ------
-    TypeError
-        If there is something in it that could not be read again.
-    """
+    """A snapshot as bytes; TypeError if it holds something that could not be read again."""
     buffer = io.BytesIO()
     try:
         torch.save(snapshot, buffer)
@@ -47,39 +41,28 @@ def encode(snapshot: Any) -> bytes:
     except (AttributeError, pickle.PicklingError, TypeError) as error:
         refused = [str(error)]
     if refused:
-        raise TypeError(
-            "checkpoint: expected a method that remembers tensors, numbers, strings and containers of them, "
-            f"got {', '.join(map(str, refused))}"
-        )
-    body = buffer.getvalue()
-    return json.dumps({"format": "ocp", "version": VERSION, "checksum": _checksum(body)}).encode() + b"\n" + body
+        what = "a method that remembers tensors, numbers, strings and containers of them"
+        raise TypeError(f"checkpoint: expected {what}, got {', '.join(map(str, refused))}")
+    return header(buffer.getvalue()) + buffer.getvalue()
 
 
 def decode(data: bytes, device: torch.device | str = "cpu") -> Any:
-    """Inverse of `encode`.
-
-    Parameters
-    ----------
-    data : bytes
-    device : torch.device or str
-        For tensors that were not on the CPU.
+    """Inverse of `encode`; tensors that were not on the CPU come to a device.
 
     Raises
     ------
     ValueError
         If the data are incomplete, have been changed, come from another version, or hold something unknown.
     """
-    line, _, body = data.partition(b"\n")
-    try:
-        head = json.loads(line)
-    except (ValueError, RecursionError):
-        head = None
-    if not isinstance(head, dict) or head.get("format") != "ocp" or not isinstance(head.get("version"), int):
+    line, newline, body = data.partition(b"\n")
+    found = re.fullmatch(rb"ocp (\d{1,9}) \w+", line)
+    if found is None:
         raise ValueError(f"expected a checkpoint, got {len(data)} bytes of something else")
-    if head["version"] != VERSION:
-        age = "a newer" if head["version"] > VERSION else "an older"
-        raise ValueError(f"expected version {VERSION}, got version {head['version']}, written by {age} ocp")
-    if head.get("checksum") != _checksum(body):
+    version = int(found[1])
+    if version != VERSION:
+        age = "a newer" if version > VERSION else "an older"
+        raise ValueError(f"expected version {VERSION}, got version {version}, written by {age} ocp")
+    if line + newline != header(body):
         raise ValueError("expected a complete checkpoint, got one that was cut off or changed: its checksum is wrong")
 
     def place(storage: Any, location: str) -> Any:
@@ -88,9 +71,10 @@ def decode(data: bytes, device: torch.device | str = "cpu") -> Any:
     try:
         with safe_globals(list(ALLOWED)):
             return torch.load(io.BytesIO(body), map_location=place, weights_only=True)
-    except Exception as error:  # whatever forged bytes provoke
+    except Exception as error:  # forged bytes can provoke any
         raise ValueError(f"expected what was saved, got {type(error).__name__}: {error}") from error
 
 
-def _checksum(body: bytes) -> str:
-    return hashlib.sha256(b"%d\n" % VERSION + body).hexdigest()
+def header(body: bytes) -> bytes:
+    """The line before what ``torch.save`` wrote."""
+    return b"ocp %d %s\n" % (VERSION, hashlib.sha256(body).hexdigest().encode())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ocp import Adaptive, ControlProblem, discretize
-from ocp.run.adaptive import resolved
+from ocp.run.adaptive import estimate, resolved
 
 
 def optima(rate, grids, exact=1.0, first=0.1):
@@ -16,39 +16,39 @@ def optima(rate, grids, exact=1.0, first=0.1):
 @pytest.mark.parametrize("grids", [2, 3, 6])
 def test_an_error_of_first_order_is_estimated_exactly(grids):
     values = optima(2.0, grids)
-    assert Adaptive(1e-3).estimate(values, order=1) == pytest.approx(values[-1] - 1.0)
+    assert estimate(values, order=1) == pytest.approx(values[-1] - 1.0)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("order", [2, 4])
 def test_an_error_of_second_order_is_estimated_exactly_from_three_grids(order, sign):
     values = optima(4.0, 3, first=sign * 0.1)
-    assert Adaptive(1e-3).estimate(values, order) == pytest.approx(abs(values[-1] - 1.0))
+    assert estimate(values, order) == pytest.approx(abs(values[-1] - 1.0))
 
 
 @pytest.mark.parametrize(("order", "observed", "taken"), [(1, 4.0, 2.0), (2, 16.0, 4.0), (4, 16.0, 4.0), (4, 1.1, 2.0)])
 def test_the_rate_lies_between_first_order_and_what_scheme_and_held_control_allow(order, observed, taken):
     values = optima(observed, 3)
-    assert Adaptive(1e-3).estimate(values, order) == pytest.approx(abs(values[1] - values[2]) / (taken - 1))
+    assert estimate(values, order) == pytest.approx(abs(values[1] - values[2]) / (taken - 1))
 
 
 @pytest.mark.parametrize("values", [[], [1.0]])
 def test_from_one_grid_nothing_is_known(values):
-    assert Adaptive(1e-3).estimate(values, order=1) == inf
+    assert estimate(values, order=1) == inf
 
 
 @pytest.mark.parametrize("values", [[1.0, 1.0], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
 def test_optima_that_agree_have_no_error(values):
-    assert Adaptive(1e-3).estimate(values, order=4) == 0.0
+    assert estimate(values, order=4) == 0.0
 
 
 def test_a_change_after_none_is_taken_as_it_is():
-    assert Adaptive(1e-3).estimate([1.0, 1.0, 1.5], order=4) == 0.5
+    assert estimate([1.0, 1.0, 1.5], order=4) == 0.5
 
 
 def test_only_the_last_three_optima_count():
     values = [9.0, -3.0, *optima(4.0, 3)]
-    assert Adaptive(1e-3).estimate(values, order=2) == Adaptive(1e-3).estimate(values[2:], order=2)
+    assert estimate(values, order=2) == estimate(values[2:], order=2)
 
 
 @pytest.mark.parametrize(

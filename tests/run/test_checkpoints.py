@@ -1,7 +1,6 @@
 """Checkpoints: a run that is taken up again is the run that was never interrupted; what is damaged is refused."""
 
 import errno
-import json
 import multiprocessing
 import os
 import random
@@ -45,8 +44,9 @@ from ocp import (
     minimize,
     residual_network,
 )
+from ocp.adjoint import sweeps
 from ocp.problem.layers import Dense
-from ocp.run.checkpoints import Saves
+from ocp.run.snapshots import VERSION
 from ocp.space.bounds import as_bounds
 
 N = 8
@@ -230,15 +230,15 @@ def resumed(folder):
 REFUSED = {
     "another method": (
         {"method": GradientDescent()},
-        r"resume: expected the method as in .*6\.ocp, where method is LBFGS, got GradientDescent",
+        r"resume: expected the method as in .*6\.ocp, LBFGS, got GradientDescent",
     ),
     "another setting": (
         {"method": LBFGS(pairs=3)},
-        r"resume: expected the method as in .*6\.ocp, where method\.pairs is 20, got 3$",
+        r"resume: expected the method\.pairs as in .*6\.ocp, 20, got 3$",
     ),
     "another setting of a part": (
         {"method": LBFGS(search=StrongWolfe(c2=0.5))},
-        r"where method\.search\.c2 is 0\.9, got 0\.5$",
+        r"expected the method\.search\.c2 as in .*6\.ocp, 0\.9, got 0\.5$",
     ),
     "another grid and method": ({"steps": 16, "method": GradientDescent()}, "expected the steps of the first grid"),
     "another grid": ({"steps": 16}, "resume: expected the steps of the first grid as in"),
@@ -270,12 +270,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_does_not_fit_a_checkpoint_is_refused(changes, message, tmp_path):
+def test_what_does_not_fit_a_checkpoint_is_refused_and_leaves_it_as_it_was(changes, message, tmp_path):
     killed(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.ocp")}
     arguments = {"problem": control(), "steps": N, "method": LBFGS(), "checkpoint": resumed, **changes}
     make = arguments.pop("checkpoint")
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
         minimize(**arguments, checkpoint=make(tmp_path) if callable(make) else make)
+    assert not hasattr(caught.value, "result")
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.ocp")} == before
 
 
 @pytest.mark.parametrize("numbers", [{"every": 0}, {"every": 1.5}, {"every": "x"}, {"seconds": -1.0}, {"keep": 0}])
@@ -296,15 +299,14 @@ def flip(data):
 
 
 def newer(data):
-    line, _, body = data.partition(b"\n")
-    return json.dumps({**json.loads(line), "version": 99}).encode() + b"\n" + body
+    return data.replace(b"ocp %d " % VERSION, b"ocp 99 ", 1)
 
 
 DAMAGES = {
     "truncated": (cut, "its checksum is wrong"),
     "empty": (lambda data: b"", "got 0 bytes of something else"),
     "a bit flipped": (flip, "its checksum is wrong"),
-    "a newer version": (newer, "expected version 2, got version 99"),
+    "a newer version": (newer, "expected version .*, got version 99"),
     "something else": (lambda data: b"\x80\x04K\x01.", "of something else"),
 }
 
@@ -422,6 +424,38 @@ def test_what_came_before_an_exception_is_saved(tmp_path):
     same(undisturbed, replace(result, about=undisturbed.about))
 
 
+def break_sweep(call, error, patch):
+    """Raise an error in one of the forward sweeps."""
+    forward, calls = sweeps.forward, []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise error
+        return forward(*arguments)
+
+    patch.setattr(sweeps, "forward", broken)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_ends_a_run_just_after_its_first_step_loses_no_record(error, tmp_path, monkeypatch):
+    """The value after the first step is computed to see whether it led up, before it is recorded."""
+    undisturbed = run(tmp_path / "whole", learning, N, ADAM)
+    with monkeypatch.context() as patch, suppress(ZeroDivisionError):
+        break_sweep(2, error, patch)
+        result = run(tmp_path / "broken", learning, N, ADAM)
+        assert (result.status, result.iterations, len(result.history)) == (Status.INTERRUPTED, 1, 1)
+    same(run(tmp_path / "broken", learning, N, ADAM, resume=True), undisturbed)
+
+
+def test_an_interrupt_while_a_run_resumes_leaves_its_checkpoints(tmp_path, monkeypatch):
+    killed(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.ocp")}
+    break_sweep(1, KeyboardInterrupt, monkeypatch)
+    assert run(tmp_path, control, N, LBFGS(), resume=True).status is Status.INTERRUPTED
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.ocp")} == before
+
+
 def test_a_folder_that_vanishes_is_told_and_the_run_goes_on(tmp_path):
     def vanish(record, control):
         if record.iteration == 2:
@@ -457,11 +491,10 @@ def test_a_second_run_on_the_folder_of_a_first_is_refused(tmp_path):
 
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
-    def die():
-        with Saves(Checkpoint(tmp_path), {}):
-            os._exit(9)
+    def die(record, control):
+        os._exit(9)
 
-    process = child(die)
+    process = child(run, tmp_path, control, N, LBFGS(), watch=Watch(callback=die))
     process.join()
     assert process.exitcode == 9
     assert f"process {process.pid}" in (tmp_path / "lock").read_text()
