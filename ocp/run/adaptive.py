@@ -1,4 +1,4 @@
-"""How many steps are enough: the discretization error of the objective, and whether the states are resolved at all."""
+"""How many steps are enough: the discretization error of the objective, and whether the states are resolved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of checkpoints: each one whole or not there, the last few kept, one run at a time."""
+"""A folder of checkpoints: each complete or absent, the last few kept, one run at a time."""
 
 from __future__ import annotations
 

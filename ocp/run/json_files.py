@@ -1,4 +1,4 @@
-"""JSON files as the standard has them: numbers that are not finite become null."""
+"""Standard JSON files: numbers that are not finite become null."""
 
 from __future__ import annotations
 

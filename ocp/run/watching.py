@@ -1,4 +1,4 @@
-"""What a run looks at and reports as it goes."""
+"""What a run records and reports as it goes."""
 
 from __future__ import annotations
 

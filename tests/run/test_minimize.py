@@ -668,7 +668,7 @@ MISUSES = {
     "width of the opening": (
         {"problem": residual_network(torch.rand(2, 3), LeastSquares(torch.zeros(2, 4)), Dense(4), nn.Linear(2, 4))},
         ValueError,
-        r"initial_state: expected to take q of shape \(12,\), got RuntimeError: mat1 and mat2",
+        r"opening: expected a module that takes one tensor, .*, got RuntimeError: mat1 and mat2",
     ),
     "shape of the dynamics": (
         {"problem": cubic(dynamics=lambda t, x, u: u)},
