@@ -112,7 +112,7 @@ class ModuleDynamics:
     Raises
     ------
     ValueError
-        If it has no parameters, or all of them are frozen: they are the control.
+        If it has no parameters that are not frozen: they are the control.
 
     Examples
     --------

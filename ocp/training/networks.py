@@ -192,9 +192,9 @@ def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cos
 def to_module(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> nn.Module:
     """A trained network as a plain torch module, with ordinary weights, independent of this package.
 
-    It predicts what opening, time steps and closing of the problem predict. It is a ``torch.fx.GraphModule`` over one
-    block for each time step, which can be trained further, saved with ``torch.save``, and loaded where only torch and
-    the user's own modules are installed.
+    It predicts what opening, time steps and closing of the problem predict. It is a ``torch.fx.GraphModule`` with the
+    children ``opening``, ``blocks``, one for each time step, and, if the cost is a `Readout`, ``closing``. It can be
+    trained further, saved with ``torch.save``, and loaded where only torch and the user's own modules are installed.
 
     Parameters
     ----------
@@ -205,15 +205,10 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
     integrator : str or Integrator
         The one with which the control was found; an explicit Runge-Kutta scheme.
 
-    Returns
-    -------
-    nn.Module
-        With the children ``opening``, ``blocks`` and, if the cost is a `Readout`, ``closing``.
-
     Raises
     ------
     TypeError, ValueError
-        If the problem is not a network, the control belongs to another problem, or the scheme is not as above.
+        If the problem is not a network, the control belongs to another problem, or the integrator is of another kind.
 
     Examples
     --------
