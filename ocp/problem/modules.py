@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,20 +81,20 @@ class FlatModule:
     def __call__(self, q: Tensor, x: Tensor) -> Tensor:
         """The module's output on ``x`` with the parameters in q."""
         parts = self.parts(q)
-        return nn.functional.linear(x, *parts) if self._is_linear() else self.call(parts, x)
+        return nn.functional.linear(x, *parts) if self._is_linear else self.call(parts, x)
 
     def pullback(self, q: Tensor, x: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         """Derivative by q and by the input of one evaluation, transposed and applied to ``cotangent``.
 
         That of a plain ``nn.Linear`` is written by hand: compared with a few time steps, a tape is expensive.
         """
-        if self._is_linear():
+        if self._is_linear:
             return self.by_parameters(q, x, cotangent), cotangent @ self.parts(q)[0]
         return pullback(self, (q, x), cotangent)
 
     def by_parameters(self, q: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
         """The first part of `pullback` alone; the input may be integers."""
-        if not self._is_linear():
+        if not self._is_linear:
             return pullback(lambda q: self(q, x), (q,), cotangent)[0]
         rows, derivative = cotangent.reshape(-1, cotangent.shape[-1]), torch.zeros_like(q)
         weight, *bias = self.parts(derivative)
@@ -102,6 +103,7 @@ class FlatModule:
             torch.sum(rows, 0, out=bias[0])
         return derivative
 
+    @cached_property
     def _is_linear(self) -> bool:
         """Whether the module is x W^T + b and nothing else."""
         m, hooks = self.module, ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
