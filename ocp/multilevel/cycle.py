@@ -26,8 +26,7 @@ __all__ = ["SHAPES", "CoarseModel", "Cycle", "Level", "coherent"]
 #: The shape of a cycle: the shapes of its visits to the next coarser grid.
 SHAPES: Mapping[str, tuple[str, ...]] = {"V": ("V",), "W": ("W", "W"), "F": ("F", "V")}
 
-#: (fine derivative, evaluation of the coarse objective at the restricted control, transfer, radius, box) -> the model
-#: that is minimized for a correction.
+#: From fine derivative, coarse evaluation at the restricted control, transfer, radius and box to a model to minimize.
 CoarseModel = Callable[[Tensor, Evaluation, Transfer, float, Box | None], ShiftedObjective]
 
 
@@ -41,13 +40,13 @@ def coherent(
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """What one grid remembers between cycles; ``solved`` if that is the memory of the solver, not of the smoother."""
+    """What one grid remembers between cycles."""
 
     smoother: Any
     radius: float
     wait: int
     patience: int
-    solved: bool = False
+    solved: bool = False  # by the solver, whose memory takes the place of the smoother's
 
 
 @dataclass
@@ -80,16 +79,14 @@ class Cycle:
         Ratio of the steps of neighboring grids.
     shape : str
         ``"V"``, ``"W"`` or ``"F"``.
-    pre, post : int
-        Smoothing steps before and after the correction.
-    coarsest : int
-        At most this many smoothing steps on the coarsest grid.
+    pre, post, coarsest : int
+        Smoothing steps before and after the correction, and on the coarsest grid, there at most.
     visits : Visits
         `Earned` or `Always`.
     visit_ratio : float
         A visit needs a restricted derivative of at least this share of the fine one, in the dual norms of the two
-        grids, where it is at most 1 for `CONSTANT`: Gratton, Sartenaer & Toint (2008), "Recursive trust-region methods
-        for multiscale nonlinear optimization", equation 2.14.
+        grids (at most 1 for `CONSTANT`): Gratton, Sartenaer & Toint (2008), "Recursive trust-region methods for
+        multiscale nonlinear optimization", equation 2.14.
     interpolation : callable
     search : LineSearch
         For the length of the correction.
@@ -162,7 +159,7 @@ class Cycle:
             return self._smooth(point, self.pre + self.post, notes)
         before, spent = point.value, point.objective.work.units
         point, status = self._smooth(point, self.pre, notes)
-        rate = _rate(before, spent, point)
+        rate = _rate(before - point.value, point.objective.work.units - spent)
         for child in children:
             corrected = self._correct(point, grids, child, notes, rate)
             if corrected is not None:
@@ -173,43 +170,45 @@ class Cycle:
         self, point: Evaluation, grids: tuple[int, ...], shape: str, notes: _Notes, rate: float
     ) -> Evaluation | None:
         """The evaluation after a correction from the coarser levels; None where there was no correction."""
-        (n, *coarser), level, fine = grids, self._level(point, notes), point.objective
+        level, fine, spent = self._level(point, notes), point.objective, point.objective.work.units
         if level.wait > 0:
-            notes.levels[n] = replace(level, wait=level.wait - 1)
+            notes.levels[grids[0]] = replace(level, wait=level.wait - 1)
             return None
-        coarse, spent = fine.on(coarser[0]), fine.work.units
+        coarse = fine.on(grids[1])
         transfer = Transfer(fine.space, coarse.space, self.interpolation)
         derivative, free = free_part(point)
         restricted = coarse.space.dual_norm(transfer.restrict_dual(derivative))
         if not restricted >= self.visit_ratio * fine.space.dual_norm(derivative):
             notes.counts["skipped"] += 1
             return None
-        # Restrict the control, and shift the coarse objective until it agrees with the fine one to first order.
-        u, origin = point.control, coarse.at(transfer.restrict(point.control))
-        box = None if fine.box is None or free is None else transfer.restrict_box(fine.box, u, free, origin.control)
+        origin, box = coarse.at(transfer.restrict(point.control)), None
+        if fine.box is not None and free is not None:
+            box = transfer.restrict_box(fine.box, point.control, free, origin.control)
         model = self.model(derivative, origin, transfer, level.radius, box)
-        # Solve by a cycle on the coarser levels.
         start = model.shifted(origin)
-        end, _ = self._cycle(start, tuple(coarser), shape, notes, self.visits.floor(rate))
-        # Prolong the correction, and search along it.
+        end, _ = self._cycle(start, grids[1:], shape, notes, self.visits.floor(rate))
         correction = masked(transfer.prolong(end.control - origin.control), free)
         length = fine.space.norm(correction)
         trial = self.search(point, correction, 1.0) if 0 < length < inf else None
-        # Learn from what it was worth.
         decrease, step = (0.0, 0.0) if trial is None else (point.value - trial.point.value, trial.step)
-        mismatch = coarse.space.dual_norm(model.shift) / max(restricted, torch.finfo(u.dtype).tiny)
+        mismatch = coarse.space.dual_norm(model.shift) / max(restricted, torch.finfo(derivative.dtype).tiny)
         expected = start.value - end.value
+        visit = Visit(grids[0], grids[1], spent, fine.work.units, mismatch, expected, decrease, step)
+        notes.visits.append(visit)
         notes.counts["refused" if trial is None else "corrections"] += 1
-        notes.visits.append(Visit(n, coarser[0], spent, fine.work.units, mismatch, expected, decrease, step))
-        paid = trial is not None and _rate(point.value, spent, trial.point) >= rate
-        wait, patience = self.visits.after(level.patience, paid)
-        least = torch.finfo(u.dtype).eps ** 0.5 * max(1.0, fine.space.norm(u))
-        radius = max(_radius(level.radius, length, step), least)
-        notes.levels[n] = replace(level, radius=radius, wait=wait, patience=patience)
+        notes.levels[grids[0]] = self._after(level, visit, length, point, rate)
         return None if trial is None else trial.point
 
+    def _after(self, level: Level, visit: Visit, length: float, point: Evaluation, rate: float) -> Level:
+        """What a level learns from a visit with a correction of some length: when to go next, and how far."""
+        paid = visit.step > 0 and _rate(visit.decrease, visit.end - visit.begin) >= rate
+        wait, patience = self.visits.after(level.patience, paid)
+        least = torch.finfo(point.control.dtype).eps ** 0.5 * max(1.0, point.objective.space.norm(point.control))
+        radius = max(_radius(level.radius, length, visit.step), least)
+        return replace(level, radius=radius, wait=wait, patience=patience)
+
     def _smooth(self, point: Evaluation, steps: int, notes: _Notes, floor: float = -inf) -> tuple[Evaluation, Status]:
-        """At most so many smoothing steps.
+        """Smoothing steps, at most as many as given.
 
         On a model they stay in its ball, and end at its boundary, where the model is not finite, and when one decreases
         it by less than ``floor`` per work unit.
@@ -217,14 +216,15 @@ class Cycle:
         level, objective = self._level(point, notes), point.objective
         method, state = self._method(level.solved), State(point, level.smoother)
         for _ in range(steps):
-            spent, last = objective.work.units, state
+            last, spent = state, objective.work.units
             state = method.step(objective, state)
             if isinstance(objective, ShiftedObjective):
                 state = replace(state, point=objective.confine(state.point))
+                decrease = last.point.value - state.point.value
                 if not isfinite(state.point.value):
                     # What the smoother learned there is of no use either.
                     state = replace(last, status=Status.NO_DECREASE)
-                elif _rate(last.point.value, spent, state.point) < floor or objective.at_boundary(state.control):
+                elif _rate(decrease, objective.work.units - spent) < floor or objective.at_boundary(state.control):
                     break
             if state.status is not Status.RUNNING:
                 break
@@ -236,7 +236,8 @@ class Cycle:
         objective, n = point.objective, point.objective.space.grid.steps
         solved = self.solver is not None and n < objective.work.steps
         if n not in notes.levels or notes.levels[n].solved != solved:
-            fresh = Level(None, max(1.0, objective.space.norm(point.control)), *self.visits.first())
+            radius, patience = max(1.0, objective.space.norm(point.control)), self.visits.patience
+            fresh = Level(None, radius, patience, patience)
             memory = self._method(solved).init(objective, point).memory
             notes.levels[n] = replace(notes.levels.get(n, fresh), smoother=memory, solved=solved)
         return notes.levels[n]
@@ -245,16 +246,12 @@ class Cycle:
         return self.solver if solved and self.solver is not None else self.smoother
 
 
-def _rate(before: float, spent: float, point: Evaluation) -> float:
-    """Decrease of the objective per work unit, since its value was ``before`` and the count stood at ``spent``."""
-    return (before - point.value) / max(point.objective.work.units - spent, 1e-12)
+def _rate(decrease: float, work: float) -> float:
+    return decrease / max(work, 1e-12)
 
 
 def _radius(radius: float, length: float, step: float) -> float:
-    """Radius of the next coarse solve: larger after a full step that reached it, smaller after a refused or cut one.
-
-    The factors are the usual ones of trust regions, Conn, Gould & Toint (2000), section 6.1.
-    """
+    """The next radius, with the usual factors of trust regions: Conn, Gould & Toint (2000), section 6.1."""
     if not isfinite(length):
         return 0.25 * radius
     if step == 1.0:

@@ -55,13 +55,12 @@ class Stay:
 
 @dataclass(frozen=True)
 class Nested:
-    """Nested iteration: begin on the coarsest grid, refine when there is no more to gain on it.
+    """Nested iteration: begin on the coarsest grid, and refine when there is no more to gain on it.
 
     The control is prolonged, and the method's memory goes along. The grid is refined, too, when the method cannot go
-    on, and when the state comes back with the status CONVERGED, which says that the tolerance is met on this grid, or
-    NOT_FINITE, that the work on it went astray. Grids on which the start has no finite value are passed over. What was
-    found on a grid is refused where it is worse on the finer grid than the control with which the work began: coarse
-    grids can have optima that the fine ones do not have. Both are counted as ``refused_grids``.
+    on, and when the state comes back as CONVERGED on this grid or as NOT_FINITE. Grids on which the start has no finite
+    value are passed over. What was found on a grid is refused where it is worse on the finer grid than what the work
+    began with: coarse grids can have optima of their own. Both are counted as ``refused_grids``.
 
     Parameters
     ----------
@@ -100,8 +99,7 @@ class Nested:
         return State(start, stay, inner.status, counts, level)
 
     def step(self, objective: Objective, state: State) -> State:
-        stay: Stay = state.memory
-        inner = replace(state, memory=stay.memory)
+        stay, inner = state.memory, replace(state, memory=state.memory.memory)
         if state.status not in (Status.CONVERGED, Status.NOT_FINITE):
             inner = self.method.step(state.point.objective, inner)
         stay = replace(stay, memory=inner.memory)
@@ -112,7 +110,7 @@ class Nested:
         progress, refine = self.refine.observe(stay.progress, coarse, found)
         if not refine and inner.status is Status.RUNNING:
             return replace(inner, memory=replace(stay, progress=progress))
-        # Go to the next finer grid where what was found here, or what the work here began with, has a finite value.
+        # Pass over grids on which neither what was found here nor what the work here began with has a finite value.
         start, counts = self._prolonged(objective, level, stay.start), Counter(inner.counts)
         while level > 0 and not (isfinite(found.value) or isfinite(start.value)):
             level -= 1
@@ -129,8 +127,8 @@ class Nested:
         return replace(inner, point=found, memory=stay, counts=counts, status=Status.RUNNING, level=level)
 
     def transport(self, memory: Stay, transfer: Transfer) -> Stay:
-        inner, start = self.method.transport(memory.memory, transfer), transfer.prolong(memory.start)
-        return Stay(inner, Progress(), start, memory.value)
+        inner = self.method.transport(memory.memory, transfer)
+        return replace(memory, memory=inner, progress=Progress(), start=transfer.prolong(memory.start))
 
     def _grids(self, objective: Objective) -> tuple[int, ...]:
         return coarse_grids(objective.space.grid.steps, self.levels, self.factor)
@@ -150,16 +148,9 @@ def MGOPT(
     refine: Refinement = Measured(),
     **cycle: Any,
 ) -> Nested:
-    """MG/OPT as a whole: nested iteration whose method on each grid is a coherent cycle over the coarser ones.
+    """MG/OPT as a whole: nested iteration (`Nested`) whose method on each grid is a cycle over the coarser ones.
 
-    Parameters
-    ----------
-    levels, factor, interpolation, refine
-        See `Nested`.
-    smoother : Method
-        What works on each grid.
-    **cycle
-        Further arguments of `Cycle`, such as ``shape="W"`` or ``visits=Always()``.
+    ``cycle`` holds further arguments of `Cycle`, such as ``shape="W"`` or ``visits=Always()``.
 
     Examples
     --------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ocp.objective.evaluation import Evaluation, Objective
-from ocp.optimize.method import State
+from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.space.bounds import feasible
 from ocp.space.transfer import Transfer
@@ -25,19 +25,19 @@ SCIPY = (*SCIPY_BOUNDED, "cg", "bfgs", "newton-cg")
 
 
 @dataclass(frozen=True)
-class SciPy:
-    """``scipy.optimize.minimize`` as a method: one step is one call of at most ``iterations`` iterations.
+class SciPy(Method):
+    """``scipy.optimize.minimize`` as a method: one step is one call, and nothing is remembered between calls.
 
-    The variables are scaled so that SciPy's plain dot product is the time-weighted inner product. SciPy remembers
-    nothing from call to call, and computes in float64 on the CPU.
+    The variables are scaled so that SciPy's plain dot product is the time-weighted inner product. SciPy computes in
+    float64 on the CPU.
 
     Parameters
     ----------
     name : str
         A gradient method of SciPy, such as ``"L-BFGS-B"``, ``"CG"`` or ``"BFGS"``.
     iterations : int
-        Evaluations for TNC, which does not limit iterations. The barrier of ``"trust-constr"`` begins anew at each
-        call: with bounds, allow as many iterations as the whole solve may take, such as 200.
+        At most this many per call; evaluations for TNC. The barrier of ``"trust-constr"`` begins anew at each call:
+        with bounds, allow as many iterations as the whole solve may take, such as 200.
 
     Raises
     ------
@@ -85,16 +85,13 @@ class SciPy:
             return replace(state, status=Status.NO_DECREASE)
         return replace(state, point=point, status=Status.RUNNING)
 
-    def transport(self, memory: None, transfer: Transfer) -> None:
-        return None
-
 
 def _array(vector: Tensor) -> np.ndarray:
     return vector.double().cpu().numpy()
 
 
 @dataclass(frozen=True)
-class TorchOptimizer:
+class TorchOptimizer(Method):
     """Any ``torch.optim`` class as a method.
 
     It gets the gradient, not the derivative, so that a learning rate means the same on every grid. With bounds, it sees
@@ -103,10 +100,8 @@ class TorchOptimizer:
 
     Parameters
     ----------
-    optimizer : callable
-        For example ``torch.optim.Adam``.
-    options : mapping
-        Its keyword arguments, such as ``{"lr": 1e-2}``.
+    optimizer, options : callable, mapping
+        For example ``torch.optim.Adam``, and its keyword arguments.
 
     Examples
     --------
@@ -120,9 +115,6 @@ class TorchOptimizer:
         if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
             got = type(self.optimizer).__name__
             raise TypeError(f"optimizer: expected a class such as torch.optim.Adam, got one of type {got}")
-
-    def init(self, objective: Objective, point: Evaluation) -> State:
-        return State(point)
 
     def step(self, objective: Objective, state: State) -> State:
         parameter = nn.Parameter(state.control.clone())

@@ -9,7 +9,7 @@ import torch
 
 from ocp.objective.evaluation import Evaluation, Objective, free_part
 from ocp.optimize.line_search import Armijo, LineSearch, StrongWolfe
-from ocp.optimize.method import State
+from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.space.bounds import masked
 from ocp.space.transfer import Transfer
@@ -18,7 +18,7 @@ __all__ = ["GradientDescent", "NonlinearCG"]
 
 
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(Method):
     """Steepest descent; each search begins with twice the last step, and the first one with ``first``."""
 
     search: LineSearch = Armijo()
@@ -34,21 +34,15 @@ class GradientDescent:
             return replace(state, status=Status.NO_DECREASE)
         return replace(state, point=trial.point, memory=2 * trial.step, status=Status.RUNNING)
 
-    def transport(self, memory: float, transfer: Transfer) -> float:
-        return memory
-
 
 @dataclass(frozen=True)
-class NonlinearCG:
+class NonlinearCG(Method):
     """Nonlinear conjugate gradients of Polak & Ribiere with restart (PR+), Nocedal & Wright (2006), section 5.2.
 
     The default search has a small c2, so that directions descend.
     """
 
     search: LineSearch = StrongWolfe(c2=0.1)
-
-    def init(self, objective: Objective, point: Evaluation) -> State:
-        return State(point)
 
     def step(self, objective: Objective, state: State) -> State:
         space = objective.space

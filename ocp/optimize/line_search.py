@@ -46,10 +46,6 @@ class _Curve:
         objective = self.start.objective
         return objective.at(feasible(torch.add(self.start.control, self.direction, alpha=step), objective.box))
 
-    def limit(self) -> float:
-        """The longest step that the objective allows."""
-        return self.start.objective.step_limit(self.start.control, self.direction)
-
     def slope(self, point: Evaluation) -> float:
         """Slope of the objective along the curve, at one of its points."""
         return float(torch.dot(point.derivative, self._tangent(point)))
@@ -87,12 +83,7 @@ def _interpolate(width: float, slope: float, rise: float) -> float:
 class Armijo:
     """Backtracking to sufficient decrease: J(v) <= J(u) + c1 <dJ(u), v - u> for v = u + a d.
 
-    Parameters
-    ----------
-    c1 : float
-        Nocedal & Wright (2006), section 3.1.
-    trials : int
-        At most this many values are computed.
+    At most ``trials`` values are computed. Nocedal & Wright (2006), section 3.1.
     """
 
     c1: float = 1e-4
@@ -100,7 +91,7 @@ class Armijo:
 
     def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
         curve = _Curve(start, direction)
-        slope, step = curve.slope(start), min(step, curve.limit())
+        slope, step = curve.slope(start), min(step, start.objective.step_limit(start.control, direction))
         if not slope < 0 < step:
             return None
         for _ in range(self.trials):
@@ -119,15 +110,9 @@ class Armijo:
 class StrongWolfe:
     """Sufficient decrease and a slope that has become flat: |<dJ(u + a d), d>| <= c2 |<dJ(u), d>|.
 
-    Nocedal & Wright (2006), algorithms 3.5 and 3.6, as one loop over a bracket. Where the trials run out, the best
-    point with sufficient decrease is taken, if there is one; the longest step allowed needs sufficient decrease only.
-
-    Parameters
-    ----------
-    c1, c2 : float
-        0 < c1 < c2 < 1; take a smaller c2, such as 0.1, for conjugate gradients.
-    trials : int
-        At most this many values and slopes are computed.
+    Nocedal & Wright (2006), algorithms 3.5 and 3.6, as one loop over a bracket, with 0 < c1 < c2 < 1; take a smaller
+    c2, such as 0.1, for conjugate gradients. After ``trials`` values and slopes, the best point that decreases
+    sufficiently is taken, if there is one; the longest step allowed needs sufficient decrease only.
     """
 
     c1: float = 1e-4
@@ -136,7 +121,7 @@ class StrongWolfe:
 
     def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
         curve = _Curve(start, direction)
-        first_slope, limit = curve.slope(start), curve.limit()
+        first_slope, limit = curve.slope(start), start.objective.step_limit(start.control, direction)
         step = min(step, limit)
         if not first_slope < 0 < step:
             return None

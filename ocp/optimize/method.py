@@ -24,13 +24,12 @@ class Visit:
     steps, coarse : int
         Numbers of steps of the grid to be corrected, and of the coarser one.
     begin, end : float
-        Work units at the beginning and after the line search.
+        Work units before the visit and after the line search.
     mismatch : float
         |tau| relative to the restricted derivative: how far the coarse objective was from coherence.
-    expected, decrease : float
-        Decrease of the coarse model, and of the objective on the finer grid; the latter is 0 for a refused correction.
-    step : float
-        Share of the correction that was taken; 0 if it was refused.
+    expected, decrease, step : float
+        Decrease of the coarse model, that of the fine objective, and the share of the correction that was taken; the
+        last two are 0 if it was refused.
     """
 
     steps: int
@@ -55,12 +54,10 @@ class State:
         What the method remembers: tensors, numbers and containers of them.
     status : Status
         RUNNING, or why the method cannot go on.
-    counts : mapping
-        Events worth reporting, such as refused corrections.
+    counts, visits : mapping, tuple of Visit
+        Events worth reporting, such as refused corrections, and the visits to coarser grids so far.
     level : int
         Level of the control's grid; 0 is the finest.
-    visits : tuple of Visit
-        Visits to coarser grids so far.
     """
 
     point: Evaluation
@@ -83,16 +80,21 @@ class State:
 
 @runtime_checkable
 class Method(Protocol):
-    """An optimization method; a smoother and a multigrid cycle are methods, too."""
+    """An optimization method; a smoother and a multigrid cycle are methods, too.
+
+    Classes that inherit from it begin without a memory, and keep theirs on a finer grid.
+    """
 
     def init(self, objective: Objective, point: Evaluation) -> State:
         """State before the first step, from the evaluation at the start."""
+        return State(point)
 
     def step(self, objective: Objective, state: State) -> State:
         """One step from an evaluation by this objective, whose batch or shift may have changed since the last step."""
 
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         """The memory on the finer grid of a transfer."""
+        return memory
 
 
 def as_method(name: str, method: Any) -> Method:

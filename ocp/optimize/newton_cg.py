@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf, isfinite
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation, Objective, free_part, optimality
-from ocp.optimize.method import State
+from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.space.bounds import feasible, masked
 from ocp.space.control import ControlSpace
-from ocp.space.transfer import Transfer
 
 __all__ = ["NewtonCG", "Polygon", "Step", "TrustRegion", "steihaug"]
 
@@ -33,7 +32,7 @@ class Step(NamedTuple):
 
 
 class _Leg(NamedTuple):
-    """A straight part of a path: where it starts, with the change of the model until there, and how far it goes."""
+    """A straight part of a path, with the change of the model before it."""
 
     start: Tensor
     change: float
@@ -111,26 +110,24 @@ def steihaug(
 class TrustRegion:
     """Looks on a path for a step that decreases the objective by a share of what the model predicts.
 
-    Conn, Gould & Toint (2000), "Trust-region methods", algorithm 6.1.1; Nocedal & Wright (2006), algorithm 4.1. After
-    a step that fails, a shorter one on the same path is tried, which costs no Hessian product. Where rounding hides
-    the change of the objective, a step is taken if it brings the control nearer to first-order optimality.
+    After a step that fails, a shorter one on the same path is tried, which costs no Hessian product: Conn, Gould &
+    Toint (2000), "Trust-region methods", algorithm 6.1.1. Where rounding hides the change of the objective, a step is
+    taken if it brings the control nearer to first-order optimality.
 
     A step that would leave the domain of the objective is cut, and one that would leave the bounds is projected, as in
     Bertsekas (1982), "Projected Newton methods for optimization problems with simple constraints". For such a step half
-    the first-order change is predicted, which is exact at the minimum of a parabola: this is the rule of Armijo. The
-    model's own prediction would cost a product; with it, linear oscillators and Van der Pol with bounds took up to
-    twice the work.
+    the first-order change is predicted, as in Armijo's rule. The model's own prediction would cost a product; with it,
+    linear oscillators and Van der Pol with bounds took up to twice the work.
 
     Parameters
     ----------
-    accept : float
-        Least share of the predicted decrease.
-    good : float
-        Above this share the radius grows, if the step reached it. Both are those of Nocedal & Wright, algorithm 4.1.
+    accept, good : float
+        A step is accepted from the first share on; above the second the radius grows, if the step reached it. Nocedal &
+        Wright (2006), algorithm 4.1.
     shrink, grow : float
         The growth is that of Lin & More (1999), "Newton's method for large bound-constrained optimization problems",
-        section 5. Since a trial is cheap compared with a product, the radius shrinks by 0.5 rather than the usual
-        0.25; tuned on the swing-up of a pendulum.
+        section 5. Trials are cheap compared with products, so 0.5 replaces the usual 0.25 for shrinking; tuned on the
+        swing-up of a pendulum.
     """
 
     accept: float = 0.25
@@ -173,13 +170,14 @@ def _allowed(start: Evaluation, step: Step) -> tuple[Evaluation, float]:
 
 
 @dataclass(frozen=True)
-class NewtonCG:
+class NewtonCG(Method):
     """Newton's method by truncated conjugate gradients in a trust region, Nocedal & Wright (2006), section 7.1.
 
     It needs second derivatives. The conjugate gradients end when the residual is at most
     min(forcing, (|d| / |d_0|)^exponent) |d|, where d is the derivative and d_0 that of the first step: early far from
     the optimum, and near it late enough for convergence of order 1 + exponent (theorem 7.2 there). With bounds, they
-    run in the subspace of the free entries, and the step is projected.
+    run in the subspace of the free entries, and the step is projected. A step raises ValueError if the problem has no
+    second derivatives.
 
     Parameters
     ----------
@@ -191,11 +189,6 @@ class NewtonCG:
     first : float
         The first radius, in multiples of max(1, norm of the control). On Van der Pol, Rayleigh's oscillator and the
         pendulum 0.1, 1 and 10 made little difference.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of its range; in `step`, if the problem has no second derivatives.
     """
 
     forcing: float = 0.5
@@ -211,9 +204,6 @@ class NewtonCG:
                 f"got {self.forcing}, {self.iterations}, {self.first}"
             )
 
-    def init(self, objective: Objective, point: Evaluation) -> State:
-        return State(point)
-
     def step(self, objective: Objective, state: State) -> State:
         point, space = state.point, objective.space
         (d, free), norm = free_part(point), optimality(point)
@@ -227,6 +217,3 @@ class NewtonCG:
             return replace(state, status=Status.NO_DECREASE)
         after, radius = accepted
         return replace(state, point=after, memory=(radius, start), status=Status.RUNNING)
-
-    def transport(self, memory: Any, transfer: Transfer) -> Any:
-        return memory

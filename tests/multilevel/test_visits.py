@@ -9,14 +9,14 @@ from ocp import LBFGS, MGOPT, Always, Cycle, Earned, Scheduled, Stop, Transfer, 
 
 
 def test_always_visits_at_once_and_does_not_wait():
-    assert Always().first()[0] == 0
+    assert Always().patience == 0
     assert [Always().after(0, paid)[0] for paid in (True, False)] == [0, 0]
     assert Always().floor(3.0) == -math.inf
 
 
 def test_earned_waits_first_then_twice_as_long_after_each_visit_that_did_not_pay():
     visits = Earned(patience=2, longest=10)
-    wait, patience = visits.first()
+    wait = patience = visits.patience
     waits = [wait]
     wait, patience = visits.after(patience, paid=False)
     waits.append(wait)
