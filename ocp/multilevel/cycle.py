@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.multilevel.visits import Earned, Visits
+from ocp.multilevel.visits import Earned, Level, Notes, Visits, rate
 from ocp.objective.evaluation import Evaluation, Objective, free_part
 from ocp.objective.shifted import ShiftedObjective
 from ocp.optimize.lbfgs import LBFGS
@@ -21,7 +21,7 @@ from ocp.optimize.status import Status
 from ocp.space.bounds import Box, masked
 from ocp.space.transfer import CONSTANT, Interpolation, Transfer, coarse_grids
 
-__all__ = ["SHAPES", "CoarseModel", "Cycle", "Level", "coherent"]
+__all__ = ["SHAPES", "CoarseModel", "Cycle", "coherent"]
 
 #: The shape of a cycle: the shapes of its visits to the next coarser grid.
 SHAPES: Mapping[str, tuple[str, ...]] = {"V": ("V",), "W": ("W", "W"), "F": ("F", "V")}
@@ -36,26 +36,6 @@ def coherent(
     """The model of Nash (2000): its shift makes its derivative at the origin the restricted fine one."""
     shift = origin.derivative - transfer.restrict_dual(derivative)
     return ShiftedObjective(origin.objective, origin.control, shift, radius, box)
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """What one grid remembers between cycles."""
-
-    smoother: Any
-    radius: float
-    wait: int
-    patience: int
-    solved: bool = False  # by the solver, whose memory takes the place of the smoother's
-
-
-@dataclass
-class _Notes:
-    """What changes during one step: the levels by their numbers of steps, counts and visits."""
-
-    levels: dict[int, Level]
-    counts: Counter[str]
-    visits: list[Visit]
 
 
 @dataclass(frozen=True)
@@ -132,7 +112,7 @@ class Cycle:
         coarser = [n for n in coarse_grids(objective.work.steps, self.levels, self.factor) if n < steps]
         if self.solver is not None and steps == objective.work.steps:
             coarser = coarser[:1]
-        notes = _Notes(dict(state.memory), Counter(state.counts), list(state.visits))
+        notes = Notes(dict(state.memory), Counter(state.counts), list(state.visits))
         if coarser:
             point, status = self._cycle(state.point, (steps, *coarser), self.shape, notes)
         else:
@@ -148,66 +128,54 @@ class Cycle:
         return {**memory, transfer.fine.grid.steps: replace(level, smoother=finer, wait=level.patience)}
 
     def _cycle(
-        self, point: Evaluation, grids: tuple[int, ...], shape: str, notes: _Notes, floor: float = -inf
+        self, point: Evaluation, grids: tuple[int, ...], shape: str, notes: Notes, floor: float = -inf
     ) -> tuple[Evaluation, Status]:
         """One cycle on the levels ``grids``, of the original objective or of a shifted one."""
         if len(grids) == 1:
             return self._smooth(point, self.coarsest, notes, floor)
-        children, level = SHAPES[shape], self._level(point, notes)
-        if level.wait >= len(children):
-            notes.levels[grids[0]] = replace(level, wait=level.wait - len(children))
+        self._level(point, notes)
+        if notes.waits(grids[0], len(SHAPES[shape])):
             return self._smooth(point, self.pre + self.post, notes)
         before, spent = point.value, point.objective.work.units
         point, status = self._smooth(point, self.pre, notes)
-        rate = _rate(before - point.value, point.objective.work.units - spent)
-        for child in children:
-            corrected = self._correct(point, grids, child, notes, rate)
+        pace = rate(before - point.value, point.objective.work.units - spent)
+        for child in SHAPES[shape]:
+            corrected = None if notes.waits(grids[0]) else self._correct(point, grids, child, notes, pace)
             if corrected is not None:
                 point, status = corrected, Status.RUNNING
         return self._smooth(point, self.post, notes) if self.post else (point, status)
 
     def _correct(
-        self, point: Evaluation, grids: tuple[int, ...], shape: str, notes: _Notes, rate: float
+        self, point: Evaluation, grids: tuple[int, ...], shape: str, notes: Notes, pace: float
     ) -> Evaluation | None:
         """The evaluation after a correction from the coarser levels; None where there was no correction."""
-        level, fine, spent = self._level(point, notes), point.objective, point.objective.work.units
-        if level.wait > 0:
-            notes.levels[grids[0]] = replace(level, wait=level.wait - 1)
-            return None
-        coarse = fine.on(grids[1])
+        fine, coarse, spent = point.objective, point.objective.on(grids[1]), point.objective.work.units
         transfer = Transfer(fine.space, coarse.space, self.interpolation)
         derivative, free = free_part(point)
-        restricted = coarse.space.dual_norm(transfer.restrict_dual(derivative))
-        if not restricted >= self.visit_ratio * fine.space.dual_norm(derivative):
+        size = coarse.space.dual_norm(transfer.restrict_dual(derivative))
+        if not size >= self.visit_ratio * fine.space.dual_norm(derivative):
             notes.counts["skipped"] += 1
             return None
+        # Restrict, and shift to agree to first order.
         origin, box = coarse.at(transfer.restrict(point.control)), None
         if fine.box is not None and free is not None:
             box = transfer.restrict_box(fine.box, point.control, free, origin.control)
-        model = self.model(derivative, origin, transfer, level.radius, box)
+        model = self.model(derivative, origin, transfer, notes.levels[grids[0]].radius, box)
         start = model.shifted(origin)
-        end, _ = self._cycle(start, grids[1:], shape, notes, self.visits.floor(rate))
+        # Solve on the coarser levels, prolong, and search along the correction.
+        end, _ = self._cycle(start, grids[1:], shape, notes, self.visits.floor(pace))
         correction = masked(transfer.prolong(end.control - origin.control), free)
         length = fine.space.norm(correction)
         trial = self.search(point, correction, 1.0) if 0 < length < inf else None
         decrease, step = (0.0, 0.0) if trial is None else (point.value - trial.point.value, trial.step)
-        mismatch = coarse.space.dual_norm(model.shift) / max(restricted, torch.finfo(derivative.dtype).tiny)
+        mismatch = coarse.space.dual_norm(model.shift) / max(size, torch.finfo(derivative.dtype).tiny)
         expected = start.value - end.value
         visit = Visit(grids[0], grids[1], spent, fine.work.units, mismatch, expected, decrease, step)
-        notes.visits.append(visit)
-        notes.counts["refused" if trial is None else "corrections"] += 1
-        notes.levels[grids[0]] = self._after(level, visit, length, point, rate)
+        least = torch.finfo(derivative.dtype).eps ** 0.5 * max(1.0, fine.space.norm(point.control))
+        notes.learn(visit, self.visits, pace, length, least)
         return None if trial is None else trial.point
 
-    def _after(self, level: Level, visit: Visit, length: float, point: Evaluation, rate: float) -> Level:
-        """What a level learns from a visit with a correction of some length: when to go next, and how far."""
-        paid = visit.step > 0 and _rate(visit.decrease, visit.end - visit.begin) >= rate
-        wait, patience = self.visits.after(level.patience, paid)
-        least = torch.finfo(point.control.dtype).eps ** 0.5 * max(1.0, point.objective.space.norm(point.control))
-        radius = max(_radius(level.radius, length, visit.step), least)
-        return replace(level, radius=radius, wait=wait, patience=patience)
-
-    def _smooth(self, point: Evaluation, steps: int, notes: _Notes, floor: float = -inf) -> tuple[Evaluation, Status]:
+    def _smooth(self, point: Evaluation, steps: int, notes: Notes, floor: float = -inf) -> tuple[Evaluation, Status]:
         """Smoothing steps, at most as many as given.
 
         On a model they stay in its ball, and end at its boundary, where the model is not finite, and when one decreases
@@ -224,14 +192,14 @@ class Cycle:
                 if not isfinite(state.point.value):
                     # What the smoother learned there is of no use either.
                     state = replace(last, status=Status.NO_DECREASE)
-                elif _rate(decrease, objective.work.units - spent) < floor or objective.at_boundary(state.control):
+                elif rate(decrease, objective.work.units - spent) < floor or objective.at_boundary(state.control):
                     break
             if state.status is not Status.RUNNING:
                 break
         notes.levels[objective.space.grid.steps] = replace(level, smoother=state.memory)
         return state.point, state.status
 
-    def _level(self, point: Evaluation, notes: _Notes) -> Level:
+    def _level(self, point: Evaluation, notes: Notes) -> Level:
         """The level of an evaluation, with a fresh memory where another method worked on it, or none."""
         objective, n = point.objective, point.objective.space.grid.steps
         solved = self.solver is not None and n < objective.work.steps
@@ -244,16 +212,3 @@ class Cycle:
 
     def _method(self, solved: bool) -> Method:
         return self.solver if solved and self.solver is not None else self.smoother
-
-
-def _rate(decrease: float, work: float) -> float:
-    return decrease / max(work, 1e-12)
-
-
-def _radius(radius: float, length: float, step: float) -> float:
-    """The next radius, with the usual factors of trust regions: Conn, Gould & Toint (2000), section 6.1."""
-    if not isfinite(length):
-        return 0.25 * radius
-    if step == 1.0:
-        return 2 * radius if length > 0.9 * radius else radius
-    return max(step, 0.25) * min(length, radius) if length > 0 else radius

@@ -1,12 +1,15 @@
-"""When a cycle visits the coarser grids."""
+"""When a cycle visits the coarser grids, and what it learns from each visit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf
-from typing import ClassVar, Protocol
+from collections import Counter
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+from typing import Any, ClassVar, Protocol
 
-__all__ = ["Always", "Earned", "Visits"]
+from ocp.optimize.method import Visit
+
+__all__ = ["Always", "Earned", "Level", "Notes", "Visits", "rate"]
 
 
 class Visits(Protocol):
@@ -56,3 +59,55 @@ class Earned:
 
     def floor(self, rate: float) -> float:
         return rate
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """What one grid remembers between cycles."""
+
+    smoother: Any
+    radius: float
+    wait: int
+    patience: int
+    solved: bool = False  # by the solver, whose memory takes the place of the smoother's
+
+
+@dataclass
+class Notes:
+    """What changes during one step of a cycle: the levels by their numbers of steps, the counts and the visits."""
+
+    levels: dict[int, Level]
+    counts: Counter[str]
+    visits: list[Visit]
+
+    def waits(self, n: int, opportunities: int = 1) -> bool:
+        """Whether a level lets its next opportunities pass, all of them."""
+        level = self.levels[n]
+        if level.wait < opportunities:
+            return False
+        self.levels[n] = replace(level, wait=level.wait - opportunities)
+        return True
+
+    def learn(self, visit: Visit, visits: Visits, pace: float, length: float, least: float) -> None:
+        """Note a visit with a correction of some length, compared with the pace of smoothing."""
+        level = self.levels[visit.steps]
+        paid = visit.step > 0 and rate(visit.decrease, visit.end - visit.begin) >= pace
+        wait, patience = visits.after(level.patience, paid)
+        radius = max(_radius(level.radius, length, visit.step), least)
+        self.levels[visit.steps] = replace(level, radius=radius, wait=wait, patience=patience)
+        self.counts["corrections" if visit.step > 0 else "refused"] += 1
+        self.visits.append(visit)
+
+
+def rate(decrease: float, work: float) -> float:
+    """Decrease of the objective per work unit."""
+    return decrease / max(work, 1e-12)
+
+
+def _radius(radius: float, length: float, step: float) -> float:
+    """The next radius, with the usual factors of trust regions: Conn, Gould & Toint (2000), section 6.1."""
+    if not isfinite(length):
+        return 0.25 * radius
+    if step == 1.0:
+        return 2 * radius if length > 0.9 * radius else radius
+    return max(step, 0.25) * min(length, radius) if length > 0 else radius

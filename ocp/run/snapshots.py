@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ocp.multilevel.cycle import Level
 from ocp.multilevel.nested import Stay
 from ocp.multilevel.refinement import Progress
+from ocp.multilevel.visits import Level
 from ocp.optimize.method import Visit
 from ocp.run.results import Record
 from ocp.run.run import Scale
