@@ -46,6 +46,14 @@ def test_visits_that_do_not_pay_become_rare(visits, expected, wrong_corrections,
     assert [k for k, (before, after) in enumerate(pairwise(refused)) if after > before] == expected
 
 
+def test_each_correction_within_a_cycle_is_an_opportunity(wrong_corrections, lqr, started, run, on_shifted):
+    """The waits of 1, 1, 2, 4 and 8 opportunities end at 1, 3, 6, 11 and 20, of which each W-cycle has two."""
+    objective, start = started(lqr)
+    states = run(Cycle(2, on_shifted(), shape="W", visits=Earned(patience=1)), objective, start, 12)
+    refused = [state.counts.get("refused", 0) for state in states]
+    assert [k for k, (before, after) in enumerate(pairwise(refused)) if after > before] == [0, 1, 3, 5, 10]
+
+
 @pytest.mark.parametrize(("ratio", "visits", "skipped"), [(0.0, 4, 0), (1.01, 0, 4)])
 def test_a_derivative_that_is_rough_in_time_is_not_worth_a_visit(ratio, visits, skipped, models, lqr, started, run):
     objective, start = started(lqr)

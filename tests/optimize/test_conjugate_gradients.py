@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocp import ControlSpace, NonlinearCG, TimeGrid
+from ocp import ControlSpace, NonlinearCG, State, TimeGrid
 from ocp.optimize.line_search import Trial
+from ocp.space.bounds import Box
 
 #: Three steps of length 0.1 and two parameters.
 SPACE = ControlSpace(TimeGrid(0.3, 3), 1, 2)
@@ -43,3 +44,21 @@ def test_directions_are_conjugate_and_as_many_steps_as_dimensions_reach_the_mini
     scale = products.diagonal().sqrt()
     torch.testing.assert_close(products / torch.outer(scale, scale), torch.eye(5).double(), rtol=0, atol=1e-9)
     torch.testing.assert_close(D[0], SPACE.gradient(b))
+
+
+def test_where_beta_is_negative_the_method_restarts_with_steepest_descent(hessian, rand, objective_of):
+    b, search = rand(5), Exact(hessian)
+    point = objective_of(lambda u: 0.5 * u @ hessian @ u - b @ u, SPACE).at(ZERO)
+    d = point.derivative
+    NonlinearCG(search).step(point.objective, State(point, (2 * d, -SPACE.gradient(d) + 0.1 * rand(5), -1.0)))
+    assert torch.equal(search.directions[0], -SPACE.gradient(d))
+
+
+def test_an_entry_held_at_its_bound_stays_whatever_the_last_direction_was(hessian, rand, objective_of):
+    b, search = torch.ones(5, dtype=torch.float64), Exact(hessian)
+    box = Box(torch.full_like(ZERO, -9.0), torch.tensor([0.0, 9.0, 9.0, 9.0, 9.0], dtype=torch.float64))
+    point = objective_of(lambda u: 0.5 * u @ hessian @ u - b @ u, SPACE, box).at(ZERO)
+    old, direction = 0.5 * point.derivative, torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    NonlinearCG(search).step(point.objective, State(point, (old, direction, -1.0)))
+    assert search.directions[0][0] == 0
+    assert not torch.equal(search.directions[0][1:], -SPACE.gradient(point.derivative)[1:])

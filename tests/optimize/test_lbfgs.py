@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocp import CONSTANT, LBFGS, LINEAR, Armijo, ControlSpace, Status, StrongWolfe, TimeGrid, Transfer
+from ocp import CONSTANT, LBFGS, LINEAR, Armijo, ControlSpace, State, Status, StrongWolfe, TimeGrid, Transfer
+from ocp.space.bounds import Box
 
 #: Three steps of length 0.1 and two parameters.
 SPACE = ControlSpace(TimeGrid(0.3, 3), 1, 2)
@@ -59,6 +60,27 @@ def test_the_directions_are_those_of_the_dense_update_in_the_weighted_metric(con
         -dense_inverse(weight, changes[max(0, k - pairs) : k]) @ derivatives[k] for k in (1, 2, 3)
     ]
     torch.testing.assert_close(torch.stack(search.directions), torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("derivative", "pushed"),
+    [((0.1, -1.0, 0.3, 0.0, 0.2), False), ((-0.1, -1.0, 0.3, 0.0, 0.2), True)],
+    ids=["by its derivative", "by the model"],
+)
+def test_an_entry_held_at_its_bound_takes_no_part_in_the_model(derivative, pushed, objective_of):
+    """Its derivative leads out of the box, or it leads inside and the model pushes it out all the same."""
+    weight = torch.tensor([0.1, 0.1, 0.1, 1.0, 1.0], dtype=torch.float64)
+    A = torch.diag(weight)
+    A[0, 1] = A[1, 0] = 0.09
+    pairs = [(s, A @ s) for s in torch.eye(5, dtype=torch.float64)[:2] + 0.1]
+    d, search = torch.tensor(derivative, dtype=torch.float64), Remembering()
+    objective = objective_of(lambda u: d @ u, SPACE, Box(ZERO - torch.arange(5).clamp(max=1), ZERO + 1))
+    memory = tuple((s, y, float(s @ y), SPACE.dual_norm(y)) for s, y in pairs)
+    LBFGS(search=search).step(objective, State(objective.at(ZERO), memory))
+    free = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    expected = -dense_inverse(weight, [(free * s, free * y) for s, y in pairs]) @ (free * d)
+    torch.testing.assert_close(search.directions[0], expected, rtol=1e-9, atol=1e-12)
+    assert (d[0] < 0 and (dense_inverse(weight, pairs) @ d)[0] > 0) == pushed
 
 
 def test_no_more_pairs_are_kept_than_asked_for(convex, run):

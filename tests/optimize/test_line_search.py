@@ -198,6 +198,39 @@ def test_strong_wolfe_trusts_the_slope_where_rounding_hides_the_decrease(c2, des
     assert StrongWolfe(c2=c2)(objective.at(u), d, 1.0).step == 1.0
 
 
+def rounded(value):
+    """The tiny slope of a parabola, with values that are 1 at the start and another number elsewhere."""
+
+    def function(u):
+        parabola = 1e-20 * u.square().sum()
+        noise = torch.where((u == START).all(), u.new_tensor(1.0), u.new_tensor(value))
+        return noise + (parabola - parabola.detach())
+
+    return function
+
+
+@pytest.mark.parametrize(("rise", "found"), [(2, True), (8, False)])
+def test_strong_wolfe_accepts_a_rise_by_rounding_where_the_slope_is_flat(rise, found, objective_of):
+    trial = StrongWolfe(trials=1)(objective_of(rounded(1 + rise * EPS)).at(START), -START, 1.0)
+    assert (trial is not None) == found
+
+
+@pytest.mark.parametrize(("fall", "found"), [(2, False), (8, True)])
+def test_strong_wolfe_refuses_a_fall_by_rounding_where_the_slope_stays_steep(fall, found, objective_of):
+    objective = objective_of(rounded(1 - fall * EPS), change=lambda u, derivative: 1e-20 * START)
+    trial = StrongWolfe(trials=3)(objective.at(START), -START, 0.01)
+    assert (trial is not None) == found
+
+
+def test_strong_wolfe_never_goes_on_to_a_point_above_the_best(objective_of):
+    """It falls with slope -1 to 2, and rises from there to a hilltop at 4, the second trial."""
+    objective = objective_of(lambda u: torch.where(u < 2, -u, -0.5 - 0.375 * (u - 4) ** 2).sum())
+    zero = torch.zeros(1, dtype=torch.float64)
+    trial = StrongWolfe()(objective.at(zero), torch.ones_like(zero), 1.0)
+    assert [float(u) for u in objective.asked[:3]] == [0.0, 1.0, 4.0]
+    assert trial.point.value <= -1
+
+
 def test_armijo_which_sees_no_slope_refuses_what_rounding_hides(descent):
     objective, u, d = descent(lambda u: 1e8 + 0.5 * u.square().sum(), 1e-6 * START)
     assert Armijo()(objective.at(u), d, 1.0) is None

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import scipy.optimize
 import torch
 
-from ocp import LBFGS, Bounds, ControlSpace, SciPy, Status, TimeGrid, minimize
+from ocp import LBFGS, Bounds, ControlSpace, SciPy, State, Status, TimeGrid, minimize
 from ocp.run.stopping import Stop
 
 
@@ -49,3 +50,19 @@ def test_a_method_that_does_not_support_bounds_is_refused_before_work_begins(nam
 def test_a_method_that_scipy_does_not_have_is_refused():
     with pytest.raises(ValueError, match=r"name: expected one of l-bfgs-b, .*, got 'foo'"):
         SciPy("foo")
+
+
+@pytest.mark.parametrize(("last", "values"), [(2.0, 4), (0.25, 3)], ids=["not the best", "the best"])
+def test_the_control_is_what_scipy_returns_and_not_the_last_that_it_tried(last, values, monkeypatch, objective_of):
+    def minimizer(fun, z, **rest):
+        fun(z)
+        fun(0.25 * z)
+        fun(last * z)
+        return scipy.optimize.OptimizeResult(x=0.25 * z)
+
+    monkeypatch.setattr(scipy.optimize, "minimize", minimizer)
+    objective, u = objective_of(lambda u: u.square().sum()), torch.ones(2, dtype=torch.float64)
+    state = SciPy().step(objective, State(objective.at(u)))
+    torch.testing.assert_close(state.control, 0.25 * u)
+    assert state.point.value == pytest.approx(0.125)
+    assert len(objective.asked) == values
