@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint.tapes import total
-from ocp.integrators.stages import Workspace, advance, combine, retreat
+from ocp.integrators.stages import advance, combine, retreat
 from ocp.integrators.tableaus import Tableau
 from ocp.problem.costs import PointByPoint
 from ocp.problem.protocols import Stages, StateEquation
@@ -54,7 +54,7 @@ class Staged:
         self._values, self._starts = _allocate(x, steps, r), _allocate(x, len(blocks) + 1)
         self._stages, self._xi, self._p = _allocate(x, size, r), _allocate(x, r), _allocate(x)
         # Views, made once: to make one costs as much as an operation on a small state.
-        self._workspace, self._start = Workspace(_allocate(x), self._xi.unbind(0)), self._starts.unbind(0)
+        self._workspace, self._start = (_allocate(x), self._xi.unbind(0)), self._starts.unbind(0)
         self._value = self._values.flatten(0, 1).unbind(0)
         self._stage = self._stages.flatten(0, 1).unbind(0)
         times = [[t + grid.h * c for c in tableau.c] for t in grid.nodes[:-1]]

@@ -8,7 +8,7 @@ from ocp.integrators.runge_kutta import RungeKutta
 from ocp.integrators.tableaus import TABLEAUS, Tableau
 from ocp.integrators.verlet import Verlet
 from ocp.problem.protocols import StateEquation
-from ocp.problem.shapes import BatchState, Scalar, StepControl
+from ocp.problem.shapes import BatchState, Cotangent, Scalar, StepControl
 
 __all__ = [
     "INTEGRATORS",
@@ -42,7 +42,7 @@ class Integrator(Protocol):
 
     def pullback(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
-    ) -> tuple[BatchState, StepControl]:
+    ) -> Cotangent:
         """Transpose of the step: from the costate at its end to the costate at its start and the derivative by u."""
 
     def tangent(

@@ -13,7 +13,7 @@ from ocp.integrators.linear_solvers import DenseLU, Factorization, LinearSolver
 from ocp.integrators.stages import advance, combine, retreat
 from ocp.integrators.tableaus import Tableau
 from ocp.problem.protocols import Dynamics, StateEquation
-from ocp.problem.shapes import BatchState, Scalar, StepControl
+from ocp.problem.shapes import Cotangent
 
 __all__ = ["RungeKutta"]
 
@@ -21,7 +21,7 @@ __all__ = ["RungeKutta"]
 NEWTON_STEPS = 25
 
 
-def _newton(solver: LinearSolver, f: Dynamics, t: float, r: BatchState, u: StepControl, scale: float) -> Tensor:
+def _newton(solver: LinearSolver, f: Dynamics, t: float, r: Tensor, u: Tensor, scale: float) -> Tensor:
     """The solution X of X = r + scale f(t, X, u), starting from X = r; NaN if Newton's method does not converge."""
     info = torch.finfo(r.dtype)
     x, start = r, r.flatten(1).norm(dim=1)
@@ -50,7 +50,7 @@ class _Stage:
     a: float
     matrix: Factorization | None  # I - h a f_x, of an implicit stage
 
-    def tangent(self, dr: BatchState, du: StepControl) -> tuple[Tensor, Tensor]:
+    def tangent(self, dr: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
         """(dX, dK) for a change of r and u."""
         if self.matrix is None:
             return dr, self.f.jvp(self.t, self.x, self.u, dr, du)
@@ -111,13 +111,13 @@ class RungeKutta:
         return self.tableau.explicit
 
     def _stages(
-        self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl, last: bool = True
+        self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor, last: bool = True
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Stage states and slopes; the last slope may be left out, since the transpose does not need it."""
         states: list[Tensor] = []
         diagonal, stages = self.tableau.diagonal, len(self.tableau.b)
 
-        def slope(i: int, time: float, r: BatchState) -> Tensor:
+        def slope(i: int, time: float, r: Tensor) -> Tensor:
             scale = h * diagonal[i]
             x = _newton(self.solver, f, time, r, u, scale) if scale else r
             states.append(x)
@@ -129,7 +129,7 @@ class RungeKutta:
 
         return states, advance(self.tableau, t, h, x, slope)
 
-    def _linearized(self, f: Dynamics, t: float, h: float, x: BatchState, u: StepControl) -> list[_Stage]:
+    def _linearized(self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor) -> list[_Stage]:
         stages = []
         states, _ = self._stages(f, t, h, x, u, last=False)
         for state, c, a in zip(states, self.tableau.c, self.tableau.diagonal, strict=True):
@@ -137,9 +137,7 @@ class RungeKutta:
             stages.append(_Stage(f, t + c * h, h, state, u, a, matrix))
         return stages
 
-    def step(
-        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl
-    ) -> tuple[BatchState, Scalar | None]:
+    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
         states, slopes = self._stages(problem.dynamics, t, h, x, u)
         end, L, c = combine(x, h, self.tableau.weights, slopes), problem.running_cost, self.tableau.c
         if L is None:
@@ -147,19 +145,17 @@ class RungeKutta:
         first, *rest = [h * b * L(t + c[i] * h, states[i], u) for i, b in self.tableau.weights]
         return end, sum(rest, first)
 
-    def pullback(
-        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
-    ) -> tuple[BatchState, StepControl]:
+    def pullback(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor) -> Cotangent:
         px, derivative, _ = self._transpose(problem, self._linearized(problem.dynamics, t, h, x, u), h, u, p)
         return px, derivative
 
     def _transpose(
-        self, problem: StateEquation, stages: Sequence[_Stage], h: float, u: StepControl, p: BatchState
-    ) -> tuple[BatchState, StepControl, list[Tensor]]:
+        self, problem: StateEquation, stages: Sequence[_Stage], h: float, u: Tensor, p: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The costate at the start, the derivative by u, and the cotangents kappa_i + a xi_i of the slopes."""
         b, L, derivative, kappas = self.tableau.b, problem.running_cost, torch.zeros_like(u), [p] * len(stages)
 
-        def pull(i: int, kappa: BatchState, into: Tensor | None) -> Tensor:
+        def pull(i: int, kappa: Tensor, into: Tensor | None) -> Tensor:
             stage, source = stages[i], None
             if L is not None and b[i]:
                 Lx, Lu = L.derivative(stage.t, stage.x, u)
@@ -172,7 +168,7 @@ class RungeKutta:
         return retreat(self.tableau, p, pull), derivative, kappas
 
     def tangent(
-        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
+        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         L, stages = problem.running_cost, self._linearized(problem.dynamics, t, h, x, u)
         dstates, slopes = self._tangents(stages, h, dx, du)
@@ -186,12 +182,12 @@ class RungeKutta:
         return dend, dcost
 
     def _tangents(
-        self, stages: Sequence[_Stage], h: float, dx: BatchState, du: StepControl, last: bool = True
+        self, stages: Sequence[_Stage], h: float, dx: Tensor, du: Tensor, last: bool = True
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Tangents of the stage states and of the slopes; that of the last slope may be left out."""
         dstates: list[Tensor] = []
 
-        def slope(i: int, _: float, dr: BatchState) -> Tensor:
+        def slope(i: int, _: float, dr: Tensor) -> Tensor:
             needed = last or i < len(stages) - 1 or stages[i].matrix is not None
             dstate, dslope = stages[i].tangent(dr, du) if needed else (dr, dr)
             dstates.append(dstate)
@@ -200,19 +196,9 @@ class RungeKutta:
         return dstates, advance(self.tableau, 0.0, h, dx, slope)
 
     def pullback_tangent(
-        self,
-        problem: StateEquation,
-        t: float,
-        h: float,
-        x: BatchState,
-        u: StepControl,
-        p: BatchState,
-        dx: BatchState,
-        du: StepControl,
-        dp: BatchState,
-    ) -> tuple[BatchState, BatchState, StepControl]:
-        f: Any = problem.dynamics  # both with hvp: see `ocp.adjoint.sweeps.without_hvp`
-        L: Any = problem.running_cost
+        self, problem: Any, t: float, h: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor, dp: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        f, L = problem.dynamics, problem.running_cost
         b, stages, dderivative = self.tableau.b, self._linearized(f, t, h, x, u), torch.zeros_like(u)
         dstates, _ = self._tangents(stages, h, dx, du, last=False)
         px, _, kappas = self._transpose(problem, stages, h, u, p)

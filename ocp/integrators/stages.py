@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocp.integrators.tableaus import Tableau, Weights
 
-__all__ = ["Workspace", "advance", "combine", "retreat"]
+__all__ = ["advance", "combine", "retreat"]
 
 
 def combine(x: Tensor, scale: float, weights: Weights, tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
@@ -53,19 +53,12 @@ def advance(
     return slopes
 
 
-class Workspace(NamedTuple):
-    """Storage that lets `retreat` work in place: like p, and a zero like p for each stage."""
-
-    kappa: Tensor
-    xi: Sequence[Tensor]
-
-
 def retreat(
     tableau: Tableau,
     p: Tensor,
     pull: Callable[[int, Tensor, Tensor | None], Tensor],
     first: int = 0,
-    workspace: Workspace | None = None,
+    workspace: tuple[Tensor, Sequence[Tensor]] | None = None,
 ) -> Tensor:
     """The costate at the start of a step from the costate p at its end: p + sum_i xi_i.
 
@@ -80,12 +73,13 @@ def retreat(
         stage first, and may write to ``into`` unless that is p.
     first : int
         As in `advance`.
-    workspace : Workspace, optional
-        With it, p may be overwritten, and ``pull`` always writes to ``into``.
+    workspace : (Tensor, sequence of Tensor), optional
+        Storage like p, and a zero like p for each stage. With it, p may be overwritten, and ``pull`` always writes to
+        ``into``.
     """
     b, columns, later = tableau.b, tableau.columns, range(len(tableau.b) - 1, 0, -1)
-    kappa = None if workspace is None else workspace.kappa
-    xi: list[Any] = [None] * len(b) if workspace is None else list(workspace.xi)
+    kappa, given = (None, [None] * len(b)) if workspace is None else workspace
+    xi: list[Any] = list(given)
     for i in later:
         xi[i] = pull(first + i, _costate(b[i], columns[i], p, xi, kappa), xi[i])
     kappa, total = _costate(b[0], columns[0], p, xi, kappa), p

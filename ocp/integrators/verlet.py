@@ -11,7 +11,7 @@ from torch import Tensor
 from ocp.integrators.runge_kutta import RungeKutta
 from ocp.integrators.tableaus import EULER
 from ocp.problem.protocols import RunningCost, StateEquation
-from ocp.problem.shapes import BatchState, Scalar, StepControl
+from ocp.problem.shapes import Cotangent
 
 __all__ = ["Verlet"]
 
@@ -19,7 +19,7 @@ _POSITIONS, _MOMENTA, _NOTHING = 0, 1, 2
 _EULER = RungeKutta(EULER)
 
 
-def _half(x: BatchState, half: int) -> Tensor:
+def _half(x: Tensor, half: int) -> Tensor:
     """A view on the positions or on the momenta."""
     n = x.shape[1] // 2
     return x[:, n:] if half else x[:, :n]
@@ -104,7 +104,7 @@ class Verlet:
         """True: every step is explicit."""
         return True
 
-    def check(self, problem: StateEquation, x: BatchState, u: StepControl) -> None:
+    def check(self, problem: StateEquation, x: Tensor, u: Tensor) -> None:
         """Check the derivatives of the dynamics at a random point near (x, u).
 
         Raises
@@ -115,10 +115,8 @@ class Verlet:
         if x.shape[1] % 2:
             raise ValueError(f"verlet: expected a state of even size, positions and momenta, got {x.shape[1]}")
         generator = torch.Generator().manual_seed(0)
-        near, control, direction = (
-            torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) for like in (x, u, x)
-        )
-        near, control = x + 0.1 * near, u + 0.1 * control
+        random = [torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) for like in (x, u, x)]
+        near, control, direction = x + 0.1 * random[0], u + 0.1 * random[1], random[2]
         for half, name in ((_POSITIONS, "positions"), (_MOMENTA, "momenta")):
             dx = torch.zeros_like(x)
             _half(dx, half).copy_(_half(direction, half))
@@ -130,9 +128,7 @@ class Verlet:
                     f"{name}, got a change of {own:.1g} along a random direction"
                 )
 
-    def step(
-        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl
-    ) -> tuple[BatchState, Scalar | None]:
+    def step(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
         total = None
         for s in _substeps(problem, t, h):
             if s.running_cost is not None:
@@ -141,15 +137,13 @@ class Verlet:
             x = s.end(x, u)
         return x, total
 
-    def inverse(self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl) -> BatchState:
+    def inverse(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
         """The state at time t from which the step arrives at x, up to rounding."""
         for s in reversed(_substeps(problem, t, h)[:3]):
             x = s.end(x, u, -1)
         return x
 
-    def pullback(
-        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, p: BatchState
-    ) -> tuple[BatchState, StepControl]:
+    def pullback(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, p: Tensor) -> Cotangent:
         substeps, states, derivative = _substeps(problem, t, h), [x], torch.zeros_like(u)
         for s in substeps[:-1]:
             states.append(s.end(states[-1], u))
@@ -162,7 +156,7 @@ class Verlet:
         return p, derivative
 
     def tangent(
-        self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl
+        self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         total = None
         for s in _substeps(problem, t, h):
@@ -173,17 +167,8 @@ class Verlet:
         return dx, total
 
     def pullback_tangent(
-        self,
-        problem: StateEquation,
-        t: float,
-        h: float,
-        x: BatchState,
-        u: StepControl,
-        p: BatchState,
-        dx: BatchState,
-        du: StepControl,
-        dp: BatchState,
-    ) -> tuple[BatchState, BatchState, StepControl]:
+        self, problem: Any, t: float, h: float, x: Tensor, u: Tensor, p: Tensor, dx: Tensor, du: Tensor, dp: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         visited, dderivative = [], torch.zeros_like(u)
         for s in _substeps(problem, t, h):
             visited.append((s, x, dx))

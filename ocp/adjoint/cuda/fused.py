@@ -88,23 +88,10 @@ def _weights(A, j, i, N: tl.constexpr, TILE: tl.constexpr):
 @_jit
 @no_type_check
 def _forward(
-    states,
-    values,
-    A,
-    b,
-    h,
-    steps,
-    batch,
-    A_stride,
-    b_stride,
-    N: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    TILE: tl.constexpr,
-    TILES: tl.constexpr,
-    KIND: tl.constexpr,
-    FACTORS: tl.constexpr,
-    ROUNDING: tl.constexpr,
-):
+    states, values, A, b, h, steps, batch, A_stride, b_stride,
+    N: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    KIND: tl.constexpr, FACTORS: tl.constexpr, ROUNDING: tl.constexpr,
+):  # fmt: skip
     """States and values of f, starting from the first state."""
     x = ()
     for j in tl.static_range(TILES):
@@ -133,21 +120,10 @@ def _forward(
 @_jit
 @no_type_check
 def _backward(
-    costate,
-    values,
-    A,
-    h,
-    steps,
-    batch,
-    A_stride,
-    N: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    TILE: tl.constexpr,
-    TILES: tl.constexpr,
-    KIND: tl.constexpr,
-    FACTORS: tl.constexpr,
-    ROUNDING: tl.constexpr,
-):
+    costate, values, A, h, steps, batch, A_stride,
+    N: tl.constexpr, SAMPLES: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    KIND: tl.constexpr, FACTORS: tl.constexpr, ROUNDING: tl.constexpr,
+):  # fmt: skip
     """From the costate at the end to that at the start; cotangents take the place of the values.
 
     ``values`` and ``A`` point at the last step.
