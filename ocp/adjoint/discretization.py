@@ -114,9 +114,8 @@ class Discretization:
             return the control of a step, or one that is not finite.
         """
         space, start = self.space, self.problem.start
-        x, _ = self.example()
+        x, path = self.example()[0], start.path if isinstance(start, Control) else start
         parameters = start.parameters if isinstance(start, Control) else x.new_zeros(space.parameter_size)
-        path = start.path if isinstance(start, Control) else start
         if isinstance(path, Tensor) and path.ndim == 2:
             if self.grid.steps % len(path):
                 raise ValueError(

@@ -19,21 +19,9 @@ __all__ = ["Recomputed"]
 class Recomputed:
     """A `Tape` for all steps of a grid, in the storage for a few of them and the slots that a schedule asks for.
 
-    Parameters
-    ----------
-    schedule : Schedule
-    steps : int
-        How many steps the grid has.
-    x : Tensor
-        A state, for its shape, type and device.
-    few : Tape
-        Takes the steps to remember, and goes back through them.
-    plain : Stepwise
-        Undoes steps.
-    walk : Tape
-        Takes the steps of which nothing is to be remembered: either of the two.
-    capacity : int
-        How many steps each of them can hold.
+    The tape ``few`` takes the steps to remember and goes back through them, ``plain`` undoes steps, and ``walk``, which
+    is either of the two, takes the steps of which nothing is remembered. Each can hold ``capacity`` steps. The state x
+    shows shape, type and device.
     """
 
     def __init__(

@@ -70,16 +70,12 @@ Action = Advance | Reverse | Undo | Keep | Restore
 
 
 class Needs(NamedTuple):
-    """What a schedule needs.
-
-    These are the number of slots, the largest number of steps remembered at a time, how many slots, the first ones,
-    are in host memory, and whether the integrator has to be `Invertible`.
-    """
+    """What a schedule needs for a number of steps."""
 
     slots: int
-    span: int
-    host: int = 0
-    inverse: bool = False
+    span: int  # the largest number of steps remembered at a time
+    host: int = 0  # how many of the slots, the first ones, are in host memory
+    inverse: bool = False  # whether the integrator has to be `Invertible`
 
 
 @runtime_checkable

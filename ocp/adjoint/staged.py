@@ -39,10 +39,9 @@ class Staged:
     steps : int
         The most steps that are taken at a time.
     x : Tensor
-        A state, for its shape, type, device and memory layout: contiguous, or so when its last two dimensions are
-        swapped.
+        A state, for its shape, type, device and memory layout; it or ``x.mT`` is contiguous.
     batched : bool
-        Whether running costs are `Batched`; otherwise they are evaluated at one point after the other.
+        Whether running costs are `Batched`; if not, they are evaluated at one point after the other.
     """
 
     def __init__(self, tableau: Tableau, grid: TimeGrid, steps: int, x: Tensor, batched: bool = False):

@@ -35,19 +35,10 @@ class _Bound(NamedTuple):
 
 
 class Taped:
-    """A `Tape` for problems and integrators that are `Traceable`.
+    """A `Tape` for problems and integrators that are `Traceable`; with ``bindable``, dynamics are `Bindable`.
 
-    To record each step by itself would cost more than the operations of a small step; to record all of them at once,
-    their memory. So autograd records segments of steps.
-
-    Parameters
-    ----------
-    integrator : Integrator
-    grid : TimeGrid
-    storage : Tensor
-        Shape (steps + 1, batch, *state), where the states are written.
-    bindable : bool
-        Whether the dynamics are `Bindable`.
+    Recording each step by itself would cost more than the operations of a small step; recording all of them at once,
+    their memory. So autograd records segments of steps. The states are in ``storage``, (steps + 1, batch, *state).
     """
 
     def __init__(self, integrator: Integrator, grid: TimeGrid, storage: Tensor, bindable: bool = False):

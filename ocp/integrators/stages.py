@@ -60,7 +60,7 @@ def retreat(
     first: int = 0,
     workspace: tuple[Tensor, Sequence[Tensor]] | None = None,
 ) -> Tensor:
-    """The costate at the start of a step from the costate p at its end: p + sum_i xi_i.
+    """The costate at the start of a step, whose stages begin at ``first``, from p at its end: p + sum_i xi_i.
 
     Here xi_i is the derivative by the stage state that comes from stage i, and kappa_i = b_i p + sum_{j > i} a_ji xi_j,
     times h, is the one by its slope: Hager (2000), "Runge-Kutta methods in optimal control and the transformed adjoint
@@ -71,8 +71,6 @@ def retreat(
     pull : callable
         ``pull(first + i, kappa_i, into)`` returns into + xi_i, where None stands for zero. It is called for the last
         stage first, and may write to ``into`` unless that is p.
-    first : int
-        As in `advance`.
     workspace : (Tensor, sequence of Tensor), optional
         Storage like p, and a zero like p for each stage. With it, p may be overwritten, and ``pull`` always writes to
         ``into``.

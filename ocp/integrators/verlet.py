@@ -60,7 +60,7 @@ class _Substep(NamedTuple):
         )
 
     def end(self, x: Tensor, u: Tensor, sign: int = 1) -> Tensor:
-        """The state after the step; if ``sign`` is -1, that before it, since f does not depend on what M keeps."""
+        """The state after the step; for sign -1, that before it, since M f does not depend on the half that changes."""
         return x if self.half == _NOTHING else torch.add(x, self(self.t, x, u), alpha=sign * self.h)
 
 
@@ -91,18 +91,9 @@ class Verlet:
     'verlet'
     """
 
-    @property
-    def name(self) -> str:
-        return "verlet"
-
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def supports_autograd(self) -> bool:
-        """True: every step is explicit."""
-        return True
+    name = "verlet"
+    order = 2
+    supports_autograd = True  # every step is explicit
 
     def check(self, problem: StateEquation, x: Tensor, u: Tensor) -> None:
         """Check the derivatives of the dynamics at a random point near (x, u).
