@@ -118,10 +118,7 @@ def writable(name: str, folder: Path) -> Path:
 
 @contextmanager
 def saving(checkpoint: Checkpoint | str | PathLike[str] | None, run: Run) -> Iterator[Saves]:
-    """The checkpoints of a run that has not begun; while this context is open, no other run may use their folder.
-
-    The lock is one of the system and goes with its process, however that ends.
-    """
+    """The checkpoints of a run that has not begun; a lock, which ends with the process, keeps others away."""
     if not isinstance(checkpoint, Checkpoint | str | PathLike | None):
         raise TypeError(f"checkpoint: expected a Checkpoint or a path, got {type(checkpoint).__name__}")
     plan = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)

@@ -82,24 +82,22 @@ def minimize(
     watch : Watch
         What is recorded and reported: validation samples, a callback, a live line.
     checkpoint : Checkpoint or path, optional
-        Save the run to this folder, by default every ten seconds and at the end; ``Checkpoint(folder, resume=True)``
-        also resumes it.
+        A folder to save the run to, and to resume it from with ``Checkpoint(folder, resume=True)``.
     processes : Processes
-        Several processes that make this same call, each for its part of the samples (`ocp.objective.processes`). All
-        get the same result; the first one writes checkpoints and shows the live line. Costs must be averages over the
-        samples.
+        Several processes that make this same call, each for its part of the samples (`ocp.objective.processes`), and
+        get the same result. Costs must be averages over the samples.
 
     Returns
     -------
     Result
         Its ``status`` says how the run ended; numerical failures do not raise. Ctrl-C ends a run after the current
-        step; a second one raises ``KeyboardInterrupt``, whose attribute ``result`` holds what was reached.
+        step. A second one raises ``KeyboardInterrupt``; this and exceptions in the problem's own functions hold what
+        was reached in their attribute ``result``.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit, before work begins. An exception in the problem's own functions is passed on, with
-        what was reached in its attribute ``result``.
+        If an argument does not fit, before work begins.
 
     Examples
     --------
@@ -116,8 +114,6 @@ def minimize(
     """
     if start is not None and isinstance(problem, ControlProblem):
         problem = replace(problem, start=start)
-    if not isinstance(steps, int | Adaptive):
-        raise ValueError(f"steps: expected an integer >= 1, or Adaptive(error) to choose it, got {steps!r}")
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
     objective = discretize(problem, steps, integrator, schedule)
@@ -207,10 +203,9 @@ def _look(run: Run, line: Any) -> Status:
 
 
 def _explain(run: Run, status: Status) -> tuple[Status, str]:
-    """Why a run ended, where that takes a closer look, and a sentence about it. This is not counted as work.
+    """Why a run ended, as a closer look shows, and a sentence about it; not counted as work.
 
-    A search that fails on the finest grid can mean that the derivative is wrong, or that rounding or noise hides any
-    further decrease; differences of values decide. A number that is not finite is traced to its step.
+    If no step decreases the objective, differences of values tell a wrong derivative from rounding and noise.
     """
     work, u = run.objective.work, run.state.control
     if (status.success or status is Status.UNBOUNDED) and isfinite(run.history[-1].derivative_norm):
@@ -297,24 +292,17 @@ def _shared(objective: ReducedObjective, processes: Processes) -> ReducedObjecti
     samples = objective.work.samples
     if samples < processes.size:
         raise ValueError(f"processes: expected at most one for each of the {samples} samples, got {processes.size}")
-    shared = ReducedObjective(objective.discretization, schedule=objective.schedule, processes=processes)
     start, one = objective.discretization.start(), objective.discretization.on(1)
     u = one.space.join(start.path.mean(0), start.parameters)
     whole, mean = ReducedObjective(one).value(u), ReducedObjective(one, processes=processes).value(u)
     if isfinite(whole) and not abs(whole - mean) <= 1e-3 * max(abs(whole), abs(mean)):
         got = f"{whole:.6g} on all of them and {mean:.6g} as the mean of the parts"
         raise ValueError(f"processes: expected costs that are averages over the samples, got {got}")
-    return shared
+    return ReducedObjective(objective.discretization, schedule=objective.schedule, processes=processes)
 
 
 def accuracy(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> float:
-    """Fraction of the problem's samples whose class a control predicts.
-
-    Raises
-    ------
-    ValueError
-        If the terminal cost has no accuracy.
-    """
+    """Fraction of the problem's samples whose class a control predicts; ValueError if its cost has no classes."""
     return classified(discretize(problem, control.space.grid.steps, integrator), control)
 
 

@@ -29,7 +29,6 @@ from ocp.training.batches import Batches
 
 __all__ = ["Run", "Scale", "classified", "recipe"]
 
-
 #: An objective that has fallen this far, relative to its value and slope at the start, is called unbounded.
 DEEP = 1e10
 
@@ -82,10 +81,9 @@ class Run:
         self.look = self.objective.uncounted()
         # On all samples, with the storage that the run has already if possible.
         self.viewed = self.objective if self.batches is None else self.look
-        self.validated: ReducedObjective | None = None
-        if self.watch.validation is not None:
-            scheme, schedule = self.objective.discretization.integrator, self.objective.schedule
-            self.validated = discretize(self.watch.validation, self.steps, scheme, schedule)
+        scheme, schedule = self.objective.discretization.integrator, self.objective.schedule
+        problem = self.watch.validation
+        self.validated = None if problem is None else discretize(problem, self.steps, scheme, schedule)
 
     @property
     def steps(self) -> int:
@@ -247,10 +245,9 @@ class Run:
             self.best = (_one_level_lower(self.best[0]), self.best[1])
 
     def begin(self) -> None:
-        """Take the first state, and the scale from the start on the finest grid.
+        """Take the first state, and the scale from the start on the finest grid, or else from the first finite record.
 
-        If it is not finite there, the first finite record on that grid takes its place. An evaluation that the method
-        does not need, since it begins on a coarse grid, is not counted.
+        An evaluation that the method does not need, since it begins on a coarse grid, is not counted.
         """
         start = self.state.control
         with self.timed():

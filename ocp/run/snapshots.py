@@ -47,13 +47,7 @@ def encode(snapshot: Any) -> bytes:
 
 
 def decode(data: bytes, device: torch.device | str = "cpu") -> Any:
-    """Inverse of `encode`; tensors that were not on the CPU come to a device.
-
-    Raises
-    ------
-    ValueError
-        If the data are incomplete, have been changed, come from another version, or hold something unknown.
-    """
+    """Inverse of `encode`; tensors that were not on the CPU come to a device. ValueError for all other data."""
     line, newline, body = data.partition(b"\n")
     found = re.fullmatch(rb"ocp (\d{1,9}) \w+", line)
     if found is None:
