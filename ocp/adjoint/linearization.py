@@ -18,13 +18,7 @@ class Linearization:
     all are taken at once; only products with small matrices are left to do in turn. It serves all directions, so that a
     product with a Hessian costs less than a gradient.
 
-    Parameters
-    ----------
-    discretization : Discretization
-    states, path : Tensor
-        The trajectory, shape (N + 1, batch, *state), and its control, shape (N, m).
-    p : Tensor
-        The costate at the end.
+    It needs the trajectory, shape (N + 1, batch, *state), its control, shape (N, m), and the costate p at the end.
     """
 
     def __init__(self, discretization: Discretization, states: Tensor, path: Tensor, p: Tensor):

@@ -54,16 +54,8 @@ def adjoint(
 ) -> FlatControl:
     """Costate sweep p_k = dPsi/dx^T p_{k+1} + dL/dx; returns the exact derivative of the discrete objective.
 
-    Parameters
-    ----------
-    discretization : Discretization
-    control : Tensor
-    states : Tensor or Tape
-        What `forward` wrote for this control. A tape serves one adjoint sweep.
-    costates : Tensor, optional
-        Overwritten with p_0, ..., p_N.
-    out : Tensor, optional
-        Storage for the derivative, a dual vector.
+    The states or the tape are what `forward` wrote for this control; a tape serves one adjoint sweep. Writes
+    p_0, ..., p_N to ``costates`` and the derivative, a dual vector, to ``out``, if given.
     """
     problem, space = discretization.problem, discretization.space
     q, end = space.parameters(control), states[-1] if isinstance(states, Tensor) else states.end

@@ -35,7 +35,7 @@ class _Bound(NamedTuple):
 
 
 class Taped:
-    """A `Tape` for problems and integrators that are `Traceable`; with ``bindable``, dynamics are `Bindable`.
+    """A `Tape` for problems and integrators that are `Traceable`, with ``bindable`` also `Bindable` dynamics.
 
     Recording each step by itself would cost more than the operations of a small step; recording all of them at once,
     their memory. So autograd records segments of steps. The states are in ``storage``, (steps + 1, batch, *state).
