@@ -56,7 +56,7 @@ class Cycle:
     smoother : Method
         Its memory of each level survives from cycle to cycle.
     factor : int
-        Ratio of the steps of neighboring grids.
+        Ratio of the steps of neighboring grids, where ``levels`` is a number.
     shape : str
         ``"V"``, ``"W"`` or ``"F"``.
     pre, post, coarsest : int
@@ -176,10 +176,10 @@ class Cycle:
         return None if trial is None else trial.point
 
     def _smooth(self, point: Evaluation, steps: int, notes: Notes, floor: float = -inf) -> tuple[Evaluation, Status]:
-        """Smoothing steps, at most as many as given.
+        """At most ``steps`` smoothing steps.
 
-        On a model they stay in its ball, and end at its boundary, where the model is not finite, and when one decreases
-        it by less than ``floor`` per work unit.
+        On a model they stay in its ball. They end at its boundary, where the model is not finite, and when one
+        decreases it by less than ``floor`` per work unit.
         """
         level, objective = self._level(point, notes), point.objective
         method, state = self._method(level.solved), State(point, level.smoother)
@@ -204,8 +204,8 @@ class Cycle:
         objective, n = point.objective, point.objective.space.grid.steps
         solved = self.solver is not None and n < objective.work.steps
         if n not in notes.levels or notes.levels[n].solved != solved:
-            radius, patience = max(1.0, objective.space.norm(point.control)), self.visits.patience
-            fresh = Level(None, radius, patience, patience)
+            patience = self.visits.patience
+            fresh = Level(None, max(1.0, objective.space.norm(point.control)), patience, patience)
             memory = self._method(solved).init(objective, point).memory
             notes.levels[n] = replace(notes.levels.get(n, fresh), smoother=memory, solved=solved)
         return notes.levels[n]

@@ -64,12 +64,10 @@ class Nested:
 
     Parameters
     ----------
-    levels : int or sequence of int
-        Number of grids, or their numbers of steps, the finest first.
+    levels, factor, interpolation
+        The hierarchy of grids; see `Cycle`.
     method : Method
         What works on each grid: a smoother, or a `Cycle` with the same levels.
-    factor : int
-    interpolation : callable
     refine : Refinement
         `Measured`, `Settled` or `Scheduled`.
     """
@@ -102,10 +100,9 @@ class Nested:
         stay, inner = state.memory, replace(state, memory=state.memory.memory)
         if state.status not in (Status.CONVERGED, Status.NOT_FINITE):
             inner = self.method.step(state.point.objective, inner)
-        stay = replace(stay, memory=inner.memory)
+        stay, coarse, level = replace(stay, memory=inner.memory), inner.point, state.level - 1
         if state.level == 0:
             return replace(inner, memory=stay)
-        coarse, level = inner.point, state.level - 1
         found = self._prolonged(objective, level, coarse.control)
         progress, refine = self.refine.observe(stay.progress, coarse, found)
         if not refine and inner.status is Status.RUNNING:

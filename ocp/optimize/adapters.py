@@ -92,16 +92,10 @@ def _array(vector: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TorchOptimizer(Method):
-    """Any ``torch.optim`` class as a method.
+    """Any ``torch.optim`` class as a method; ``options`` are its keyword arguments.
 
     It gets the gradient, not the derivative, so that a learning rate means the same on every grid. With bounds, it sees
-    the objective at the projected control, and the control is projected after each step. Its state dictionary is the
-    memory; on a finer grid it begins anew.
-
-    Parameters
-    ----------
-    optimizer, options : callable, mapping
-        For example ``torch.optim.Adam``, and its keyword arguments.
+    projected controls only, and each step is projected. On a finer grid it begins anew.
 
     Examples
     --------

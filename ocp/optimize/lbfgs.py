@@ -33,11 +33,11 @@ class LBFGS:
     Parameters
     ----------
     pairs : int
-        How many pairs are kept. With 20 the spiral and the peaks took 4 % less work than with 10 (median of six seeds),
-        and even less near the optimum; 30 gained 2 % more.
+        At most this many are kept. With 20 the spiral and the peaks took 4 % less work than with 10 (median of six
+        seeds), and even less near the optimum; 30 gained 2 % more.
     search : LineSearch
     curvature : float
-        A pair is kept if <s, y> >= curvature |s| |y|, with y in the dual norm.
+        A pair is kept if <s, y> > curvature |s| |y|, with y in the dual norm.
     """
 
     pairs: int = 20
@@ -56,7 +56,7 @@ class LBFGS:
         d, free = free_part(state.point)
         direction = -self._solve(space, self._on(space, pairs, free), d)
         if free is not None and objective.box is not None:
-            # An entry at its bound that the model would push out of the box is held, and the others know it.
+            # Hold the entries at their bounds that the model would push out of the box, and solve for the others again.
             held = objective.box.inward(state.control, direction) != direction
             if bool(held.any()):
                 free = free & ~held

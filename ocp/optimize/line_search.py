@@ -68,8 +68,8 @@ class _Curve:
 def _interpolate(width: float, slope: float, rise: float) -> float:
     """Minimizer between 0 and ``width`` of the parabola with this slope at 0 and this rise at ``width``.
 
-    It is kept off both ends by the safeguards of Dennis & Schnabel (1983), algorithm A6.3.1, 0.1 and 0.5. Where the
-    rise is not finite there is no parabola, and the smaller one is used.
+    The safeguards 0.1, used alone where the rise is not finite, and 0.5 are those of Dennis & Schnabel (1983),
+    algorithm A6.3.1.
     """
     curvature = rise - slope * width
     if not isfinite(curvature):

@@ -46,8 +46,7 @@ class _Leg(NamedTuple):
 class Polygon:
     """The iterates of the conjugate gradients and the lines between them.
 
-    Along it the distance from 0 grows and the model decreases. So the step for a shorter radius lies on the polygon,
-    too: Steihaug (1983), theorem 2.1.
+    On it lies the step for each shorter radius, too: Steihaug (1983), theorem 2.1.
     """
 
     space: ControlSpace
@@ -71,13 +70,6 @@ def steihaug(
     leads out, is followed to the boundary. A first product that is not finite counts as no curvature, a later one ends
     the path. Steihaug (1983), "The conjugate gradient method and trust regions in large scale optimization"; Nocedal &
     Wright (2006), algorithm 7.2, with the Riesz map as preconditioner.
-
-    Examples
-    --------
-    >>> from ocp.space.grid import TimeGrid
-    >>> space = ControlSpace(TimeGrid(horizon=1.0, steps=2), control_size=1)
-    >>> steihaug(lambda s: space.dual(2 * s), torch.tensor([-1.0, 0.0]), space, 10.0, 1e-6, 5).within(10.0)
-    Step(displacement=tensor([1., 0.]), change=-0.5)
     """
     legs: list[_Leg] = []
     tolerance = max(tolerance, torch.finfo(d.dtype).eps)
@@ -87,10 +79,9 @@ def steihaug(
     while len(legs) < limit:
         image = product(direction)
         curvature = float(torch.dot(direction, image))
-        if not isfinite(curvature):
-            if legs:
-                break
-            curvature = 0.0
+        if legs and not isfinite(curvature):
+            break
+        curvature = curvature if isfinite(curvature) else 0.0
         # The slope of the model along the direction is minus the square of the residual.
         length, reach = square / curvature if curvature > 0 else inf, space.reach(iterate, direction, radius)
         legs.append(_Leg(iterate, change, direction, -square, curvature, min(length, reach)))
@@ -125,9 +116,9 @@ class TrustRegion:
         A step is accepted from the first share on; above the second the radius grows, if the step reached it. Nocedal &
         Wright (2006), algorithm 4.1.
     shrink, grow : float
-        The growth is that of Lin & More (1999), "Newton's method for large bound-constrained optimization problems",
-        section 5. Trials are cheap compared with products, so 0.5 replaces the usual 0.25 for shrinking; tuned on the
-        swing-up of a pendulum.
+        Trials are cheap compared with products, so the radius shrinks by 0.5, not the usual 0.25; tuned on the swing-up
+        of a pendulum. It grows as in Lin & More (1999), "Newton's method for large bound-constrained optimization
+        problems", section 5.
     """
 
     accept: float = 0.25
@@ -160,13 +151,12 @@ class TrustRegion:
 
 def _allowed(start: Evaluation, step: Step) -> tuple[Evaluation, float]:
     """Where a step leads within the domain of the objective and its bounds, with the change predicted there."""
-    objective = start.objective
-    limit = objective.step_limit(start.control, step.displacement)
+    limit = start.objective.step_limit(start.control, step.displacement)
     straight = torch.add(start.control, step.displacement, alpha=min(1.0, limit))
-    control = feasible(straight, objective.box)
-    whole = limit >= 1 and control is straight
-    change = step.change if whole else float(torch.dot(start.derivative, control - start.control)) / 2
-    return objective.at(control), change
+    control = feasible(straight, start.objective.box)
+    cut = limit < 1 or control is not straight
+    change = float(torch.dot(start.derivative, control - start.control)) / 2 if cut else step.change
+    return start.objective.at(control), change
 
 
 @dataclass(frozen=True)

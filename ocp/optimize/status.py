@@ -49,13 +49,7 @@ class Status(Enum):
 
 
 class SolveError(RuntimeError):
-    """A solve that did not succeed, raised on request by `Result.require_success`.
-
-    Attributes
-    ----------
-    result : Result
-        Everything computed before the run ended; nothing is lost.
-    """
+    """A solve that did not succeed, raised by `Result.require_success`; its ``result`` holds all that was computed."""
 
     def __init__(self, result: Result):
         super().__init__(f"{result.status.name}: {result.message}")
