@@ -9,6 +9,7 @@ import hashlib
 import io
 import pickle
 import re
+from threading import Lock
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ VERSION = 3
 #: What a snapshot may hold in addition to tensors, numbers, strings and containers of them.
 ALLOWED = (Level, Progress, Record, Scale, Stay, Visit)
 
+#: ``safe_globals`` extends and restores a list that all threads share.
+_ALLOWING = Lock()
+
 
 def encode(snapshot: Any) -> bytes:
     """A snapshot as bytes; TypeError if it holds something that could not be read again."""
@@ -36,7 +40,7 @@ def encode(snapshot: Any) -> bytes:
     try:
         torch.save(snapshot, buffer)
         buffer.seek(0)
-        with safe_globals(list(ALLOWED)):
+        with _ALLOWING, safe_globals(list(ALLOWED)):
             refused = get_unsafe_globals_in_checkpoint(buffer)
     except (AttributeError, pickle.PicklingError, TypeError) as error:
         refused = [str(error)]
@@ -63,7 +67,7 @@ def decode(data: bytes, device: torch.device | str = "cpu") -> Any:
         return storage if location == "cpu" else storage.to(device=torch.device(device))
 
     try:
-        with safe_globals(list(ALLOWED)):
+        with _ALLOWING, safe_globals(list(ALLOWED)):
             return torch.load(io.BytesIO(body), map_location=place, weights_only=True)
     except Exception as error:  # forged bytes can provoke any
         raise ValueError(f"expected what was saved, got {type(error).__name__}: {error}") from error
