@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import check_finite, uncompiled
+from ocp.problem.boundary import call, check_finite, uncompiled
 from ocp.problem.functions import hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import InitialState
@@ -47,10 +47,10 @@ class StateFunction:
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, q: Parameters) -> BatchState:
-        return self.function(q)
+        return call("initial_state", self.function, q=q)
 
     def vjp(self, q: Parameters, p: BatchState) -> Parameters:
-        return pullback(self.function, (q,), p)[0]
+        return pullback(self, (q,), p)[0]
 
     def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
         return jvp(uncompiled(self.function), (q,), (dq,))[1]

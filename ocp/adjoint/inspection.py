@@ -1,0 +1,202 @@
+"""Whether the pieces of a problem are what they have to be, found out by evaluating each of them a few times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp.problem.boundary import call, identical, same
+from ocp.problem.control_problem import ControlProblem
+from ocp.problem.costs import RunningFunction, TerminalFunction
+from ocp.problem.differences import disagreement, nearby
+from ocp.problem.dynamics import FunctionDynamics
+from ocp.problem.initial_state import StateFunction
+from ocp.problem.protocols import Checked
+
+__all__ = ["disagreements", "inspect_initial_state", "inspect_pieces"]
+
+#: Pieces whose derivatives are those of autograd.
+FUNCTIONS = (FunctionDynamics, RunningFunction, StateFunction, TerminalFunction)
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A piece with the arguments of one evaluation.
+
+    Attributes
+    ----------
+    call, derivative : str
+        How value and derivative are written: ``f(t, x, u)`` and ``vjp(t, x, u, p)``.
+    pull : callable
+        From the arguments, and a cotangent unless the value is a scalar, to the derivatives.
+    """
+
+    name: str
+    call: str
+    derivative: str
+    piece: Callable[..., Any]
+    pull: Callable[..., Any]
+    arguments: Mapping[str, Tensor]
+    t: float | None = None
+
+    @property
+    def scalar(self) -> bool:
+        return self.derivative.startswith("derivative")
+
+    def value(self, *arguments: Tensor) -> Tensor:
+        """The value, with errors that name the piece."""
+        times = () if self.t is None else (self.t,)
+        names = [*("t" for _ in times), *self.arguments]
+        try:
+            return call(self.name, self.piece, **dict(zip(names, (*times, *arguments), strict=True)))
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # of torch, for shapes, types, devices
+            raise self._explained(error) from error
+
+    def pullback(self, cotangent: Tensor, *arguments: Tensor) -> tuple[Any, ...]:
+        """The derivatives, with errors that name the piece, times the cotangent where the value is a scalar."""
+        times = () if self.t is None else (self.t,)
+        try:
+            found = self.pull(*times, *arguments, *(() if self.scalar else (cotangent,)))
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            raise self._explained(error) from error
+        return (found,) if len(self.arguments) == 1 else found
+
+    def _explained(self, error: Exception) -> ValueError:
+        shapes = " and ".join(f"{name} of shape {tuple(a.shape)}" for name, a in self.arguments.items())
+        given = shapes if self.t is None else f"t, {shapes}"
+        hint = next((hint for sign, hint in HINTS.items() if sign in str(error)), "")
+        return ValueError(
+            f"{self.name}: expected {self.call} to take {given}, got {type(error).__name__}: {error}{hint}"
+        )
+
+
+#: What an error of Python or torch mostly means here.
+HINTS = {
+    "must be Tensor, not float": "; t is a float: write math.sin(t), or torch.as_tensor(t)",
+    "numpy()": "; write it in operations of torch, which autograd can follow",
+    "positional argument": "; costs of problems with parameters take q, and parameter_size says how many there are",
+}
+
+
+def _pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, t: float = 0.0) -> Iterator[_Piece]:
+    f, X0, L, Phi = problem.dynamics, problem.initial_state, problem.running_cost, problem.terminal_cost
+    yield _Piece("initial_state", "X0(q)", "vjp(q, p)", X0, X0.vjp, {"q": q})
+    yield _Piece("dynamics", "f(t, x, u)", "vjp(t, x, u, p)", f, f.vjp, {"x": x, "u": u}, t)
+    if L is not None:
+        yield _Piece("running_cost", "L(t, x, u)", "derivative(t, x, u)", L, L.derivative, {"x": x, "u": u}, t)
+    if Phi is not None:
+        written = "Phi(x, q)" if len(q) else "Phi(x)"
+        yield _Piece("terminal_cost", written, "derivative(x, q)", Phi, Phi.derivative, {"x": x, "q": q})
+
+
+def inspect_initial_state(problem: ControlProblem, q: Tensor) -> Tensor:
+    """The initial state, after the piece that gives it was inspected."""
+    piece = next(_pieces(problem, q, q, q))
+    _inspect(piece, lambda x: "" if _is_state(x) else "a floating-point tensor of shape (batch, *state)")
+    x = piece.value(q)
+    if not x.numel():
+        hint = "; a function of q requires parameter_size" if isinstance(problem.initial_state, StateFunction) else ""
+        raise ValueError(f"initial_state: expected at least one sample and number, got shape {tuple(x.shape)}{hint}")
+    return x
+
+
+def inspect_pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> None:
+    """Evaluate dynamics and costs, and their derivatives, at one point.
+
+    Raises
+    ------
+    ValueError
+        If a piece fails, returns the wrong shape or type, changes its arguments, differs when called again, or, being a
+        function that autograd differentiates, has a derivative that disagrees with its values. The message names it.
+    """
+    _, f, *costs = _pieces(problem, q, x, u)
+    fits = f"f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}"
+    _inspect(f, lambda y: "" if isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype else fits)
+    for cost in costs:
+        _inspect(cost, lambda y: "" if _is_number(y) else "a scalar tensor of shape ()")
+    for piece in _disagreeing(problem, q, x, u):
+        if isinstance(piece[0].piece, FUNCTIONS):
+            raise ValueError(
+                f"{piece[0].name}: expected operations that autograd can follow, got the derivative {piece[1]}"
+            )
+
+
+def disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[str]:
+    """Sentences on pieces whose derivatives, written by hand, disagree with differences of their values."""
+    for piece, found in _disagreeing(problem, q, x, u):
+        yield f"{piece.name} has the derivative {found}"
+
+
+def _disagreeing(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[tuple[_Piece, str]]:
+    """Pieces whose derivative disagrees with differences, at two times and near the given point."""
+    q, x, u = nearby({"q": q, "x": x, "u": u}).values()
+    for t in (0.0, 0.4 * problem.horizon):
+        for piece in _pieces(problem, q, x, u, t):
+            if t > 0 and piece.t is None:
+                continue
+            with torch.no_grad():
+                found = disagreement(piece.value, partial(_scaled, piece), piece.arguments)
+            if found:
+                yield piece, found
+
+
+def _scaled(piece: _Piece, cotangent: Tensor) -> tuple[Tensor, ...]:
+    found = piece.pullback(cotangent, *(a.clone() for a in piece.arguments.values()))
+    return tuple(cotangent * part for part in found) if piece.scalar else found
+
+
+def _inspect(piece: _Piece, lacks: Callable[[Any], str]) -> None:
+    """Evaluate a piece twice and its derivative once; ``lacks`` says what its value should be if it is not."""
+    if isinstance(piece.piece, Checked):
+        piece.piece.check(*(() if piece.t is None else (piece.t,)), *piece.arguments.values())
+    with torch.no_grad():
+        copies = {name: a.clone() for name, a in piece.arguments.items()}
+        y = piece.value(*copies.values())
+        if expected := lacks(y):
+            raise ValueError(f"{piece.name}: expected {expected}, got {_describe(y)}{_advice(piece, y)}")
+        if not same(piece.value(*copies.values()), y):
+            raise ValueError(f"{piece.name}: expected a deterministic function, got two values at the same arguments")
+    _refuse_changes(piece, copies, piece.call)
+    found = piece.pullback(torch.ones_like(y), *copies.values())
+    shapes = [tuple(a.shape) for a in copies.values()]
+    if [tuple(entry.shape) if isinstance(entry, Tensor) else None for entry in found] != shapes:
+        got = ", ".join(_describe(entry) for entry in found)
+        raise ValueError(
+            f"{piece.name}: expected {piece.derivative} to return what has the shapes of {', '.join(copies)}, "
+            f"{shapes}, got {got}"
+        )
+    _refuse_changes(piece, copies, piece.derivative)
+
+
+def _refuse_changes(piece: _Piece, copies: Mapping[str, Tensor], written: str) -> None:
+    changed = [name for name, a in piece.arguments.items() if not identical(a, copies[name])]
+    if changed:
+        raise ValueError(
+            f"{piece.name}: expected {written} to leave its arguments unchanged, got {', '.join(changed)} changed"
+        )
+
+
+def _advice(piece: _Piece, y: Any) -> str:
+    if not isinstance(y, Tensor):
+        return ""
+    if piece.scalar:
+        return "; its real part may be what is meant" if y.is_complex() else "; sum or average over the batch"
+    forgotten = "u" in piece.arguments and y.shape == piece.arguments["u"].shape
+    return "; u has no batch dimension: if f is u alone, write u.expand_as(x)" if forgotten else ""
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.ndim >= 2 and x.is_floating_point()
+
+
+def _is_number(y: Any) -> bool:
+    return isinstance(y, Tensor) and y.shape == () and y.is_floating_point()
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
