@@ -70,6 +70,8 @@ class _Piece:
         shapes = " and ".join(f"{name} of shape {tuple(a.shape)}" for name, a in self.arguments.items())
         given = shapes if self.t is None else f"t, {shapes}"
         hint = next((hint for sign, hint in HINTS.items() if sign in str(error)), "")
+        if self.name == "terminal_cost" and "positional argument" in str(error):
+            hint = "; it is Phi(x, q) if parameter_size > 0, otherwise Phi(x)"
         return ValueError(
             f"{self.name}: expected {self.call} to take {given}, got {type(error).__name__}: {error}{hint}"
         )
@@ -79,7 +81,6 @@ class _Piece:
 HINTS = {
     "must be Tensor, not float": "; t is a float: write math.sin(t), or torch.as_tensor(t)",
     "numpy()": "; write it in operations of torch, which autograd can follow",
-    "positional argument": "; costs of problems with parameters take q, and parameter_size says how many there are",
 }
 
 
@@ -120,7 +121,7 @@ def inspect_pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> 
     for cost in costs:
         _inspect(cost, lambda y: "" if _is_number(y) else "a scalar tensor of shape ()")
     for piece in _disagreeing(problem, q, x, u):
-        if isinstance(piece[0].piece, FUNCTIONS):
+        if type(piece[0].piece) in FUNCTIONS:  # not one whose derivatives are overridden
             raise ValueError(
                 f"{piece[0].name}: expected operations that autograd can follow, got the derivative {piece[1]}"
             )

@@ -46,7 +46,7 @@ def disagreement(
             moved = {n: a + step * direction if n == name else a for n, a in arguments.items()}
             return float((cotangent * (value(*moved.values()) - y)).double().sum())
 
-        steps = [length * eps ** (1 / 3) * (float(argument.abs().max()) or 1.0) for length in LENGTHS]
+        steps = [length * eps ** (1 / 3) * _size(argument) for length in LENGTHS]
         ends = [(change(step), change(-step)) for step in steps]
         longer, quotient = ((a - b) / (2 * step) for (a, b), step in zip(ends, steps, strict=True))
         bends = [abs(a + b) / step for (a, b), step in zip(ends, steps, strict=True)]
@@ -60,10 +60,12 @@ def disagreement(
 def nearby(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Arguments nearby, in which no zero hides a dependence."""
     generator = torch.Generator().manual_seed(1)
-    return {
-        n: a + 0.01 * (float(a.abs().max()) or 1.0) * _normal(a, generator) if a.numel() else a
-        for n, a in arguments.items()
-    }
+    return {n: a + 0.01 * _size(a) * _normal(a, generator) for n, a in arguments.items()}
+
+
+def _size(tensor: Tensor) -> float:
+    """The largest entry, or 1 where all are zero."""
+    return (float(tensor.abs().max()) or 1.0) if tensor.numel() else 1.0
 
 
 def _normal(tensor: Tensor, generator: torch.Generator) -> Tensor:

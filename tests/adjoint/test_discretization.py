@@ -162,7 +162,7 @@ def test_pieces_that_fit_pass_the_check(changes):
         ),
         ({"terminal_cost": lambda x: 1.0}, r"terminal_cost: expected a scalar tensor of shape \(\), got float"),
         ({"running_cost": lambda t, x, u: u}, r"running_cost: expected a scalar tensor .*, got shape \(2,\)"),
-        ({"dynamics": lambda t, x, u: x @ x}, r"dynamics: expected to take x of .*, got RuntimeError"),
+        ({"dynamics": lambda t, x, u: x @ x}, r"dynamics: expected f\(t, x, u\) to take t, x of .*, got RuntimeError"),
         ({"running_cost": lambda t, x, u: 0.0}, r"running_cost: expected a scalar tensor of shape \(\), got float"),
     ],
     ids=["shape", "type", "terminal shape", "terminal number", "running shape", "product", "running number"],

@@ -303,6 +303,7 @@ def test_a_run_goes_on_with_another_number_of_processes(again, tmp_path):
         return part(process, 16, True)
 
     for result in together(again, job) if again > 1 else [job(SERIAL)]:
+        assert not isinstance(result, Exception), result
         assert result.value == pytest.approx(whole.value, rel=1e-9)
         assert result.iterations == whole.iterations
 

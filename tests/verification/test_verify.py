@@ -30,6 +30,9 @@ from ocp import (
     verify,
 )
 from ocp.adjoint import sweeps
+from ocp.adjoint.discretization import Discretization
+from ocp.integrators.integrator import INTEGRATORS
+from ocp.objective.reduced import ReducedObjective
 from ocp.problem.initial_state import StateFunction
 from ocp.problem.layers import RELU, SMOOTH_RELU, Antisymmetric, Convolution, Dense
 from ocp.run.json_files import write
@@ -289,9 +292,14 @@ def test_an_adjoint_one_step_off_is_caught(name, monkeypatch):
 
 
 def test_a_control_cut_off_from_the_derivative_is_caught():
-    cut = FunctionDynamics(lambda t, x, u: u.detach() - x, control_size=1)
-    problem = ControlProblem(cut, inputs(1, 2), lambda x: x.square().sum())
-    assert "Taylor order with the derivative" in failed(verify(discretize(problem, 8)))
+    cut = Discretization(
+        ControlProblem(lambda t, x, u: u.detach() - x, inputs(1, 2), lambda x: x.square().sum(), control_size=1),
+        TimeGrid(1.0, 8),
+        INTEGRATORS["euler"],
+    )
+    assert "Taylor order with the derivative" in failed(verify(ReducedObjective(cut)))
+    with pytest.raises(ValueError, match=r"dynamics: expected operations that autograd can follow, got .* 0 by u"):
+        discretize(cut.problem, 8)
 
 
 @dataclass(frozen=True)
