@@ -316,11 +316,26 @@ BLIND = {
 }
 
 
-@every_method
+@pytest.mark.parametrize("start", [0.0, 2.0, -1e3])
 @pytest.mark.parametrize("pieces", BLIND.values(), ids=BLIND.keys())
-@pytest.mark.cover(1)
-def test_a_derivative_that_is_zero_where_values_change_is_no_success(method, pieces):
-    result = minimize(cubic(**pieces), N, method)
+def test_functions_that_autograd_cannot_follow_are_refused(pieces, start):
+    with pytest.raises(ValueError, match=r"(dynamics|terminal_cost): expected operations that autograd can follow"):
+        minimize(cubic(start=start, **pieces), N, LBFGS())
+
+
+class Blind:
+    """A cost with a derivative written by hand, which is forgotten."""
+
+    def __call__(self, x, q):
+        return x.square().sum()
+
+    def derivative(self, x, q):
+        return torch.zeros_like(x), torch.zeros_like(q)
+
+
+@every_method
+def test_a_derivative_that_is_zero_where_values_change_is_no_success(method):
+    result = minimize(cubic(terminal_cost=Blind(), running_cost=None), N, method)
     assert result.status is Status.WRONG_DERIVATIVE
     assert result.iterations == 0
     assert "need not be a minimum" not in result.message
@@ -366,14 +381,15 @@ def test_single_precision_ends_at_its_limit_and_says_so(method, problem):
     assert result.iterations < 300
 
 
-class Noise:
-    """A relative error of 1e-4 in every value, and in its derivative."""
+def noisy(x):
+    """A cost with a relative error of 1e-4 that looks random, and is not in the derivative."""
+    return x.square().sum() * (1 + 1e-4 * torch.sin(1e17 * x.detach()).sum())
 
-    def __init__(self):
-        self.generator = torch.Generator().manual_seed(0)
 
-    def __call__(self, x):
-        return x.square().sum() * (1 + 1e-4 * torch.randn((), generator=self.generator, dtype=torch.float64))
+def test_a_random_function_is_refused():
+    random = cubic(terminal_cost=lambda x: x.square().sum() * (1 + 1e-4 * torch.randn(())))
+    with pytest.raises(ValueError, match="terminal_cost: expected a deterministic function"):
+        discretize(random, N)
 
 
 @every_method
@@ -382,7 +398,7 @@ class Noise:
 def test_a_noisy_objective_is_no_false_success(method, tolerance):
     right = discretize(PROBLEM, N)
     start = right.space.dual_norm(right.derivative(right.discretization.start()))
-    result = minimize(cubic(terminal_cost=Noise()), N, method, stop=Stop(tolerance=tolerance, max_iterations=100))
+    result = minimize(cubic(terminal_cost=noisy), N, method, stop=Stop(tolerance=tolerance, max_iterations=100))
     true = right.space.dual_norm(right.derivative(result.control))
     assert not result.success or true <= 2 * tolerance * start
     assert result.status is not Status.WRONG_DERIVATIVE
