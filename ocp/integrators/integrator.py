@@ -108,7 +108,8 @@ def as_integrator(integrator: Integrator | str) -> Integrator:
     Raises
     ------
     ValueError
-        If no integrator has this name.
+        If no integrator has this name, or one of your own has the name of another scheme in `INTEGRATORS`: results and
+        checkpoints know integrators by their names.
     TypeError
         If it is something else.
     """
@@ -119,4 +120,12 @@ def as_integrator(integrator: Integrator | str) -> Integrator:
     if isinstance(integrator, type) or not isinstance(integrator, Integrator):
         got = f"the class {integrator.__name__}" if isinstance(integrator, type) else type(integrator).__name__
         raise TypeError(f"integrator: expected an integrator such as RungeKutta(tableau), or a name, got {got}")
+    known = INTEGRATORS.get(integrator.name)
+    if known is not None and _scheme(known) != _scheme(integrator):
+        raise ValueError(f"integrator: expected a name of its own for another scheme than ours, got {known.name!r}")
     return integrator
+
+
+def _scheme(integrator: Integrator) -> object:
+    """What two integrators of one scheme have in common."""
+    return integrator.tableau if isinstance(integrator, RungeKutta) else type(integrator)

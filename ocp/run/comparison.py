@@ -124,8 +124,7 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
         processes=run.processes,
     )
     if study.test is not None:
-        assert result.control is not None
-        result = replace(result, test_accuracy=accuracy(study.test, result.control, integrator))
+        result = replace(result, test_accuracy=accuracy(study.test, result))
     return result.describe(
         problem=name,
         label=run.label,

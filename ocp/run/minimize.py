@@ -23,6 +23,7 @@ from ocp.multilevel.nested import MGOPT
 from ocp.objective.evaluation import free_part
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
+from ocp.objective.solution import control_and_scheme
 from ocp.optimize.method import Method, State, as_method
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
@@ -301,9 +302,25 @@ def _shared(objective: ReducedObjective, processes: Processes) -> ReducedObjecti
     return ReducedObjective(objective.discretization, schedule=objective.schedule, processes=processes)
 
 
-def accuracy(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> float:
-    """Fraction of the problem's samples whose class a control predicts; ValueError if its cost has no classes."""
-    return classified(discretize(problem, control.space.grid.steps, integrator), control)
+def accuracy(problem: ControlProblem, solution: Result | Control, integrator: Integrator | str | None = None) -> float:
+    """Fraction of the problem's samples whose class a trained network predicts.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+        With the same network, possibly on other samples.
+    solution : Result or Control
+    integrator : str or Integrator, optional
+        The one with which the control was found. A result knows it; with a `Control` alone it is required.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the cost of the problem has no classes, the control belongs to another problem, or the integrator is missing
+        or not that of the result.
+    """
+    control, scheme = control_and_scheme(solution, integrator)
+    return classified(discretize(problem, control.space.grid.steps, scheme), control)
 
 
 def _words(record: Record) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from ocp.adjoint.trajectory import Trajectory
-from ocp.integrators.integrator import Integrator
+from ocp.integrators.integrator import INTEGRATORS, Integrator, as_integrator
 from ocp.objective.reduced import discretize
+from ocp.objective.solution import control_and_scheme
 from ocp.optimize.method import Visit
 from ocp.optimize.status import SolveError, Status
 from ocp.problem.control_problem import ControlProblem
@@ -125,11 +126,13 @@ class Result:
     counts : mapping
         How often each of `EVENTS` happened.
     about : mapping
-        What was run: steps, integrator, recipe (of the method), tolerance, target and whether it was reached, dtype,
-        device; ``start_norm``, the derivative's norm to which the tolerance is relative; ``resumed``, the iteration at
-        which the run was resumed, if it was; and whatever the caller adds.
+        What was run: steps, state_shape, integrator, recipe (of the method), tolerance, target and whether it was
+        reached, dtype, device; ``start_norm``, the derivative's norm to which the tolerance is relative; ``resumed``,
+        the iteration at which the run was resumed, if it was; and what the caller adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
+    integrator : Integrator, optional
+        The one of the run. A loaded result knows those of `INTEGRATORS`; `scheme` asks for others.
     """
 
     control: Control | None
@@ -146,6 +149,7 @@ class Result:
     test_accuracy: float | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     visits: tuple[Visit, ...] = ()
+    integrator: Integrator | None = field(default=None, compare=False)
 
     @property
     def success(self) -> bool:
@@ -162,29 +166,57 @@ class Result:
         """The same result with more in ``about``."""
         return replace(self, about={**self.about, **about})
 
+    def scheme(self, integrator: Integrator | str | None = None) -> Integrator:
+        """The integrator with which ``control`` was found.
+
+        Parameters
+        ----------
+        integrator : str or Integrator, optional
+            Required if the result was loaded and its integrator is not one of `INTEGRATORS`.
+
+        Raises
+        ------
+        ValueError
+            If the integrator is not known, or another one is given.
+        """
+        name = self.about.get("integrator")
+        if integrator is None:
+            if self.integrator is None:
+                raise ValueError(f"integrator: expected the one with which the result was found ({name}), got None")
+            return self.integrator
+        given = as_integrator(integrator)
+        if given.name != name and name is not None:
+            raise ValueError(f"integrator: expected {name}, with which the result was found, got {given.name}")
+        return given
+
     def trajectory(self, problem: ControlProblem, integrator: Integrator | str | None = None) -> Trajectory:
         """States, costates and gradient of ``control``, whose work is not counted.
+
+        For another integrator or number of steps, use ``discretize(problem, steps, integrator).trajectory(control)``.
 
         Parameters
         ----------
         problem : ControlProblem
             The one that was solved. The control is converted to its dtype and device.
         integrator : str or Integrator, optional
-            By default the one that ``about`` names; one of your own must be given again.
+            That of the result; see `scheme`.
 
         Raises
         ------
         ValueError
-            If there is no control, the problem does not fit it, or the integrator has no known name.
+            If there is no control, the problem does not fit it, or the integrator is not known.
         """
-        if self.control is None:
-            raise ValueError("control: expected a result with its control, got none")
-        space = self.control.space
-        objective = discretize(problem, space.grid.steps, integrator or str(self.about.get("integrator")))
+        control, scheme = control_and_scheme(self, integrator)
+        space = control.space
+        objective = discretize(problem, space.grid.steps, scheme)
         if objective.space != space:
             sizes = "control size {0.control_size}, parameter size {0.parameter_size} and horizon {0.grid.horizon:g}"
             raise ValueError(f"problem: expected one with {sizes.format(space)}, got {sizes.format(objective.space)}")
-        return objective.trajectory(self.control.flat.to(objective.discretization.example()[0]))
+        x = objective.discretization.example()[0]
+        shape, own = tuple(x.shape[1:]), self.about.get("state_shape")
+        if own is not None and tuple(own) != shape:
+            raise ValueError(f"problem: expected one with states of shape {tuple(own)}, got {shape}")
+        return objective.trajectory(control.flat.to(x))
 
     def __repr__(self) -> str:
         return f"Result({self.status.name}, value={self.value:.10g}, {self.iterations} iterations)"
@@ -221,7 +253,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
-        apart = ("control", "about", "visits", "history")
+        apart = ("control", "about", "visits", "history", "integrator")
         values = {name: value for name, value in vars(self).items() if name not in apart}
         values |= {"status": self.status.name, "success": self.success}
         values |= {"visits": [asdict(v) for v in self.visits], "history": [asdict(r) for r in self.history]}
@@ -231,7 +263,7 @@ class Result:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
         """Inverse of `to_dict`, without the control; a field that is missing or wrong raises a ValueError."""
-        names = {field.name for field in fields(cls)} - {"control", "about"}
+        names = {field.name for field in fields(cls)} - {"control", "about", "integrator"}
         try:
             missing = sorted(names - set(values))
             if missing:
@@ -244,7 +276,7 @@ class Result:
                 "visits": tuple(Visit(**visit) for visit in values["visits"]),
             }
             about = {name: value for name, value in values.items() if name not in names | {"success"}}
-            return cls(control=None, about=about, **own)
+            return cls(control=None, about=about, integrator=INTEGRATORS.get(about.get("integrator", "")), **own)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"result: expected what a result saved, got {type(error).__name__}: {error}") from error
 

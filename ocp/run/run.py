@@ -327,6 +327,7 @@ class Run:
             validation_accuracy=accuracy,
             about={
                 "steps": self.steps,
+                "state_shape": list(x.shape[1:]),
                 "integrator": objective.discretization.integrator.name,
                 "recipe": recipe(self.method),
                 "dtype": str(x.dtype).removeprefix("torch."),
@@ -338,6 +339,7 @@ class Run:
                 **{name: number for name, number in optional.items() if number is not None},
             },
             visits=self.state.visits,
+            integrator=objective.discretization.integrator,
         )
 
     def _notes(self, status: Status) -> Iterator[str]:
@@ -357,9 +359,11 @@ class Run:
 
 def classified(objective: ReducedObjective, control: Control) -> float:
     """Fraction of the samples whose class a control predicts."""
-    cost = objective.discretization.problem.terminal_cost
+    problem = objective.discretization.problem
+    cost = problem.terminal_cost
     if not isinstance(cost, Classifier):
         raise ValueError("problem: expected a terminal cost with an accuracy, such as CrossEntropy")
+    problem.check_space("control", control.space)
     return cost.accuracy(objective.final_state(control), control.parameters)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ocp.integrators.integrator import Integrator, as_integrator
+from ocp.integrators.integrator import Integrator
 from ocp.integrators.runge_kutta import RungeKutta
+from ocp.objective.solution import Solution, control_and_scheme
 from ocp.problem.boundary import check_finite
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Readout
@@ -189,7 +190,9 @@ def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cos
     return from_blocks(opening, children[best.start : best.stop], closing, inputs, cost, control_cost)
 
 
-def to_module(problem: ControlProblem, control: Control, integrator: Integrator | str = "euler") -> nn.Module:
+def to_module(
+    problem: ControlProblem, solution: Solution | Control, integrator: Integrator | str | None = None
+) -> nn.Module:
     """A trained network as a plain torch module, with ordinary weights, independent of this package.
 
     It predicts what opening, time steps and closing of the problem predict. It is a ``torch.fx.GraphModule`` with the
@@ -200,22 +203,24 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
     ----------
     problem : ControlProblem
         From `residual_network`, `from_blocks` or `from_sequential`.
-    control : Control
-        Typically ``result.control``; its grid gives the number of blocks.
-    integrator : str or Integrator
-        The one with which the control was found; an explicit Runge-Kutta scheme.
+    solution : Result or Control
+        Typically the result of `minimize`; the grid of its control gives the number of blocks.
+    integrator : str or Integrator, optional
+        The one with which the control was found, an explicit Runge-Kutta scheme. A result knows it; with a `Control`
+        alone it is required.
 
     Raises
     ------
     TypeError, ValueError
-        If the problem is not a network, the control belongs to another problem, or the integrator is of another kind.
+        If the problem is not a network, the control belongs to another problem, the integrator is missing, of another
+        kind or not that of the result.
 
     Examples
     --------
     >>> from ocp.problem.costs import LeastSquares
     >>> from ocp.problem.layers import Dense
     >>> problem = residual_network(torch.rand(5, 3), LeastSquares(torch.zeros(5, 4)), Dense(4), nn.Linear(3, 4))
-    >>> to_module(problem, problem.start).blocks
+    >>> to_module(problem, problem.start, "euler").blocks
     Module(
       (0): Sequential(
         (0): Linear(in_features=4, out_features=4, bias=True)
@@ -223,7 +228,7 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
       )
     )
     """
-    start, integrator = problem.initial_state, as_integrator(integrator)
+    start = problem.initial_state
     if not isinstance(start, Opening):
         raise TypeError(f"problem: expected a network, whose initial state is an Opening, got {type(start).__name__}")
     if not isinstance(problem.dynamics, Exportable):
@@ -231,18 +236,16 @@ def to_module(problem: ControlProblem, control: Control, integrator: Integrator 
             "problem: expected a network, whose dynamics have a method to_module(u), "
             f"got {type(problem.dynamics).__name__}"
         )
-    if not isinstance(integrator, RungeKutta) or not integrator.tableau.explicit:
-        name = getattr(integrator, "name", type(integrator).__name__)
-        raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {name}")
-    if not isinstance(control, Control):
-        raise TypeError(f"control: expected a Control, which knows its grid, got {type(control).__name__}")
+    control, scheme = control_and_scheme(solution, integrator)
+    if not isinstance(scheme, RungeKutta) or not scheme.tableau.explicit:
+        raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {scheme.name}")
     problem.check_space("control", control.space)
     q, last = control.parameters, problem.terminal_cost
     network = _Unrolled(
         start.module.with_parameters(q),
         [problem.dynamics.to_module(u) for u in control.path],
         last.module.with_parameters(q) if isinstance(last, Readout) else None,
-        integrator,
+        scheme,
         control.space.grid.h,
     )
     return _without_ocp(network)

@@ -378,3 +378,10 @@ def test_an_integrator_of_ones_own_is_taken_as_it_is():
 def test_a_name_that_no_integrator_has_is_refused():
     with pytest.raises(ValueError, match=r"integrator: expected one of euler, midpoint, heun, rk4.*, got 'rk5'"):
         as_integrator("rk5")
+
+
+def test_a_scheme_of_ones_own_needs_a_name_of_its_own():
+    with pytest.raises(ValueError, match=r"integrator: expected a name of its own for another scheme .*, got 'heun'"):
+        as_integrator(RungeKutta(Tableau("heun", ((), (2 / 3,)), (1 / 4, 3 / 4), order=2)))
+    constant = RungeKutta(CRANK_NICOLSON, ConstantJacobian(torch.eye(2)))
+    assert as_integrator(constant) is constant

@@ -160,7 +160,7 @@ def test_a_trained_network_of_any_kind_can_be_exported(kind, rand):
     x, y = rand(5, 3), rand(5, 3)
     problem = ocp.residual_network(x, ocp.LeastSquares(y), made(KINDS[kind]))
     result = ocp.minimize(problem, STEPS, ocp.LBFGS(), stop=ocp.Stop(max_iterations=3))
-    network = ocp.network.to_module(problem, result.control)
+    network = ocp.network.to_module(problem, result)
     assert 0.5 * (network(x) - y).square().sum().item() / 5 == pytest.approx(result.value, rel=1e-12)
 
 

@@ -387,4 +387,4 @@ def test_the_test_accuracy_of_a_chosen_grid_is_that_on_it():
     stop = Stop(max_iterations=300, tolerance=1e-2)
     result = solve("learning", learning(0), RunSpec(single, steps=Adaptive(0.5, first=2, limit=8), stop=stop))
     assert result.about["steps"] > 2
-    assert result.test_accuracy == accuracy(learning(0).test, result.control)
+    assert result.test_accuracy == accuracy(learning(0).test, result)

@@ -49,6 +49,7 @@ from ocp.adjoint import sweeps
 from ocp.objective.evaluation import optimality
 from ocp.problem.layers import Dense
 from ocp.space.bounds import as_bounds
+from ocp.training.networks import to_module
 
 X0 = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
 
@@ -279,7 +280,7 @@ def test_the_control_returned_has_reached_the_target_of_accuracy():
     start = objective.discretization.start().flat
     sure = minimize(TRAINING, 4, LBFGS(), stop=Stop(max_iterations=30)).control.flat.clone()
     objective.space.parameters(sure).mul_(30)
-    target = Target("accuracy", accuracy(VALIDATION, Control(objective.space, sure)))
+    target = Target("accuracy", accuracy(VALIDATION, Control(objective.space, sure), "euler"))
     assert objective.value(sure) > objective.value(start)
     result = minimize(TRAINING, 4, Script((sure,)), watch=Watch(validation=VALIDATION), stop=Stop(target=target))
     assert result.status is Status.TARGET
@@ -411,7 +412,7 @@ def test_the_callback_sees_every_record_with_its_control_on_the_finest_grid():
 
 def test_the_accuracies_are_those_of_the_validation_problem():
     result = minimize(TRAINING, 4, LBFGS(), watch=Watch(validation=VALIDATION), stop=Stop(max_iterations=15))
-    assert result.validation_accuracy == accuracy(VALIDATION, result.control)
+    assert result.validation_accuracy == accuracy(VALIDATION, result)
     assert result.history[0].validation_accuracy < result.validation_accuracy
     assert result.validation_accuracy > 0.8
 
@@ -730,7 +731,23 @@ def test_accuracy_needs_a_cost_that_knows_one():
     regression = residual_network(X0, LeastSquares(X0), Dense(X0.shape[1]))
     for problem in (PROBLEM, cubic(terminal_cost=LeastSquares(X0)), regression):
         with pytest.raises(ValueError, match="problem: expected a terminal cost with an accuracy"):
-            accuracy(problem, control)
+            accuracy(problem, control, "euler")
+
+
+def test_accuracy_is_that_of_the_scheme_of_the_result():
+    inputs = torch.linspace(-2.0, 2.0, 200).unsqueeze(1)
+    problem = residual_network(inputs, CrossEntropy((inputs[:, 0] > 0.3).long()), Dense(1), closing=nn.Linear(1, 2))
+    result = minimize(problem, 2, LBFGS(), integrator="rk4", stop=Stop(max_iterations=5))
+    network = to_module(problem, result)
+    right = (network(inputs).argmax(1) == problem.terminal_cost.cost.labels).double().mean().item()
+    assert accuracy(problem, result) == accuracy(problem, result.control, "rk4") == pytest.approx(right)
+    with pytest.raises(ValueError, match="integrator: expected rk4, with which the result was found, got euler"):
+        accuracy(problem, result, "euler")
+    with pytest.raises(TypeError, match="integrator: expected the one with which the control was found, got None"):
+        accuracy(problem, result.control)
+    longer = residual_network(inputs, problem.terminal_cost.cost, Dense(1), closing=nn.Linear(1, 2), horizon=2.0)
+    with pytest.raises(ValueError, match="control: expected a control on the horizon 2, got 1"):
+        accuracy(longer, result)
 
 
 # Blow-ups
@@ -962,7 +979,7 @@ def test_a_refined_run_is_validated_on_its_grids():
     )
     assert result.status is Status.CONVERGED
     assert result.about["steps"] > 2
-    assert result.validation_accuracy == accuracy(VALIDATION, result.control)
+    assert result.validation_accuracy == accuracy(VALIDATION, result)
     assert all(record.validation_accuracy is not None for record in result.history)
 
 

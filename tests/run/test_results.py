@@ -306,12 +306,31 @@ def test_a_trajectory_of_a_loaded_result_is_the_same(solved, tmp_path):
     assert torch.equal(loaded.trajectory(problem).p, solved.trajectory(problem).p)
 
 
-def test_a_trajectory_takes_an_integrator_of_ones_own():
+def test_a_result_knows_an_integrator_of_ones_own_until_it_is_saved(tmp_path):
     result = minimize(CONTROL.problem, 8, integrator=RALSTON)
-    with pytest.raises(ValueError, match=r"integrator: expected one of .*, got 'ralston'"):
-        result.trajectory(CONTROL.problem)
-    trajectory = result.trajectory(CONTROL.problem, RALSTON)
-    assert torch.equal(trajectory.x, discretize(CONTROL.problem, 8, RALSTON).trajectory(result.control).x)
+    loaded = Result.load(result.save(tmp_path))
+    expected = discretize(CONTROL.problem, 8, RALSTON).trajectory(result.control).x
+    assert torch.equal(result.trajectory(CONTROL.problem).x, expected)
+    assert torch.equal(loaded.trajectory(CONTROL.problem, RALSTON).x, expected)
+    with pytest.raises(ValueError, match=r"integrator: expected the one with .* found \(ralston\), got None"):
+        loaded.trajectory(CONTROL.problem)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_trajectory_with_another_scheme_is_refused(loaded, tmp_path):
+    result = minimize(CONTROL.problem, 8, integrator="heun")
+    result = Result.load(result.save(tmp_path)) if loaded else result
+    with pytest.raises(ValueError, match="integrator: expected heun, with which the result was found, got euler"):
+        result.trajectory(CONTROL.problem, "euler")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_problem_with_states_of_another_shape_has_no_trajectory(loaded, tmp_path):
+    result = minimize(CONTROL.problem, 8)
+    result = Result.load(result.save(tmp_path)) if loaded else result
+    other = replace(CONTROL.problem, initial_state=torch.ones(1, 3), terminal_cost=lambda x: x.sum())
+    with pytest.raises(ValueError, match=r"problem: expected one with states of shape \(1,\), got \(3,\)"):
+        result.trajectory(other)
 
 
 def test_a_trajectory_has_the_precision_of_the_problem():

@@ -170,7 +170,7 @@ def test_as_many_euler_steps_as_blocks_are_the_given_network(model):
 def test_a_network_comes_back_as_it_was_given(model):
     net, x = model
     problem = from_sequential(net, x, CrossEntropy(LABELS))
-    module = to_module(problem, problem.start)
+    module = to_module(problem, problem.start, "euler")
     assert all(map(torch.equal, module.parameters(), net.parameters()))
     close(module(x), net(x))
 
@@ -181,7 +181,7 @@ def test_taking_a_network_leaves_it_as_it_was(model, unchanged):
         problem = from_sequential(net, x, CrossEntropy(LABELS))
         objective = discretize(problem, steps=6)
         objective.derivative(objective.discretization.start())
-        module = to_module(problem, problem.start)
+        module = to_module(problem, problem.start, "euler")
         nn.functional.cross_entropy(module(x), LABELS).backward()
     assert all(p.grad is None for p in net.parameters())
 
@@ -244,7 +244,7 @@ def test_an_exported_block_is_that_of_the_user(model):
     problem = from_sequential(net, x, CrossEntropy(LABELS))
     blocks = [
         part
-        for part in to_module(problem, problem.start).modules()
+        for part in to_module(problem, problem.start, "euler").modules()
         if type(part) in (Block, nn.TransformerEncoderLayer)
     ]
     assert len(blocks) == 3
@@ -260,7 +260,7 @@ def test_the_exported_module_holds_nothing_of_this_package(trained):
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
 def test_the_exported_module_can_be_copied_and_pickled(trained, clone):
     problem, control = trained
-    x, module = problem.initial_state.inputs, to_module(problem, control)
+    x, module = problem.initial_state.inputs, to_module(problem, control, "euler")
     assert torch.equal(clone(module)(x), module(x))
 
 
@@ -282,7 +282,7 @@ def test_the_saved_module_is_loaded_where_this_package_is_not_installed(block, s
 
 def test_the_exported_module_keeps_its_weights_when_the_control_changes(rand):
     problem, control = network(BLOCKS["dense"], rand)
-    module, x = to_module(problem, control), problem.initial_state.inputs
+    module, x = to_module(problem, control, "euler"), problem.initial_state.inputs
     before = module(x)
     control.flat.zero_()
     assert torch.equal(module(x), before)
@@ -291,7 +291,7 @@ def test_the_exported_module_keeps_its_weights_when_the_control_changes(rand):
 def test_without_a_readout_the_exported_module_predicts_the_final_state(rand):
     problem, control = network(BLOCKS["dense"], rand)
     problem = replace(problem, terminal_cost=LeastSquares(rand(5, 3)))
-    module = to_module(problem, control)
+    module = to_module(problem, control, "euler")
     close(module(problem.initial_state.inputs), discretize(problem, 3).final_state(control))
 
 
@@ -352,7 +352,7 @@ def test_frozen_parameters_are_no_part_of_the_control_and_stay_what_they_are(ran
     assert verify(discretize(problem, 4)).passed
     result = minimize(problem, 4, stop=Stop(max_iterations=5))
     assert result.value < result.history[0].value
-    network = to_module(problem, result.control)
+    network = to_module(problem, result)
     found = [network.opening.weight, *(network.blocks.get_submodule(f"{k}.0").weight for k in range(4))]
     for weight, expected in zip(
         [*found, network.closing.weight], [frozen[0], *[frozen[1]] * 4, frozen[2]], strict=True
@@ -430,7 +430,7 @@ def test_a_problem_that_is_no_network_is_not_exported(rand):
     _, control = network(BLOCKS["dense"], rand)
     problem = ControlProblem(Dense(3), rand(5, 3), LeastSquares(rand(5, 3)))
     with pytest.raises(TypeError, match="problem: expected a network, whose initial state is an Opening, got Fixed"):
-        to_module(problem, control)
+        to_module(problem, control, "euler")
 
 
 def test_dynamics_that_are_no_layer_are_not_exported(rand):
@@ -438,7 +438,7 @@ def test_dynamics_that_are_no_layer_are_not_exported(rand):
     dynamics = ControlProblem(lambda t, x, u: x, rand(5, 3), Tikhonov(1.0), control_size=12).dynamics
     problem = replace(problem, dynamics=dynamics)
     with pytest.raises(TypeError, match=r"whose dynamics have a method to_module\(u\), got FunctionDynamics"):
-        to_module(problem, control)
+        to_module(problem, control, "euler")
 
 
 class Implicit:
@@ -460,9 +460,31 @@ def test_an_integrator_that_is_not_explicit_runge_kutta_is_refused(rand, integra
         to_module(*network(BLOCKS["dense"], rand), integrator)
 
 
+def test_a_result_is_exported_with_its_own_scheme(rand):
+    problem, _ = network(BLOCKS["dense"], rand)
+    result = minimize(problem, 3, integrator="rk4", stop=Stop(max_iterations=3))
+    module, x = to_module(problem, result), problem.initial_state.inputs
+    assert nn.functional.cross_entropy(module(x), LABELS).item() == pytest.approx(result.value, rel=1e-12)
+    assert not torch.allclose(module(x), to_module(problem, result.control, "euler")(x), rtol=1e-6)
+    with pytest.raises(ValueError, match="integrator: expected rk4, with which the result was found, got euler"):
+        to_module(problem, result, "euler")
+
+
+def test_a_control_alone_is_not_exported_without_an_integrator(rand):
+    with pytest.raises(TypeError, match="integrator: expected the one with which the control was found, got None"):
+        to_module(*network(BLOCKS["dense"], rand))
+
+
+def test_a_result_without_its_control_is_not_exported(rand):
+    problem, _ = network(BLOCKS["dense"], rand)
+    result = minimize(problem, 3, stop=Stop(max_iterations=0))
+    with pytest.raises(ValueError, match="control: expected a result with its control, got none"):
+        to_module(problem, replace(result, control=None))
+
+
 def test_a_control_without_grid_is_refused(rand):
     problem, control = network(BLOCKS["dense"], rand)
-    with pytest.raises(TypeError, match="control: expected a Control, which knows its grid, got Tensor"):
+    with pytest.raises(TypeError, match="control: expected a Result, or a Control with its grid, got Tensor"):
         to_module(problem, control.flat)
 
 
@@ -472,4 +494,4 @@ def test_a_control_of_another_problem_is_refused(rand):
     with pytest.raises(
         ValueError, match="control: expected a control with 12 numbers per step and 17 parameters, got 28 and 17"
     ):
-        to_module(problem, other)
+        to_module(problem, other, "euler")
