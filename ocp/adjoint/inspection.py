@@ -17,6 +17,7 @@ from ocp.problem.differences import disagreement, nearby
 from ocp.problem.dynamics import FunctionDynamics
 from ocp.problem.initial_state import StateFunction
 from ocp.problem.protocols import Checked
+from ocp.space.control import time_hint
 
 __all__ = ["disagreements", "inspect_initial_state", "inspect_pieces"]
 
@@ -69,7 +70,7 @@ class _Piece:
     def _explained(self, error: Exception) -> ValueError:
         shapes = " and ".join(f"{name} of shape {tuple(a.shape)}" for name, a in self.arguments.items())
         given = shapes if self.t is None else f"t, {shapes}"
-        hint = next((hint for sign, hint in HINTS.items() if sign in str(error)), "")
+        hint = time_hint(error) or next((hint for sign, hint in HINTS.items() if sign in str(error)), "")
         if self.name == "terminal_cost" and "positional argument" in str(error):
             hint = "; it is Phi(x, q) if parameter_size > 0, otherwise Phi(x)"
         return ValueError(
@@ -79,7 +80,6 @@ class _Piece:
 
 #: What an error of Python or torch mostly means here.
 HINTS = {
-    "must be Tensor, not float": "; t is a float: write math.sin(t), or torch.as_tensor(t)",
     "numpy()": "; write it in operations of torch, which autograd can follow",
 }
 
@@ -101,8 +101,7 @@ def inspect_initial_state(problem: ControlProblem, q: Tensor) -> Tensor:
     _inspect(piece, lambda x: "" if _is_state(x) else "a floating-point tensor of shape (batch, *state)")
     x = piece.value(q)
     if not x.numel():
-        hint = "; a function of q requires parameter_size" if isinstance(problem.initial_state, StateFunction) else ""
-        raise ValueError(f"initial_state: expected at least one sample and number, got shape {tuple(x.shape)}{hint}")
+        raise ValueError(f"initial_state: expected at least one sample and number, got shape {tuple(x.shape)}")
     return x
 
 

@@ -24,6 +24,7 @@ from ocp.integrators.integrator import Integrator, as_integrator
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.work import FORWARD_SHARE, Work
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.inference import ordinary, outside
 from ocp.space.bounds import Box
 from ocp.space.control import Control, ControlSpace
 from ocp.space.grid import TimeGrid
@@ -122,7 +123,7 @@ class ReducedObjective:
         a NumPy array, is copied.
         """
         u = self._flat(control)
-        return ReducedEvaluation(self, u if u.untyped_storage().resizable() and not u.is_inference() else u.clone())
+        return ReducedEvaluation(self, u if u.untyped_storage().resizable() else u.clone())
 
     def value(self, control: AnyControl) -> float:
         """J(u); one forward sweep."""
@@ -149,10 +150,11 @@ class ReducedObjective:
             return point.value, derivative.cpu().numpy().astype(control.dtype)
         return point.value, derivative
 
+    @outside
     def directional(self, control: AnyControl, direction: Tensor) -> float:
         """Directional derivative of J by a tangent sweep."""
         point = self.at(control)
-        (slope,) = self._sum(sweeps.tangent(self._own, point.control, direction, point.states)[1])
+        (slope,) = self._sum(sweeps.tangent(self._own, point.control, self._flat(direction), point.states)[1])
         self._charge(2 * FORWARD_SHARE)
         return float(slope)
 
@@ -197,7 +199,7 @@ class ReducedObjective:
         if not (isinstance(flat, Tensor) and flat.is_floating_point()):
             got = type(flat).__name__ + (f" of {flat.dtype}" if isinstance(flat, Tensor | np.ndarray) else "")
             raise TypeError(f"control: expected a Control, or a flat tensor or array of real numbers, got {got}")
-        return Control(self.space, flat.detach()).flat
+        return Control(self.space, ordinary(flat)).flat
 
     def _charge(self, share: float) -> None:
         self.work.charge(share, self.space.grid.steps, self._shape[0])
@@ -245,6 +247,7 @@ class ReducedEvaluation:
             self.objective._charge(1 - FORWARD_SHARE)
         return self._derivative
 
+    @outside
     def hessian_product(self, direction: Tensor) -> Tensor:
         """Hessian of J at u applied to a direction, a dual vector of shape (N m + s,); exact for the discrete problem.
 
@@ -288,6 +291,7 @@ class ReducedEvaluation:
         with self.objective.work.looking():
             self._forward()
 
+    @outside
     def _forward(self) -> _Slot:
         """The storage, with the steps of this control in it."""
         objective, u = self.objective, self.control
@@ -303,6 +307,7 @@ class ReducedEvaluation:
         slot.holder = self
         return slot
 
+    @outside
     def _adjoint(self) -> tuple[Tensor, Tensor]:
         """Derivative and value on the samples of this process."""
         objective, u = self.objective, self.control
@@ -328,9 +333,10 @@ class ReducedEvaluation:
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    return tensor._version
 
 
+@outside
 def discretize(
     problem: ControlProblem, steps: int, integrator: Integrator | str = "euler", schedule: Schedule = StoreAll()
 ) -> ReducedObjective:

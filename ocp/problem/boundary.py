@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ocp.problem.inference import ordinary
 from ocp.problem.protocols import Divisible
 
-__all__ = ["call", "check_finite", "check_module", "copied", "identical", "same", "take", "uncompiled"]
+__all__ = [
+    "call",
+    "check_finite",
+    "check_module",
+    "check_order",
+    "copied",
+    "data",
+    "identical",
+    "same",
+    "take",
+    "uncompiled",
+    "with_data",
+]
+
+Piece = TypeVar("Piece")
 
 
 def check_finite(name: str, numbers: Tensor) -> None:
@@ -19,6 +36,32 @@ def check_finite(name: str, numbers: Tensor) -> None:
     bad = int((~torch.isfinite(numbers)).sum())
     if bad:
         raise ValueError(f"{name}: expected finite numbers, got {bad} of {numbers.numel()} that are NaN or infinite")
+
+
+def data(name: str, tensor: Any, expected: str = "a tensor") -> Tensor:
+    """A user's tensor as data: without a tape, and an ordinary tensor if it was made in ``torch.inference_mode``.
+
+    Raises a ``TypeError`` if it is no tensor, and a ``ValueError`` if its numbers are complex or not finite.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {_kind(tensor)}")
+    if tensor.is_complex():
+        raise ValueError(f"{name}: expected real numbers, got {tensor.dtype}")
+    check_finite(name, tensor)
+    return ordinary(tensor)
+
+
+def with_data(piece: Piece, **tensors: Tensor) -> Piece:
+    """A copy of a frozen piece that holds other data, which were checked before."""
+    piece = copy.copy(piece)
+    vars(piece).update(tensors)
+    return piece
+
+
+def _kind(value: Any) -> str:
+    """The type of what is no tensor, and how to make one of it if it holds numbers."""
+    advice = "; torch.as_tensor(...) makes it one" if isinstance(value, np.ndarray | list | tuple) else ""
+    return type(value).__name__ + advice
 
 
 def call(name: str, function: Callable[..., Tensor], **arguments: Any) -> Tensor:
@@ -41,6 +84,16 @@ def call(name: str, function: Callable[..., Tensor], **arguments: Any) -> Tensor
         at = f" at t = {arguments['t']:g}" if "t" in arguments else ""
         raise ValueError(f"{name}: expected it to leave its arguments unchanged, got {', '.join(changed)} changed{at}")
     return value
+
+
+def check_order(name: str, function: Any, *names: str) -> None:
+    """Raise a ``ValueError`` if a function calls its arguments by these very names, but in another order."""
+    try:
+        found = tuple(inspect.signature(uncompiled(function)).parameters)
+    except (TypeError, ValueError):  # it has no signature, as some built-in functions
+        return
+    if found != names and sorted(found) == sorted(names):
+        raise ValueError(f"{name}: expected the arguments ({', '.join(names)}), got ({', '.join(found)})")
 
 
 def check_module(name: str, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import check_finite, take
+from ocp.problem.boundary import check_finite, data, take
 from ocp.problem.costs import RunningFunction, TerminalFunction, as_control_costs, as_cost
 from ocp.problem.dynamics import as_dynamics
 from ocp.problem.initial_state import as_initial_state
@@ -46,8 +46,8 @@ class ControlProblem:
         s, the length of q.
     start : Control, TimeFunction or Tensor of shape (n, m), optional
         The initial guess: a `Control`, possibly on a coarser grid; or, with parameters that start at zero, a number, a
-        tensor of shape (m,), a function of time that returns either, or a tensor with one row for each of n steps. By
-        default, zero.
+        tensor of shape (m,), a function of time that returns either, or a tensor with one row for each of n steps, of
+        shape (n,) if m = 1. By default, zero.
     bounds : pair or Bounds, optional
         Lower and upper bound of the control: numbers, tensors of shape (m,), or functions of time; None for no bound on
         that side. The start is projected onto them.
@@ -100,6 +100,10 @@ class ControlProblem:
             raise ValueError(f"horizon: expected a finite number > 0, got {horizon!r}")
         if not isinstance(parameter_size, int) or parameter_size < 0:
             raise ValueError(f"parameter_size: expected an integer >= 0, got {parameter_size!r}")
+        if callable(initial_state) and not isinstance(initial_state, InitialState) and not parameter_size:
+            raise ValueError(
+                "parameter_size: expected the length of q (>= 1) for an initial state that is a function of q, got 0"
+            )
         vars(self).update(
             dynamics=dynamics,
             initial_state=as_initial_state(initial_state),
@@ -109,13 +113,13 @@ class ControlProblem:
             horizon=float(horizon),
             control_size=dynamics.control_size,
             parameter_size=parameter_size,
-            start=start,
+            start=start if start is None or callable(start) else self._as_start(start, dynamics.control_size),
             bounds=as_bounds(bounds),
         )
         if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
             raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
-        if not (start is None or callable(start)):
-            self._check_start(start)
+        if isinstance(start, Control):
+            self.check_space("start", start.space)
 
     def __repr__(self) -> str:
         pieces = (self.dynamics, self.initial_state, self.terminal_cost, self.running_cost, *self.control_cost)
@@ -154,16 +158,16 @@ class ControlProblem:
         if not isclose(space.grid.horizon, self.horizon):
             raise ValueError(f"{name}: expected a control on the horizon {self.horizon:g}, got {space.grid.horizon:g}")
 
-    def _check_start(self, start: Any) -> None:
+    def _as_start(self, start: Any, m: int) -> Control | Tensor | float:
+        """A start that is not a function of time, as data."""
         if isinstance(start, Control):
-            check_finite("start", start.flat)
-            self.check_space("start", start.space)
-            return
-        if not isinstance(start, Tensor | int | float):
-            raise TypeError(
-                f"start: expected a Control, a number, a tensor or a function of time, got {type(start).__name__}"
-            )
-        numbers, m = torch.as_tensor(start), self.dynamics.control_size
-        check_finite("start", numbers)
+            return Control(start.space, data("start", start.flat))
+        if isinstance(start, int | float):
+            check_finite("start", torch.tensor(float(start)))
+            return start
+        numbers = data("start", start, "a Control, a number, a tensor or a function of time")
+        if m == 1 and numbers.ndim == 1:
+            numbers = numbers.unsqueeze(1)
         if numbers.ndim > 2 or numbers.shape[-1:] not in ((), (m,)) or not numbers.numel():
             raise ValueError(f"start: expected a number or shape ({m},) or (n, {m}), got shape {tuple(numbers.shape)}")
+        return numbers

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import call, take, uncompiled
+from ocp.problem.boundary import call, check_order, data, take, uncompiled, with_data
 from ocp.problem.functions import Mapped, hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Classifier, ControlCost, RunningCost, SecondOrder, TerminalCost
@@ -38,6 +38,9 @@ class TerminalFunction:
 
     function: Callable[..., Tensor]
 
+    def __post_init__(self) -> None:
+        check_order("terminal_cost", self.function, "x", "q")
+
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         arguments = {"x": x, "q": q} if q.numel() else {"x": x}
         return call("terminal_cost", self.function, **arguments)
@@ -61,6 +64,7 @@ class RunningFunction:
     supports_autograd = True
 
     def __post_init__(self) -> None:
+        check_order("running_cost", self.function, "t", "x", "u")
         object.__setattr__(self, "_mapped", Mapped(self.function, "running_cost"))
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
@@ -111,7 +115,13 @@ class QuadraticRunning:
     ----------
     state_weight, control_weight : float
     target : Tensor or float
-        Of the shape (batch, *state) or (1, *state), or a number.
+        Of the shape (batch, *state) or (1, *state), (n,) for states of n numbers, or a number. It is converted to the
+        type of the state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the target is something else, or not finite.
     """
 
     state_weight: float = 1.0
@@ -119,12 +129,25 @@ class QuadraticRunning:
     target: Tensor | float = 0.0
     supports_autograd = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, int | float):
+            object.__setattr__(self, "target", data("target", self.target, "a tensor or a number"))
+
+    def check(self, t: float, x: BatchState, u: StepControl) -> None:
+        target, one = self.target, (1, *x.shape[1:])
+        if isinstance(target, Tensor) and target.shape not in ((), x.shape, one, one[1:] if x.ndim == 2 else one):
+            got, each = tuple(target.shape), tuple(x.shape)
+            raise ValueError(f"running_cost: expected a target that is a number or of shape {one} or {each}, got {got}")
+
+    def _miss(self, x: Tensor) -> Tensor:
+        return x - (self.target.to(x.dtype) if isinstance(self.target, Tensor) else self.target)
+
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
-        miss = (x - self.target).square().sum() / len(x)
+        miss = self._miss(x).square().sum() / len(x)
         return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum())
 
     def derivative(self, t: float, x: BatchState, u: StepControl) -> Cotangent:
-        return (x - self.target) * (self.state_weight / len(x)), self.control_weight * u
+        return self._miss(x) * (self.state_weight / len(x)), self.control_weight * u
 
     def hvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> Cotangent:
         return dx * (self.state_weight / len(x)), self.control_weight * du
@@ -133,15 +156,15 @@ class QuadraticRunning:
         return True
 
     def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
-        miss = (x - self.target).square().flatten(1).sum(1) / x.shape[1]
+        miss = self._miss(x).square().flatten(1).sum(1) / x.shape[1]
         return 0.5 * (self.state_weight * miss + self.control_weight * u.square().sum(1))
 
     def derivative_along(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.target) * (self.state_weight / x.shape[1]), self.control_weight * u
+        return self._miss(x) * (self.state_weight / x.shape[1]), self.control_weight * u
 
     def take(self, indices: Tensor) -> QuadraticRunning:
         if isinstance(self.target, Tensor) and self.target.ndim > 1 and len(self.target) > 1:
-            return replace(self, target=self.target[indices])
+            return with_data(self, target=self.target[indices])
         return self
 
 
@@ -164,6 +187,7 @@ class CrossEntropy:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", data("labels", self.labels))
         if self.labels.ndim != 1 or self.labels.dtype != torch.int64 or bool((self.labels < 0).any()):
             raise ValueError(
                 "labels: expected a vector of class numbers >= 0 (torch.int64), "
@@ -194,7 +218,7 @@ class CrossEntropy:
         return float((x.argmax(1) == self.labels).double().mean())
 
     def take(self, indices: Tensor) -> CrossEntropy:
-        return CrossEntropy(self.labels[indices])
+        return with_data(self, labels=self.labels[indices])
 
 
 #: With fewer classes than entries in a vector register, torch computes a softmax entry by entry, up to twenty times
@@ -214,12 +238,20 @@ class LeastSquares:
     Parameters
     ----------
     target : Tensor
-        Of the shape of the final state, or of its `Readout`: (batch, *shape).
+        Of the shape of the final state, or of its `Readout`: (batch, *shape). It is converted to their type.
     weight : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the target is no tensor, or not finite.
     """
 
     target: Tensor
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", data("target", self.target))
 
     def _miss(self, x: Tensor) -> Tensor:
         if x.shape != self.target.shape:  # broadcasting would turn (n, 1) against (n,) into n^2 differences
@@ -227,7 +259,7 @@ class LeastSquares:
                 f"target: expected the shape of the final state or of its readout {tuple(x.shape)}, "
                 f"got {tuple(self.target.shape)}"
             )
-        return x - self.target
+        return x - self.target.to(x.dtype)
 
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
         return 0.5 * self.weight * self._miss(x).square().sum() / len(x)
@@ -239,7 +271,7 @@ class LeastSquares:
         return dx * (self.weight / len(x)), torch.zeros_like(q)
 
     def take(self, indices: Tensor) -> LeastSquares:
-        return replace(self, target=self.target[indices])
+        return with_data(self, target=self.target[indices])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocp.problem.boundary import call, uncompiled
+from ocp.problem.boundary import call, check_order, uncompiled
 from ocp.problem.functions import Mapped, hvp, jacobians, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Dynamics, Evaluations, Stages
@@ -42,6 +42,7 @@ class FunctionDynamics:
     supports_autograd = True
 
     def __init__(self, function: Callable[[float, Tensor, Tensor], Tensor], control_size: int):
+        check_order("dynamics", function, "t", "x", "u")
         self.function, self._plain = function, uncompiled(function)
         self.control_size = control_size
         self._mapped = Mapped(function, "dynamics")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import call, check_finite, uncompiled
+from ocp.problem.boundary import call, data, uncompiled, with_data
 from ocp.problem.functions import hvp, jvp, pullback
+from ocp.problem.inference import outside
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import InitialState
 from ocp.problem.shapes import BatchState, Parameters
@@ -23,6 +24,18 @@ class FixedState:
     """An initial state that depends on no parameters."""
 
     x: Tensor
+
+    @outside
+    def __post_init__(self) -> None:
+        x = data("initial_state", self.x, "a tensor or a function of the parameters")
+        if x.ndim < 2 or not x.is_floating_point():
+            advice = "; a single state of n numbers has the shape (1, n)" if x.ndim < 2 else ""
+            advice += "" if x.is_floating_point() else "; x.float() or x.double() has the right type"
+            raise ValueError(
+                "initial_state: expected a floating-point tensor of shape (batch, *state), "
+                f"got shape {tuple(x.shape)} of {x.dtype}{advice}"
+            )
+        object.__setattr__(self, "x", x.contiguous())
 
     def __call__(self, q: Parameters) -> BatchState:
         return self.x
@@ -37,7 +50,7 @@ class FixedState:
         return torch.zeros_like(q)
 
     def take(self, indices: Tensor) -> FixedState:
-        return FixedState(self.x[indices])
+        return with_data(self, x=self.x[indices])
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,9 @@ class Opening:
     module: FlatModule
     inputs: Tensor
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", data("inputs", self.inputs))
+
     def __call__(self, q: Parameters) -> BatchState:
         return self.module(q, self.inputs)
 
@@ -82,7 +98,7 @@ class Opening:
         self.module.check(q, self.inputs)
 
     def take(self, indices: Tensor) -> Opening:
-        return replace(self, inputs=self.inputs[indices])
+        return with_data(self, inputs=self.inputs[indices])
 
 
 def as_initial_state(x: Any) -> InitialState:
@@ -97,12 +113,4 @@ def as_initial_state(x: Any) -> InitialState:
         return x
     if callable(x):
         return StateFunction(x)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"initial_state: expected a tensor or a function of the parameters, got {type(x).__name__}")
-    if x.ndim < 2 or not x.is_floating_point():
-        raise ValueError(
-            "initial_state: expected a floating-point tensor of shape (batch, *state), "
-            f"got shape {tuple(x.shape)} of {x.dtype}; a single state of n numbers has the shape (1, n)"
-        )
-    check_finite("initial_state", x)
     return FixedState(x)

@@ -27,6 +27,7 @@ from ocp.objective.solution import control_and_scheme
 from ocp.optimize.method import Method, State, as_method
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.inference import outside
 from ocp.run.adaptive import Adaptive, resolved
 from ocp.run.checkpoints import Checkpoint, Saves, saving
 from ocp.run.results import Record, Result
@@ -44,6 +45,7 @@ __all__ = ["accuracy", "minimize"]
 LENGTHS = tuple(8.0**-k for k in range(8))
 
 
+@outside
 def minimize(
     problem: ControlProblem,
     steps: int | Adaptive,

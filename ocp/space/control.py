@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ocp.space.grid import TimeGrid
 
-__all__ = ["Control", "ControlSpace", "TimeFunction", "at_midpoints"]
+__all__ = ["Control", "ControlSpace", "TimeFunction", "at_midpoints", "time_hint"]
 
 #: A function of time: a number, a tensor of shape (m,), or a callable that takes the time and returns one of these.
 TimeFunction = float | Tensor | Callable[[float], Any]
@@ -141,15 +141,26 @@ class Control:
         return self.space.parameters(self.flat)
 
 
+def time_hint(error: Exception) -> str:
+    """What an error mostly means in a function of time."""
+    signs = ("must be Tensor, not float", "but got float", "'float' object")
+    return "; t is a float: write math.sin(t), or torch.as_tensor(t)" if any(s in str(error) for s in signs) else ""
+
+
 def at_midpoints(expected: str, function: TimeFunction, space: ControlSpace, like: Tensor) -> Tensor:
     """The values of a function of time at the midpoints of the steps, shape (N, m), with dtype and device of ``like``.
 
     Raises TypeError or ValueError, its message beginning with ``expected``, if a value has the wrong type or shape.
     """
     m = space.control_size
-    values = [function(t) for t in space.grid.midpoints] if callable(function) else [function]
     try:
-        rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]
+        values = [function(t) for t in space.grid.midpoints] if callable(function) else [function]
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # of torch, mostly
+        raise ValueError(
+            f"{expected} to take a time t, got {type(error).__name__}: {error}{time_hint(error)}"
+        ) from error
+    try:
+        rows = [torch.as_tensor(value, dtype=like.dtype, device=like.device).detach() for value in values]
     except (RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{expected} to be numbers, got {values[0]!r}") from error
     for row in rows:

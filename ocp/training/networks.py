@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ocp.integrators.integrator import Integrator
 from ocp.integrators.runge_kutta import RungeKutta
 from ocp.objective.solution import Solution, control_and_scheme
-from ocp.problem.boundary import check_finite
+from ocp.problem.boundary import data
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Readout
 from ocp.problem.dynamics import ModuleDynamics
@@ -297,9 +297,7 @@ def _without_ocp(network: nn.Module) -> nn.Module:
 
 def _like(inputs: Tensor) -> dict[str, Any]:
     """Type and device of the numbers of a network, from its inputs, which are checked."""
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs: expected a tensor, got {type(inputs).__name__}")
-    check_finite("inputs", inputs)
+    inputs = data("inputs", inputs)
     dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
     return {"dtype": dtype, "device": inputs.device}
 

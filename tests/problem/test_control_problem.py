@@ -120,7 +120,7 @@ class Whole:
 @pytest.mark.parametrize(
     ("changes", "piece", "kind"),
     [
-        ({"initial_state": lambda q: torch.ones(4, 2)}, "initial_state", "StateFunction"),
+        ({"initial_state": lambda q: torch.ones(4, 2), "parameter_size": 1}, "initial_state", "StateFunction"),
         ({"terminal_cost": Whole()}, "terminal_cost", "Whole"),
     ],
     ids=["initial state", "terminal cost"],
@@ -137,7 +137,7 @@ def test_plain_functions_and_tensors_become_pieces():
     assert isinstance(problem.running_cost, RunningFunction)
     assert problem.control_cost == (Tikhonov(0.1),)
     assert problem.horizon == 2.0
-    assert isinstance(build(initial_state=lambda q: torch.ones(4, 2)).initial_state, StateFunction)
+    assert isinstance(build(initial_state=lambda q: q.expand(4, 2), parameter_size=1).initial_state, StateFunction)
 
 
 def test_costs_are_taken_as_they_are():
@@ -161,8 +161,8 @@ def test_a_plain_terminal_cost_sees_parameters_where_there_are_any():
 @pytest.mark.parametrize(
     ("state", "got"),
     [
-        (torch.ones(3), r"shape \(3,\) of torch.float32"),
-        (torch.ones(3, 2, dtype=torch.int64), r"shape \(3, 2\) of torch.int64"),
+        (torch.ones(3), r"shape \(3,\) of torch.float32; a single state of n numbers has the shape \(1, n\)"),
+        (torch.ones(3, 2, dtype=torch.int64), r"shape \(3, 2\) of torch.int64; x.float\(\) or x.double\(\) has the"),
     ],
     ids=["no batch", "integers"],
 )

@@ -21,7 +21,6 @@ from ocp import (
     CrossEntropy,
     Cycle,
     Forgetful,
-    FunctionDynamics,
     GradientDescent,
     LeastSquares,
     Nested,
@@ -598,7 +597,6 @@ def test_the_type_of_the_initial_state_is_that_of_the_control(dtype):
     assert result.status is Status.CONVERGED
 
 
-PLAIN_START = ControlProblem(FunctionDynamics(lambda t, x, u: u - x, 1), lambda q: X0, lambda x: x.sum())
 MISUSES = {
     "no problem": ({"problem": "pendulum"}, TypeError, "problem: expected a ControlProblem, got str"),
     "no method": ({"method": torch.optim.Adam}, TypeError, "method: expected a method"),
@@ -662,7 +660,7 @@ MISUSES = {
         "running_cost: expected L.t, x, u. to take t, x of shape .*, got TypeError",
     ),
     "arguments of the initial state": (
-        {"problem": cubic(initial_state=lambda: torch.ones(1, 1))},
+        {"problem": cubic(initial_state=lambda: torch.ones(1, 1), parameter_size=1)},
         ValueError,
         r"initial_state: expected X0.q. to take q of shape .*, got TypeError",
     ),
