@@ -119,8 +119,8 @@ class ReducedObjective:
     def at(self, control: AnyControl) -> ReducedEvaluation:
         """The evaluation at a control; nothing is computed yet. Raises TypeError or ValueError for other arguments.
 
-        It keeps the control, which must not be written to while it is in use; memory that others own, such as that of
-        a NumPy array, is copied.
+        It keeps the control, which must not be written to while it is in use; a control that is not contiguous, or
+        whose memory others own, such as that of a NumPy array, is copied.
         """
         u = self._flat(control)
         return ReducedEvaluation(self, u if u.untyped_storage().resizable() else u.clone())
@@ -199,7 +199,8 @@ class ReducedObjective:
         if not (isinstance(flat, Tensor) and flat.is_floating_point()):
             got = type(flat).__name__ + (f" of {flat.dtype}" if isinstance(flat, Tensor | np.ndarray) else "")
             raise TypeError(f"control: expected a Control, or a flat tensor or array of real numbers, got {got}")
-        return Control(self.space, ordinary(flat)).flat
+        # The transpose of batch_norm in torch is wrong for weights that are not contiguous.
+        return Control(self.space, ordinary(flat).contiguous()).flat
 
     def _charge(self, share: float) -> None:
         self.work.charge(share, self.space.grid.steps, self._shape[0])
@@ -262,7 +263,8 @@ class ReducedEvaluation:
             states = slot.tape.states
             if slot.tangents is None:
                 slot.tangents = torch.empty_like(states)
-            own = sweeps.second_adjoint(objective._own, u, direction, states, slot.tangents, self._linearized)
+            d = direction.contiguous()
+            own = sweeps.second_adjoint(objective._own, u, d, states, slot.tangents, self._linearized)
         (product,) = objective._sum(own)
         objective._charge(2.0)
         return product

@@ -25,6 +25,7 @@ from ocp.problem.modules import FlatModule
 from ocp.space.control import Control, ControlSpace
 from ocp.space.grid import TimeGrid
 from ocp.space.transfer import CONSTANT, LINEAR, Transfer
+from ocp.training.networks import residual_network
 
 STEPS, HORIZON = 4, 0.8
 LABELS = torch.tensor([0, 1, 1, 0, 1])
@@ -418,6 +419,17 @@ def test_scipy_minimizes_without_a_wrapper(objective, u):
     found = scipy.optimize.minimize(objective.value_and_derivative, u.numpy(), jac=True, method="L-BFGS-B")
     assert found.success
     assert float(objective.derivative(found.x).max()) < 1e-4
+
+
+def test_a_control_and_a_direction_may_have_gaps_in_memory(rand):
+    block = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double().eval()
+    objective = discretize(residual_network(rand(5, 3), LeastSquares(rand(5, 3)), block), 4)
+    u, d = rand(2, objective.space.dimension)
+    spread = lambda a: torch.stack((a, a + 1), dim=1)[:, 0]  # noqa: E731
+    assert torch.equal(objective.derivative(spread(u)), objective.derivative(u))
+    assert torch.equal(objective.hessian_product(spread(u), spread(d)), objective.hessian_product(u, d))
+    assert objective.directional(spread(u), spread(d)) == objective.directional(u, d)
+    assert torch.equal(objective.at(u).hessian_product(spread(d)), objective.hessian_product(u, d))
 
 
 def test_values_and_derivatives_of_layers_work_in_inference_mode():
