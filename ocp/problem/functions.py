@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -145,12 +146,14 @@ class Mapped:
         self._agreed: bool | None = None
 
     def agrees(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
-        """Whether the mapped function agrees with the function at these points; remembered for later calls."""
-        with torch.no_grad():
-            try:
-                self._agreed = same(torch.func.vmap(self._plain)(t, x, u), self._one_by_one(t, x, u))
-            except Exception:  # anything: the function was not written for such arguments
-                self._agreed = False
+        """Whether value and derivative of the mapped function are those of the function; remembered for later calls."""
+        mapped, one_by_one = (partial(way, t) for way in (torch.func.vmap(self._plain), self._one_by_one))
+        try:
+            y = one_by_one(x, u).detach()
+            pairs = zip(pullback(mapped, (x, u), y), pullback(one_by_one, (x, u), y), strict=True)
+            self._agreed = same(mapped(x, u).detach(), y) and all(same(a, b) for a, b in pairs)
+        except Exception:  # anything: the function was not written for such arguments
+            self._agreed = False
         return self._agreed
 
     def agrees_near(self, x: Tensor, u: Tensor) -> bool:

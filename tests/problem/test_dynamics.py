@@ -3,7 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from ocp.objective.reduced import discretize
+from ocp.problem.control_problem import ControlProblem
 from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics, as_dynamics
 from ocp.problem.layers import Dense
 from ocp.problem.protocols import Dynamics
@@ -132,3 +135,42 @@ def test_the_controls_of_a_module_are_bound_to_its_steps(rand):
     assert [leaf.shape for leaf in leaves] == [(4, 3, 3), (4, 3)]
     for f, u in zip(steps, path, strict=True):
         assert torch.equal(f(0.0, x, u), dynamics(0.0, x, u))
+
+
+class Doubled(torch.autograd.Function):
+    """2 x; mapped over many points, it has another derivative."""
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(context, p):
+        return 2 * p
+
+    @staticmethod
+    def vmap(info, dims, x):
+        return 2 * x.detach(), dims[0]
+
+
+@pytest.mark.parametrize(
+    ("f", "plain"),
+    [
+        (lambda t, x, u: checkpoint(lambda x, u: (u * x).tanh(), x, u, use_reentrant=False), torch.tanh),
+        (lambda t, x, u: Doubled.apply(x * u), lambda y: 2 * y),
+    ],
+    ids=["checkpointed", "detached"],
+)
+def test_functions_whose_derivatives_cannot_be_mapped_are_differentiated_one_by_one(f, plain, rand):
+    x0, path = rand(2, 3), rand(4, 1).requires_grad_()
+    problem = ControlProblem(f, x0, lambda x: x.square().sum(), control_size=1)
+    x = x0
+    for u in path:
+        x = x + 0.25 * plain(u * x)
+    x.square().sum().backward()
+    found = discretize(problem, 4).derivative(path.detach().flatten())
+    torch.testing.assert_close(found, path.grad.flatten(), rtol=1e-12, atol=1e-12)
