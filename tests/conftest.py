@@ -211,8 +211,11 @@ def root(G, x):
 
     z = x.detach().reshape(-1)
     for _ in range(8):
-        J = torch.func.jacrev(flat)(z).detach()
-        z = z - torch.linalg.solve(J, flat(z).detach())
+        J = torch.autograd.functional.jacobian(flat, z)
+        change = torch.linalg.solve(J, flat(z).detach())
+        z = z - change
+        if change.norm() <= 1e-14 * z.norm():
+            break
     for _ in range(3):
         z = z - torch.linalg.solve(J, flat(z))
     return z.reshape(x.shape)
