@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ocp.adjoint.inspection import inspect_initial_state, inspect_pieces
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
+from ocp.problem.boundary import identical
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.initial_state import Opening
 from ocp.space.bounds import Box, feasible
@@ -72,7 +73,7 @@ class Discretization:
             checks the problem.
         """
         problem, q = self.problem, self._parameters()
-        x = inspect_initial_state(problem, q)
+        x = inspect_initial_state(problem, q).clone()
         u = self.example()[1]
         self.box  # noqa: B018  raises where the bounds do not fit
         if x.dtype != u.dtype:
@@ -80,6 +81,8 @@ class Discretization:
         inspect_pieces(problem, q.to(x), x, u)
         if isinstance(self.integrator, SelectiveIntegrator):
             self.integrator.check(problem, x, u)
+        if not identical(problem.initial_state(q), x):
+            raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
 
     def start(self) -> Control:
         """The start of the problem on this grid, zero by default, projected onto the bounds.

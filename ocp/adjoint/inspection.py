@@ -151,7 +151,7 @@ def _scaled(piece: _Piece, cotangent: Tensor) -> tuple[Tensor, ...]:
 
 
 def _inspect(piece: _Piece, lacks: Callable[[Any], str]) -> None:
-    """Evaluate a piece twice and its derivative once; ``lacks`` says what its value should be if it is not."""
+    """Evaluate a piece and its derivative a few times; ``lacks`` says what its value should be if it is not."""
     if isinstance(piece.piece, Checked):
         piece.piece.check(*(() if piece.t is None else (piece.t,)), *piece.arguments.values())
     with torch.no_grad():
@@ -161,23 +161,36 @@ def _inspect(piece: _Piece, lacks: Callable[[Any], str]) -> None:
             raise ValueError(f"{piece.name}: expected {expected}, got {_describe(y)}{_advice(piece, y)}")
         if not same(piece.value(*copies.values()), y):
             raise ValueError(f"{piece.name}: expected a deterministic function, got two values at the same arguments")
-    _refuse_changes(piece, copies, piece.call)
-    found = piece.pullback(torch.ones_like(y), *copies.values())
-    shapes = [tuple(a.shape) for a in copies.values()]
-    if [tuple(entry.shape) if isinstance(entry, Tensor) else None for entry in found] != shapes:
-        got = ", ".join(_describe(entry) for entry in found)
+        _refuse_changes(piece.name, piece.call, piece.arguments, copies)
+        p, ones = torch.ones_like(y), torch.ones_like(y)
+        found = piece.pullback(p, *copies.values())
+        _refuse_shapes(piece, found)
+        _refuse_changes(piece.name, piece.derivative, {**piece.arguments, "p": ones}, {**copies, "p": p})
+        kept, elsewhere = [part.clone() for part in (y, *found)], nearby(piece.arguments).values()
+        piece.value(*elsewhere)
+        piece.pullback(2 * p, *elsewhere)
+        if not all(map(identical, (y, *found), kept)):
+            raise ValueError(f"{piece.name}: expected a new tensor from each call, got one that later calls overwrite")
+        if not same(piece.value(*copies.values()), y):
+            raise ValueError(f"{piece.name}: expected {piece.derivative} to leave the values as they are, got others")
+
+
+def _refuse_shapes(piece: _Piece, found: tuple[Any, ...]) -> None:
+    """Refuse derivatives that differ from the arguments in shape or type."""
+    expected = [(tuple(a.shape), a.dtype) for a in piece.arguments.values()]
+    if [(tuple(part.shape), part.dtype) if isinstance(part, Tensor) else None for part in found] != expected:
+        shapes = ", ".join(f"{shape} of {dtype}" for shape, dtype in expected)
         raise ValueError(
-            f"{piece.name}: expected {piece.derivative} to return what has the shapes of {', '.join(copies)}, "
-            f"{shapes}, got {got}"
+            f"{piece.name}: expected {piece.derivative} to return what has the shapes and types of "
+            f"{', '.join(piece.arguments)}, {shapes}, got {', '.join(map(_describe, found))}"
         )
-    _refuse_changes(piece, copies, piece.derivative)
 
 
-def _refuse_changes(piece: _Piece, copies: Mapping[str, Tensor], written: str) -> None:
-    changed = [name for name, a in piece.arguments.items() if not identical(a, copies[name])]
+def _refuse_changes(name: str, written: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    changed = [argument for argument in before if not identical(before[argument], after[argument])]
     if changed:
         raise ValueError(
-            f"{piece.name}: expected {written} to leave its arguments unchanged, got {', '.join(changed)} changed"
+            f"{name}: expected {written} to leave its arguments unchanged, got {', '.join(changed)} changed"
         )
 
 

@@ -197,7 +197,7 @@ class Piece:
     [
         (
             {"dynamics": Piece(lambda t, x, u: u - x, lambda t, x, u, p: (-p, p)), "control_size": None},
-            r"dynamics: expected vjp\(t, x, u, p\) to return what has the shapes of x, u, .*, got shape \(4, 2\)",
+            r"dynamics: expected vjp\(t, x, u, p\) to return what has the shapes and types of .*, got shape \(4, 2\)",
         ),
         (
             {"running_cost": Piece(lambda t, x, u: u.square().sum(), lambda t, x, u: (0 * x, 2 * u.sum()))},
