@@ -12,6 +12,7 @@ from ocp.adjoint.inspection import inspect_initial_state, inspect_pieces
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
 from ocp.problem.boundary import identical
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.division import check_division
 from ocp.problem.initial_state import Opening
 from ocp.space.bounds import Box, feasible
 from ocp.space.control import Control, ControlSpace, at_midpoints
@@ -83,6 +84,11 @@ class Discretization:
             self.integrator.check(problem, x, u)
         if not identical(problem.initial_state(q), x):
             raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
+
+    def check_division(self) -> None:
+        """Raise a ``ValueError`` if the problem is not the average of the problems on parts of its samples."""
+        q, (x, u) = self._parameters(), self.example()
+        check_division(self.problem, q.to(x), x, u)
 
     def start(self) -> Control:
         """The start of the problem on this grid, zero by default, projected onto the bounds.

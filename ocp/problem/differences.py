@@ -57,10 +57,10 @@ def disagreement(
     return ""
 
 
-def nearby(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Arguments nearby, in which no zero hides a dependence."""
+def nearby(arguments: Mapping[str, Tensor], distance: float = 0.01) -> dict[str, Tensor]:
+    """Arguments nearby, in multiples of their size, in which no zero hides a dependence."""
     generator = torch.Generator().manual_seed(1)
-    return {n: a + 0.01 * _size(a) * _normal(a, generator) for n, a in arguments.items()}
+    return {n: a + distance * _size(a) * _normal(a, generator) for n, a in arguments.items()}
 
 
 def _size(tensor: Tensor) -> float:

@@ -484,10 +484,10 @@ class Failing:
 
 
 def test_an_exception_in_the_middle_of_a_run_carries_what_was_reached():
-    failing = Failing(200)
+    failing = Failing(250)
 
     def once(t, x, u):
-        failing.calls = 10**9 if failing.made > 200 else failing.calls
+        failing.calls = 10**9 if failing.made > 250 else failing.calls
         return failing(t, x, u)
 
     with pytest.raises(RuntimeError, match="out of order") as caught:
