@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ocp.problem.protocols import Dynamics
+from ocp.problem.functions import jacobian
+from ocp.problem.protocols import Dynamics, SampleWise
 from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["ConstantJacobian", "DenseLU", "Factorization", "LinearSolver"]
@@ -54,8 +55,8 @@ class _LU:
 class DenseLU:
     """Dense LU factors of one matrix for each sample; the right choice for states of up to a few hundred numbers.
 
-    For states of n numbers, one ``jvp`` on n copies of the batch gives the Jacobians of all samples. So the dynamics
-    must take batches of any size and treat each sample by itself.
+    The Jacobians come from the dynamics if they are `SampleWise`, otherwise from n ``vjp``. Each sample must be treated
+    by itself.
 
     Examples
     --------
@@ -66,12 +67,8 @@ class DenseLU:
     """
 
     def factor(self, f: Dynamics, t: float, x: BatchState, u: StepControl, scale: float) -> Factorization:
-        batch, n = len(x), x[0].numel()
-        identity = torch.eye(n, dtype=x.dtype, device=x.device)
-        directions = identity.repeat_interleave(batch, dim=0).view(n * batch, *x.shape[1:])
-        columns = f.jvp(t, x.repeat(n, *[1] * (x.ndim - 1)), u, directions, torch.zeros_like(u))
-        jacobian = columns.view(n, batch, n).permute(1, 2, 0)  # by sample, by entry of f, by entry of x
-        return _LU(identity - scale * jacobian)
+        blocks = f.jacobian(t, x, u) if isinstance(f, SampleWise) else jacobian(lambda p: f.vjp(t, x, u, p)[0], x)
+        return _LU(torch.eye(blocks.shape[1], dtype=x.dtype, device=x.device) - scale * blocks)
 
 
 @dataclass(frozen=True, eq=False)

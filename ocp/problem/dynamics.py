@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ocp.problem.boundary import call, check_order, uncompiled
-from ocp.problem.functions import Mapped, hvp, jacobians, jvp, pullback
+from ocp.problem.functions import Mapped, hvp, jacobian_of, jacobians, jvp, pullback
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Dynamics, Evaluations, Stages
 from ocp.problem.shapes import BatchState, Cotangent, StepControl
@@ -55,6 +55,9 @@ class FunctionDynamics:
 
     def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
         return jvp(partial(self._plain, t), (x, u), (dx, du))[1]
+
+    def jacobian(self, t: float, x: BatchState, u: StepControl) -> Tensor:
+        return jacobian_of(lambda x: self(t, x, u), x)
 
     def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
         return hvp(partial(self._plain, t), (x, u), (dx, du), p)
@@ -139,6 +142,9 @@ class ModuleDynamics:
 
     def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
         return jvp(self._plain, (u, x), (du, dx))[1]
+
+    def jacobian(self, t: float, x: BatchState, u: StepControl) -> Tensor:
+        return jacobian_of(lambda x: self(t, x, u), x)
 
     def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
         hu, hx = hvp(self._plain, (u, x), (du, dx), p)

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ocp.problem.boundary import call, same, uncompiled
 
-__all__ = ["Mapped", "gradients", "hvp", "jacobians", "jvp", "pullback"]
+__all__ = ["Mapped", "gradients", "hvp", "jacobian", "jacobian_of", "jacobians", "jvp", "pullback"]
 
 Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 Result = TypeVar("Result")
@@ -38,6 +38,27 @@ def jacobians(values: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Jacobians at n points, flat: of values, shape (n, k), by leaves of shape (n, *shape). The tape is kept."""
     rows = [gradients(entry, leaves, torch.ones_like(entry), retain_graph=True) for entry in values.unbind(1)]
     return tuple(torch.stack(parts, 1).flatten(2) for parts in zip(*rows, strict=True))
+
+
+def jacobian(pull: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The Jacobian of each sample, shape (batch, n, n), for a function of states of n numbers like ``x``.
+
+    Its transposed derivative ``pull`` is applied to all samples at once, to one unit vector after the other where
+    ``torch.func.vmap`` cannot map it. No sample may depend on another one.
+    """
+    n = x[0].numel()
+    units = torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *x.shape[1:]).expand(n, *x.shape)
+    try:
+        rows = torch.func.vmap(pull)(units)
+    except Exception:  # anything: the function was not written for vmap
+        rows = torch.stack([pull(unit.clone()) for unit in units.unbind(0)])
+    return rows.flatten(2).transpose(0, 1)
+
+
+def jacobian_of(function: Any, x: Tensor) -> Tensor:
+    """The `jacobian` of a function of a state, from the tape of one evaluation."""
+    leaves, output = _recorded(function, (x,))
+    return jacobian(lambda p: gradients(output, leaves, p, retain_graph=True)[0], x)
 
 
 def pullback(function: Any, arguments: Tensors, cotangent: Tensor | None = None) -> Tensors:

@@ -205,6 +205,11 @@ class Dense:
         slope = self.activation.slope(self.activation.function(torch.addmm(b, x, A.t())))
         return slope * (dx @ A.t() + x @ self.weight.linear(dK).t() + db)
 
+    def jacobian(self, t: float, x: BatchState, u: StepControl) -> Tensor:
+        K, b = self._split(u)
+        A = self.weight(K)
+        return self.activation.slope(self.activation.function(torch.addmm(b, x, A.t()))).unsqueeze(2) * A
+
     def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
         (K, b), (dK, db) = self._split(u), self._split(du)
         A, dA = self.weight(K), self.weight.linear(dK)

@@ -5,8 +5,8 @@ the shape of the state. Times are floats. ``dx``, ``du``, ``dq`` are directions,
 
 The optional methods are protocols, which ``isinstance`` recognizes; nothing has to be inherited or registered. Every
 piece may be `SecondOrder`, for Hessian products; costs and initial states `Divisible`, for mini-batches; terminal costs
-a `Classifier`. For faster sweeps, dynamics may be `StageWise` or `Bindable`, running costs `Batched`, and both
-`Traceable`.
+a `Classifier`. For faster sweeps, dynamics may be `StageWise`, `Bindable` or `SampleWise`, running costs
+`Batched`, and both `Traceable`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = [
     "InitialState",
     "Initializable",
     "RunningCost",
+    "SampleWise",
     "SecondOrder",
     "StageWise",
     "Stages",
@@ -162,6 +163,14 @@ class Exportable(Dynamics, Protocol):
 
     def to_module(self, u: StepControl) -> nn.Module:
         """The module x -> f(x, u)."""
+
+
+@runtime_checkable
+class SampleWise(Dynamics, Protocol):
+    """Dynamics with a fast way to the Jacobians that implicit steps need."""
+
+    def jacobian(self, t: float, x: BatchState, u: StepControl) -> Tensor:
+        """df/dx of each sample, shape (batch, n, n) for states of n numbers, by entry of f and by entry of x."""
 
 
 class StateEquation(Protocol):
