@@ -12,6 +12,7 @@ from ocp.adjoint.inspection import inspect_initial_state, inspect_pieces
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
 from ocp.problem.boundary import identical
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.differences import nearby
 from ocp.problem.division import check_division
 from ocp.problem.initial_state import Opening
 from ocp.space.bounds import Box, feasible
@@ -81,7 +82,9 @@ class Discretization:
             raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
         inspect_pieces(problem, q.to(x), x, u)
         if isinstance(self.integrator, SelectiveIntegrator):
-            self.integrator.check(problem, x, u)
+            near = nearby({"x": x, "u": u}).values()
+            for t in (0.0, 0.4 * problem.horizon):
+                self.integrator.check(problem, t, self.grid.h, *near)
         if not identical(problem.initial_state(q), x):
             raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
 

@@ -85,8 +85,8 @@ class Invertible(Integrator, Protocol):
 class SelectiveIntegrator(Integrator, Protocol):
     """An integrator that is made for some problems only."""
 
-    def check(self, problem: StateEquation, x: BatchState, u: StepControl) -> None:
-        """Raise ``ValueError`` if it is not made for this problem, given a state and the control of a step."""
+    def check(self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl) -> None:
+        """Raise ``ValueError`` if it is not made for this problem, given what a step is given."""
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ocp.integrators.linear_solvers import DenseLU, Factorization, LinearSolver
 from ocp.integrators.stages import advance, combine, retreat
+from ocp.integrators.systems import check_systems
 from ocp.integrators.tableaus import Tableau
 from ocp.problem.protocols import Dynamics, StateEquation
 from ocp.problem.shapes import Cotangent
@@ -53,7 +54,8 @@ def _newton(solver: LinearSolver, f: Dynamics, t: float, r: Tensor, u: Tensor, s
 
 def _norms(x: Tensor) -> Tensor:
     """The norm of each sample."""
-    return x.flatten(1).norm(dim=1)
+    norms: Tensor = x.flatten(1).norm(dim=1)
+    return norms
 
 
 def _rounding(
@@ -138,6 +140,20 @@ class RungeKutta:
     def supports_autograd(self) -> bool:
         """Whether autograd can follow a step: if no stage is implicit."""
         return self.tableau.explicit
+
+    def check(self, problem: StateEquation, t: float, h: float, x: Tensor, u: Tensor) -> None:
+        """Check that implicit stages can be solved: their linear systems are those of the dynamics.
+
+        Raises
+        ------
+        ValueError
+            If they are not, or if the state is in half precision.
+        """
+        if self.tableau.explicit:
+            return
+        if torch.finfo(x.dtype).bits < 32:
+            raise ValueError(f"initial_state: expected float32 or float64 for implicit steps, got {x.dtype}")
+        check_systems(self.solver, problem.dynamics, t, x, u, h * max(self.tableau.diagonal, key=abs))
 
     def _stages(
         self, f: Dynamics, t: float, h: float, x: Tensor, u: Tensor, last: bool = True

@@ -58,9 +58,10 @@ def disagreement(
 
 
 def nearby(arguments: Mapping[str, Tensor], distance: float = 0.01) -> dict[str, Tensor]:
-    """Arguments nearby, in multiples of their size, in which no zero hides a dependence."""
+    """Arguments nearby, in multiples of the size of each entry, in which no zero hides a dependence."""
     generator = torch.Generator().manual_seed(1)
-    return {n: a + distance * _size(a) * _normal(a, generator) for n, a in arguments.items()}
+    sizes = {n: torch.where(a == 0, _size(a), a.abs()) for n, a in arguments.items()}
+    return {n: a + distance * sizes[n] * _normal(a, generator) for n, a in arguments.items()}
 
 
 def _size(tensor: Tensor) -> float:

@@ -47,11 +47,11 @@ def jacobian(pull: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     ``torch.func.vmap`` cannot map it. No sample may depend on another one.
     """
     n = x[0].numel()
-    units = torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *x.shape[1:]).expand(n, *x.shape)
+    units = torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *x.shape[1:]).repeat(1, len(x), *[1] * (x.ndim - 1))
     try:
         rows = torch.func.vmap(pull)(units)
     except Exception:  # anything: the function was not written for vmap
-        rows = torch.stack([pull(unit.clone()) for unit in units.unbind(0)])
+        rows = torch.stack([pull(unit) for unit in units.unbind(0)])
     return rows.flatten(2).transpose(0, 1)
 
 
@@ -87,9 +87,14 @@ def jvp(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor,
 
     def transposed() -> tuple[Tensor, Tensor]:
         leaves, output = _recorded(function, arguments)
-        cotangent = torch.zeros_like(output).requires_grad_()
+        # Any cotangent will do, since the slope is linear in it; one that is not zero shows whether its tape is whole.
+        cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output).requires_grad_()
         slope = _slope(output, leaves, directions, cotangent)
-        return output.detach(), gradients(slope, (cotangent,))[0]
+        derivative = gradients(slope, (cotangent,))[0]
+        terms = derivative * cotangent.detach()
+        if float((terms.sum() - slope.detach()).abs()) > torch.finfo(terms.dtype).eps ** 0.5 * float(terms.abs().sum()):
+            raise RuntimeError("a derivative that autograd cannot differentiate again")
+        return output.detach(), derivative
 
     return _possible("derivatives in forward mode", function, arguments, forward, transposed)
 

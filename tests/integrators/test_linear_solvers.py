@@ -63,3 +63,71 @@ def test_a_singular_matrix_gives_solutions_that_are_not_finite():
 def test_a_matrix_that_is_not_square_is_refused(shape):
     with pytest.raises(ValueError, match="matrix: expected a square matrix, got shape"):
         ConstantJacobian(torch.zeros(shape))
+
+
+class PerSample:
+    """x' = -k sinh(x) + u with a rate for each sample, derivatives written by hand and none in forward mode."""
+
+    control_size = 2
+    rates = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+
+    def __call__(self, t, x, u):
+        return u - self.rates * torch.sinh(x)
+
+    def vjp(self, t, x, u, p):
+        return -self.rates * torch.cosh(x) * p, p.sum(0)
+
+    def jvp(self, t, x, u, dx, du):
+        raise NotImplementedError
+
+
+class ByNumbers(PerSample):
+    """The same, written so that vmap cannot map it."""
+
+    def vjp(self, t, x, u, p):
+        return -self.rates * torch.cosh(x) * torch.tensor(p.tolist(), dtype=p.dtype), p.sum(0)
+
+
+def per_sample(t, x, u):
+    return u - PerSample.rates * torch.sinh(x)
+
+
+def row_by_row(t, x, u):
+    y = torch.zeros_like(x)
+    for i in range(3):
+        y[i] = u - (i + 1) * torch.sinh(x[i])
+    return y
+
+
+def filled(t, x, u):
+    y = torch.empty(3, 2, dtype=torch.float64)
+    y[:, 0] = u[0] - PerSample.rates[:, 0] * torch.sinh(x[:, 0])
+    y[:, 1] = u[1] - PerSample.rates[:, 0] * torch.sinh(x[:, 1])
+    return y
+
+
+def by_number_of_samples(t, x, u):
+    return u - torch.linspace(1, len(x), len(x), dtype=x.dtype)[:, None] * torch.sinh(x)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        PerSample(),
+        ByNumbers(),
+        *(FunctionDynamics(each, 2) for each in (per_sample, row_by_row, filled, by_number_of_samples)),
+    ],
+    ids=["by hand", "by hand, no vmap", "rates", "rows", "filled", "number of samples"],
+)
+def test_dynamics_are_called_with_the_batch_they_were_written_for(f, rand):
+    x, u, r = rand(3, 2), rand(2), rand(3, 2)
+    factors = DenseLU().factor(f, 0.0, x, u, SCALE)
+    diagonal = 1 + SCALE * PerSample.rates * torch.cosh(x)
+    torch.testing.assert_close(factors.solve(r), r / diagonal, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(factors.solve_transposed(r), r / diagonal, rtol=1e-12, atol=1e-12)
+
+
+def test_the_jacobian_of_a_constant_function_is_zero(rand):
+    r = rand(3, 2)
+    f = FunctionDynamics(lambda t, x, u: torch.ones_like(x), 1)
+    torch.testing.assert_close(DenseLU().factor(f, 0.0, r, rand(1), SCALE).solve(r), r)
