@@ -111,7 +111,7 @@ class RungeKutta:
     ----------
     tableau : Tableau
     solver : LinearSolver
-        For implicit stages; explicit schemes ignore it.
+        For implicit stages; an explicit scheme takes no other than the default.
 
     Examples
     --------
@@ -122,6 +122,11 @@ class RungeKutta:
 
     tableau: Tableau
     solver: LinearSolver = DenseLU()
+
+    def __post_init__(self) -> None:
+        if self.tableau.explicit and self.solver != DenseLU():
+            got = type(self.solver).__name__
+            raise ValueError(f"solver: expected none for {self.name}, which has no implicit stage, got {got}")
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class SciPy(Method):
 
     name: str = "L-BFGS-B"
     iterations: int = 20
+    full_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if str(self.name).lower() not in SCIPY:
@@ -109,6 +110,10 @@ class TorchOptimizer(Method):
         if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
             got = type(self.optimizer).__name__
             raise TypeError(f"optimizer: expected a class such as torch.optim.Adam, got one of type {got}")
+
+    @property
+    def full_batch(self) -> bool:
+        return isinstance(self.optimizer, type) and issubclass(self.optimizer, torch.optim.LBFGS)
 
     def step(self, objective: Objective, state: State) -> State:
         parameter = nn.Parameter(state.control.clone())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,7 @@ class GradientDescent(Method):
 
     search: LineSearch = Armijo()
     first: float = 1.0
+    full_batch: ClassVar[bool] = True
 
     def init(self, objective: Objective, point: Evaluation) -> State:
         return State(point, self.first)
@@ -43,6 +44,7 @@ class NonlinearCG(Method):
     """
 
     search: LineSearch = StrongWolfe(c2=0.1)
+    full_batch: ClassVar[bool] = True
 
     def step(self, objective: Objective, state: State) -> State:
         space = objective.space

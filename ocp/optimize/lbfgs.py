@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class LBFGS:
     pairs: int = 20
     search: LineSearch = StrongWolfe()
     curvature: float = 1e-8
+    full_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.pairs < 1:

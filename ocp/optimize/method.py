@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from ocp.objective.evaluation import Evaluation, Objective
 from ocp.optimize.status import Status
 from ocp.space.transfer import Transfer
 
-__all__ = ["Method", "State", "Visit", "as_method"]
+__all__ = ["FullBatch", "Method", "State", "Visit", "as_method", "on_full_batches"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,27 @@ class Method(Protocol):
     def transport(self, memory: Any, transfer: Transfer) -> Any:
         """The memory on the finer grid of a transfer."""
         return memory
+
+
+@runtime_checkable
+class FullBatch(Protocol):
+    """A method that compares numbers of successive steps, as line searches and L-BFGS do.
+
+    Where each step has a mini-batch of its own, they are those of different objectives.
+    """
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether it does."""
+
+
+def on_full_batches(method: Any) -> Any:
+    """The part of a method, or the method itself, that needs all samples in every step; None if no part does."""
+    if isinstance(method, FullBatch) and method.full_batch:
+        return method
+    parts = (getattr(method, f.name) for f in fields(method)) if is_dataclass(method) else ()
+    found = (on_full_batches(part) for part in parts if isinstance(part, Method))
+    return next((part for part in found if part is not None), None)
 
 
 def as_method(name: str, method: Any) -> Method:

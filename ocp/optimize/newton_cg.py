@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf, isfinite
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -186,6 +186,7 @@ class NewtonCG(Method):
     iterations: int = 50
     region: TrustRegion = TrustRegion()
     first: float = 1.0
+    full_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 < self.forcing < 1 and self.iterations >= 1 and 0 < self.first < inf):

@@ -71,9 +71,9 @@ class RunSpec:
     smoother, steps, integrator, stop, checkpoint, processes : optional
         As in `minimize`, where the smoother is the method on each grid.
     levels : int, optional
-        By default as many as lead down to the coarsest grid that the study suggests.
+        By default as many as lead down to the coarsest grid that the study suggests. Not for `single`.
     batch_size : int, optional
-        Mini-batches of this size, drawn with ``seed``.
+        Mini-batches of this size, drawn with ``seed``. Requires a smoother without line searches.
     watch : Watch
         By default with the validation samples of the study.
     label : str
@@ -106,6 +106,8 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
     """Solve a study. The result says what was run, calls the problem ``name``, and has the test accuracy, if any."""
     steps, smoother = run.steps or study.steps, run.smoother or study.smoother
     integrator = run.integrator or study.integrator
+    if run.method is single and run.levels is not None:
+        raise ValueError(f"levels: expected none for the method single, which works on one grid, got {run.levels}")
     finest = steps.first if isinstance(steps, Adaptive) else steps
     levels = run.levels or depth(finest, max(study.steps >> (study.levels - 1), 1))
     batches, refine = None, study.refine
@@ -255,6 +257,8 @@ def compare(
     for seed in range(seeds):
         study = make(seed)
         target = study.target if target is None else target
+        if target is not None and target.quantity == "accuracy" and study.validation is None:
+            raise ValueError(f"target: an accuracy requires a study with validation samples, got {target} without them")
         if seed == 0:  # a gradient before the clock runs, so that the first method does not pay for torch's start
             objective = discretize(study.problem, study.steps, study.integrator)
             objective.derivative(objective.discretization.start().flat)

@@ -23,7 +23,7 @@ from ocp.objective.evaluation import free_part
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.solution import control_and_scheme
-from ocp.optimize.method import Method, State, as_method
+from ocp.optimize.method import Method, State, as_method, on_full_batches
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
@@ -77,8 +77,9 @@ def minimize(
     start : Control, TimeFunction or Tensor, optional
         Replaces the problem's own start (`ControlProblem`). The steps of a coarser control must divide ``steps``.
     batches : Batches, optional
-        Draw a mini-batch for each iteration, the same on all levels of a cycle. Use a method without line searches,
-        such as ``Nested(levels, TorchOptimizer(torch.optim.Adam), refine=Scheduled(100))``.
+        Draw a mini-batch for each iteration, the same on all levels of a cycle. Methods that compare values or
+        derivatives of successive steps, as line searches do, are refused; take one such as
+        ``Nested(levels, TorchOptimizer(torch.optim.Adam), refine=Scheduled(100))``.
     stop : Stop
         Tolerance, target and limits.
     watch : Watch
@@ -131,6 +132,8 @@ def minimize(
         look = ReducedObjective(objective.discretization.on(n))  # its work is not counted
         method.init(look, look.at(look.discretization.start()))  # raises if the method has a finest grid of its own
     samples = objective.work.samples
+    if batches is not None and batches.size > samples:
+        raise ValueError(f"batches: expected a size of at most the {samples} samples, got {batches.size}")
     every = watch.every or (1 if batches is None else batches.per_epoch(samples))
     finest = watch.finest or (stop.target is not None and stop.target.quantity == "value")
     watch = replace(watch, every=every, finest=finest)
@@ -287,6 +290,11 @@ def _check_arguments(method: Any, batches: Any, stop: Any, watch: Any, adaptive:
         raise ValueError("method: mini-batches require a method, such as TorchOptimizer(torch.optim.Adam), got None")
     if adaptive is not None and batches is not None:
         raise ValueError(f"steps: mini-batches require a number of steps, as noise hides the error, got {adaptive}")
+    if batches is not None and (part := on_full_batches(method)) is not None:
+        raise ValueError(
+            "method: mini-batches require one such as TorchOptimizer(torch.optim.Adam), "
+            f"got {type(part).__name__}, which compares the objectives of successive steps"
+        )
     if stop.target is not None and stop.target.quantity == "accuracy" and watch.validation is None:
         raise ValueError("target: an accuracy requires watch=Watch(validation=problem), got None")
 

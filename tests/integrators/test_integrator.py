@@ -385,3 +385,8 @@ def test_a_scheme_of_ones_own_needs_a_name_of_its_own():
         as_integrator(RungeKutta(Tableau("heun", ((), (2 / 3,)), (1 / 4, 3 / 4), order=2)))
     constant = RungeKutta(CRANK_NICOLSON, ConstantJacobian(torch.eye(2)))
     assert as_integrator(constant) is constant
+
+
+def test_an_explicit_scheme_takes_no_solver():
+    with pytest.raises(ValueError, match="solver: expected none for rk4, which has no implicit stage, got Constant"):
+        RungeKutta(RK4, ConstantJacobian(torch.eye(2)))

@@ -362,6 +362,16 @@ def test_the_levels_fit_the_steps_down_to_the_coarsest_grid_of_the_study(suggest
     assert result.about["levels"] == len(grids)
 
 
+def test_levels_of_a_single_grid_are_refused():
+    with pytest.raises(ValueError, match=r"levels: expected none for the method single, .*, got 2"):
+        solve("control", CONTROL, RunSpec(single, levels=2))
+
+
+def test_a_comparison_by_accuracy_requires_validation_samples():
+    with pytest.raises(ValueError, match="target: an accuracy requires a study with validation samples"):
+        compare("control", lambda seed: CONTROL, [RunSpec(single)], 1, Target("accuracy", 0.5))
+
+
 def test_levels_that_are_asked_for_must_exist():
     with pytest.raises(ValueError, match="levels: 8 steps can be coarsened"):
         solve("control", CONTROL, RunSpec(levels=5))

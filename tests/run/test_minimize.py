@@ -24,11 +24,13 @@ from ocp import (
     GradientDescent,
     LeastSquares,
     Nested,
+    NewtonCG,
     NonlinearCG,
     QuadraticRunning,
     Result,
     RungeKutta,
     Scheduled,
+    SciPy,
     State,
     Status,
     Stop,
@@ -461,6 +463,25 @@ def test_mini_batch_runs_are_recorded_once_an_epoch_on_all_samples():
 def test_mini_batches_require_a_method():
     with pytest.raises(ValueError, match=r"method: mini-batches require a method, such as .*, got None"):
         minimize(TRAINING, 4, batches=Batches(5))
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: Nested(2, Forgetful(m)), lambda m: MGOPT(2, ADAM, solver=m)])
+@pytest.mark.parametrize(
+    "method",
+    [LBFGS(), NonlinearCG(), GradientDescent(), NewtonCG(), SciPy(), TorchOptimizer(torch.optim.LBFGS)],
+    ids=lambda method: type(method).__name__,
+)
+def test_methods_that_compare_steps_are_refused_with_mini_batches(method, wrap):
+    message = rf"method: mini-batches require one such as .*, got {type(method).__name__}, which compares"
+    with pytest.raises(ValueError, match=message):
+        minimize(TRAINING, 4, wrap(method), batches=Batches(5))
+
+
+def test_a_batch_of_more_samples_than_there_are_is_refused():
+    samples = discretize(TRAINING, 1).work.samples
+    with pytest.raises(ValueError, match=f"batches: expected a size of at most the {samples} samples, got 1000"):
+        minimize(TRAINING, 4, ADAM, batches=Batches(1000))
+    assert minimize(TRAINING, 4, ADAM, batches=Batches(samples), stop=Stop(max_iterations=1)).iterations == 1
 
 
 def test_mini_batches_are_charged_by_their_size():
