@@ -14,10 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import ocp.problems
+from ocp.cli.help import user_code
 from ocp.problem.control_problem import ControlProblem
 from ocp.run.study import Study
 
-__all__ = ["load", "names", "summaries", "takes"]
+__all__ = ["load", "make", "names", "summaries", "takes"]
 
 
 def names() -> tuple[str, ...]:
@@ -33,7 +34,13 @@ def summaries() -> dict[str, str]:
 
 
 def load(name: str, **options: Any) -> Study:
-    """The study that a problem's function ``problem(**options)`` returns.
+    """The study of a problem, with the defaults of `Study` where `make` returns a `ControlProblem`."""
+    made = make(name, **options)
+    return Study(made) if isinstance(made, ControlProblem) else made
+
+
+def make(name: str, **options: Any) -> Study | ControlProblem:
+    """What a problem's function ``problem(**options)`` returns.
 
     Parameters
     ----------
@@ -47,6 +54,8 @@ def load(name: str, **options: Any) -> Study:
     ------
     ValueError
         If there is no such problem, the file defines none, or its function does not take an option.
+    UserError
+        If the file or its function raises an exception.
     """
     function = _function(name)
     accepted = signature(function).parameters
@@ -64,17 +73,29 @@ def load(name: str, **options: Any) -> Study:
     if name in names():
         for key, value in given.items():
             _check_number(key, str(accepted[key].annotation), value)
-    study = function(**given)
-    if isinstance(study, ControlProblem):
-        return Study(study)
-    if isinstance(study, Study):
-        return study
-    raise ValueError(f"{name}: expected problem() to return a ControlProblem or a Study, got {type(study).__name__}")
+        made = function(**given)
+    else:
+        for key, value in given.items():
+            _check_kind(key, accepted[key].default if key in accepted else None, value)
+        arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        with user_code(Path(name), f", in problem({arguments})"):
+            made = function(**given)
+    if isinstance(made, ControlProblem | Study):
+        return made
+    raise ValueError(f"{name}: expected problem() to return a ControlProblem or a Study, got {type(made).__name__}")
 
 
 def takes(name: str, option: str) -> bool:
     """Whether a problem's function has an argument of this name."""
     return option in signature(_function(name)).parameters
+
+
+def _check_kind(key: str, default: Any, value: Any) -> None:
+    """Refuse an argument of another kind than its default, where that is a truth value or a number."""
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{key}: expected True or False, as its default is {default}, got {value!r}")
+    if isinstance(default, int | float) and not isinstance(value, int | float):
+        raise ValueError(f"{key}: expected a number, as its default is {default}, got {value!r}")
 
 
 def _check_number(key: str, annotation: str, value: Any) -> None:
@@ -115,7 +136,8 @@ def _module(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with user_code(path):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"problem: expected {path.name} to be Python, got {error}") from error
     return module

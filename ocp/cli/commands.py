@@ -16,13 +16,15 @@ from tabulate import tabulate
 import ocp
 from ocp.cli import catalog
 from ocp.cli.help import Grouped
-from ocp.cli.words import DTYPES, METHODS, SMOOTHERS
+from ocp.cli.outputs import COMPARISON, RESULT, claim, given, place, replaceable, results_below
+from ocp.cli.words import DTYPES, METHODS, RATED, SMOOTHERS
 from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.processes import launched
 from ocp.objective.reduced import discretize
 from ocp.optimize.status import Status
+from ocp.problem.control_problem import ControlProblem
 from ocp.run.adaptive import Adaptive
-from ocp.run.checkpoints import Checkpoint, writable
+from ocp.run.checkpoints import Checkpoint
 from ocp.run.comparison import Comparison, RunSpec, compare, solve
 from ocp.run.json_files import write
 from ocp.run.results import Result, Target
@@ -32,22 +34,30 @@ from ocp.verification.verify import verify
 
 __all__ = ["main"]
 
-#: Outcomes that a shell should see as a failure; a limit or a missed goal is not one.
-FAILURES = (
-    Status.NOT_FINITE,
-    Status.UNRESOLVED,
-    Status.INTERRUPTED,
-    Status.WRONG_DERIVATIVE,
-    Status.UNBOUNDED,
-    Status.NOT_SAVED,
-)
 
-_COUNT, _LIMIT = click.IntRange(1), click.FloatRange(0)
+class _Integer(click.IntRange):
+    """An integer, which messages call by its name."""
+
+    name = "integer"
+
+
+class _Number(click.FloatRange):
+    """A number, which messages call by its name."""
+
+    name = "number"
+
+
+_COUNT, _LIMIT = _Integer(1), _Number(0)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 _STEPS = click.option("--steps", type=_COUNT, help="Steps of the finest grid; the default is the problem's own.")
-_SCHEME = click.option("--integrator", type=click.Choice(list(INTEGRATORS)), help="The default is the problem's own.")
+_SCHEME = click.option(
+    "--integrator",
+    type=click.Choice(list(INTEGRATORS)),
+    help="The default is the problem's own; euler for a file whose problem() returns a ControlProblem.",
+)
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result of other options.")
 _SET = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument of problem(), such as width=32."
 )
@@ -67,19 +77,22 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that ``solve`` and ``compare`` share."""
     options = (
         click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="Method on each grid."),
-        click.option("--learning-rate", default=1e-2, show_default=True, help="Learning rate of adam and sgd."),
+        click.option("--learning-rate", type=_Number(0, min_open=True), help="Of adam and sgd; the default is 0.01."),
         _STEPS,
-        click.option("--levels", type=_COUNT, help="Number of grids; the default is the problem's own."),
+        click.option("--levels", type=_COUNT, help="Grids of nested and mgopt; the default is the problem's own."),
         _SCHEME,
-        click.option("--batch-size", type=_COUNT, help="Samples in a mini-batch; the default is all."),
+        click.option(
+            "--batch-size", type=_COUNT, help="Samples in a mini-batch, with adam or sgd; the default is all."
+        ),
         click.option("--max-work", type=_LIMIT, help="Limit of work, in gradients on the finest grid."),
-        click.option("--max-iterations", type=click.IntRange(0), help="Limit of iterations."),
+        click.option("--max-iterations", type=_Integer(0), help="Limit of iterations."),
         click.option("--tolerance", type=_LIMIT, help="Norm of the derivative, relative to the start."),
         click.option("--device", help="Device, such as cpu or cuda."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
         _THREADS,
         _SET,
         click.option("--quiet", is_flag=True, help="Show no live line."),
+        _OVERWRITE,
     )
     for option in reversed(options):
         command = option(command)
@@ -88,13 +101,15 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
     """KEY=VALUE pairs, the values as Python literals where possible, else as text."""
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for pair in sets:
         key, found, text = pair.partition("=")
-        if key == "seed":
-            raise ValueError(f"set: expected KEY=VALUE, and no seed, which has an option of its own, got {pair!r}")
+        if key in ("seed", "dtype", "device"):
+            raise ValueError(f"set: expected KEY=VALUE, and no {key}, which has an option of its own, got {pair!r}")
         if not (found and key.isidentifier()):
             raise ValueError(f"set: expected KEY=VALUE, got {pair!r}")
+        if key in arguments:
+            raise ValueError(f"set: expected each key once, got {pair!r} after another value")
         try:
             arguments[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -102,7 +117,7 @@ def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
     return arguments
 
 
-def _load(name: str, seed: int, options: Mapping[str, Any]) -> Study:
+def _load(name: str, seed: int, options: Mapping[str, Any], note: bool = True) -> Study:
     """The study of a problem, which stops as the options say."""
     device, dtype = options["device"], options["dtype"]
     if device is not None:
@@ -111,7 +126,11 @@ def _load(name: str, seed: int, options: Mapping[str, Any]) -> Study:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device: expected an available device, got {device!r} ({error})") from error
     chosen = {"seed": seed, "device": device, "dtype": None if dtype is None else DTYPES[dtype]}
-    study = catalog.load(name, **{**chosen, **_arguments(options["sets"])})
+    made = catalog.make(name, **{**chosen, **_arguments(options["sets"])})
+    study = Study(made) if isinstance(made, ControlProblem) else made
+    if note and isinstance(made, ControlProblem) and options["integrator"] is None:
+        steps = options["steps"] or study.steps
+        click.echo(f"{name} suggests no scheme: {steps} steps of {study.integrator}; see --integrator.", err=True)
     limits = {key: options.get(key) for key in ("max_work", "max_iterations", "tolerance", "target")}
     return replace(study, stop=replace(study.stop, **{key: n for key, n in limits.items() if n is not None}))
 
@@ -119,10 +138,13 @@ def _load(name: str, seed: int, options: Mapping[str, Any]) -> Study:
 def _spec(method: str, options: Mapping[str, Any]) -> RunSpec:
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    smoother = options["smoother"] and SMOOTHERS[options["smoother"]](options["learning_rate"])
+    name, rate = options["smoother"], options["learning_rate"]
+    if rate is not None and name not in RATED:
+        raise ValueError(f"learning-rate: requires --smoother {' or '.join(RATED)}, got {name or 'no --smoother'}")
+    smoother = name and SMOOTHERS[name](1e-2 if rate is None else rate)
     watch = Watch(progress=False if options["quiet"] else None, check_derivative=options.get("check", False))
-    given = {name: options[name] for name in ("steps", "levels", "integrator", "batch_size")}
-    return RunSpec(METHODS[method], smoother, watch=watch, **given)
+    chosen = {name: options[name] for name in ("steps", "levels", "integrator", "batch_size")}
+    return RunSpec(METHODS[method], smoother, watch=watch, **chosen)
 
 
 @click.group()
@@ -141,17 +163,21 @@ def list_() -> None:
 @click.argument("name")
 @_STEPS
 @_SCHEME
-@click.option("--seed", default=0, show_default=True)
-@click.option("--json", "file", type=_FILE, help="Also write the report to this file.")
+@click.option("--seed", type=_Integer(0), default=0, show_default=True, help="Of the problem and of the directions.")
+@click.option("--json", "file", type=_FILE, help="Also write the report to this file, in an existing folder.")
 @_SET
 def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
-    """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen."""
+    """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen.
+
+    Exit codes: 0 if all checks pass, 1 if one fails or an argument does not fit, 2 if an option is unknown.
+    """
     if file is not None:
-        writable("json", file.parent)
+        replaceable(file, "checks")
     dtype = "float64" if catalog.takes(name, "dtype") else None
     study = _load(name, seed, {**options, "device": None, "dtype": dtype})
     steps, integrator = options["steps"] or study.steps, options["integrator"] or study.integrator
     report = verify(discretize(study.problem, steps, integrator), seed=seed)
+    click.echo(f"{name}, {steps} steps of {integrator if isinstance(integrator, str) else integrator.name}")
     click.echo(str(report))
     if file is not None:
         write(file, {"problem": name, **report.to_dict()})
@@ -161,12 +187,18 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 
 @main.command("solve", cls=Grouped, example="ocp solve pendulum --max-work 20 --out pendulum-out")
 @click.argument("name")
-@click.option("--method", type=click.Choice(list(METHODS)), default="mgopt", show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Seed of the initial weights and the batches.")
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default="mgopt",
+    show_default=True,
+    help="How to use the grids; with mini-batches, mgopt is nested iteration.",
+)
+@click.option("--seed", type=_Integer(0), help="Seed of the initial weights and the batches; the default is 0.")
 @click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
 @click.option(
     "--grid-error",
-    type=float,
+    type=_Number(),
     help="Refine the grid until the estimated relative discretization error is below it; --steps is the first grid.",
 )
 @click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/METHOD.")
@@ -176,27 +208,34 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option("--resume-from", type=_FILE, help="Resume from this checkpoint of the folder.")
 @click.option("--check", is_flag=True, help="First compare the derivative with differences of values.")
 @_shared
-def solve_(name: str, method: str, seed: int, target: str | None, out: Path | None, **options: Any) -> None:
+def solve_(name: str, method: str, target: str | None, out: Path | None, **options: Any) -> None:
     """Solve problem NAME, or that of the file NAME; write result.json, control.pt, convergence.png, grids.png.
 
     For a problem with a single sample, such as those of classical control, also write the states, control and costates
     as trajectory.png and trajectory.csv.
 
-    Exit codes: 0 if the run ended by a test or at a limit, which the printed status tells apart; 1 if its result is not
-    finite, not bounded or not resolved, if its derivative is wrong, if a required checkpoint could not be written, if
-    it was interrupted, or if an argument does not fit; 2 if an option is unknown.
+    Exit codes: 0 if the run ended by a test, at a limit or at the precision, which the printed status tells apart; 1 if
+    it failed, with one of the statuses NOT_FINITE, UNBOUNDED, UNRESOLVED, NO_DECREASE, WRONG_DERIVATIVE, NOT_SAVED and
+    INTERRUPTED, or if an argument does not fit; 2 if an option is unknown or its value is of the wrong kind.
     """
     goal = None if target is None else Target.parse(target)
-    study = _load(name, seed, {**options, "target": goal})
-    run = replace(_spec(method, options), seed=seed, checkpoint=_checkpoint(name, seed, options))
+    own = given({"problem": str(Path(name)), "method": method, "target": target, **options})
+    seed, resumed = options.pop("seed"), bool(options["resume"] or options["resume_from"])
+    if seed is not None and options["batch_size"] is None and not catalog.takes(name, "seed"):
+        raise ValueError(f"seed: without effect, since problem() of {name} takes no seed and there are no mini-batches")
+    study = _load(name, seed or 0, {**options, "target": goal})
+    run = replace(_spec(method, options), seed=seed or 0, checkpoint=_checkpoint(name, seed or 0, options))
     if options["grid_error"] is not None:
         run = replace(run, steps=Adaptive(options["grid_error"], options["steps"] or study.steps))
+    folder = out or Path("ocp-out", Path(name).stem, method)
     with launched() as processes:
-        folder = writable("out", out or Path("ocp-out", Path(name).stem, method)) if processes.rank == 0 else None
+        first = processes.rank == 0
+        if first:
+            claim(folder, RESULT, own, options["overwrite"], resumed)
         result = solve(name, study, replace(run, processes=processes))
-    if folder is not None:
-        _report(study, method, result, goal, folder)
-    if result.status in FAILURES:
+    if first:
+        _report(study, method, result.describe(options=own), goal, folder)
+    if result.status.failed:
         raise SystemExit(1)
 
 
@@ -204,8 +243,14 @@ def _checkpoint(name: str, seed: int, options: Mapping[str, Any]) -> Checkpoint 
     folder, every, resume = options["checkpoint"], options["every"], options["resume_from"] or options["resume"]
     if folder is None and resume:
         raise ValueError("resume: --resume and --resume-from require --checkpoint FOLDER")
+    if folder is None and every is not None:
+        raise ValueError("every: --every requires --checkpoint FOLDER")
+    if options["resume"] and options["resume_from"]:
+        raise ValueError("resume: expected --resume or --resume-from, got both")
     if folder is None:
         return None
+    if folder:
+        place("checkpoint", Path(folder))
     often = {} if every is None else {"every": every, "seconds": 0.0}
     return Checkpoint(folder, name=", ".join((name, f"seed {seed}", *options["sets"])), resume=resume, **often)
 
@@ -220,7 +265,7 @@ def _report(study: Study, method: str, result: Result, goal: Target | None, fold
         click.echo(f"{'known optimum':>20}: {study.optimum:.10g} (of the continuous problem)")
         click.echo(f"{'value - optimum':>20}: {result.value - study.optimum:.2e}")
     written = ["result.json", "control.pt", "convergence.png", "grids.png"]
-    for name in ("trajectory.csv", "trajectory.png"):  # of another problem that was solved into this folder before
+    for name in ("trajectory.csv", "trajectory.png"):  # of an earlier result in this folder
         (folder / name).unlink(missing_ok=True)
     if discretize(study.problem, 1).work.samples == 1:
         trajectory = result.trajectory(study.problem)
@@ -233,44 +278,69 @@ def _report(study: Study, method: str, result: Result, goal: Target | None, fold
 @main.command("compare", cls=Grouped, example="ocp compare lqr --methods single,mgopt --seeds 1")
 @click.argument("name")
 @click.option("--methods", default="single,nested,mgopt", show_default=True, help="Methods, separated by commas.")
-@click.option("--seeds", type=_COUNT, default=3, show_default=True, help="Number of seeds, counted from 0.")
+@click.option("--seeds", type=_COUNT, help="Number of seeds, counted from 0; the default is 3.")
 @click.option("--target", help="accuracy=0.95 or value=0.1; the default is the problem's own.")
 @click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/compare.")
 @_shared
-def compare_(name: str, methods: str, seeds: int, target: str | None, out: Path | None, **options: Any) -> None:
-    """Compare methods on problem NAME from the same starts; write compare.json and convergence.png."""
+def compare_(name: str, methods: str, seeds: int | None, target: str | None, out: Path | None, **options: Any) -> None:
+    """Compare methods on problem NAME from the same starts; write compare.json and convergence.png.
+
+    Exit codes: 0 if the comparison is complete, whatever its runs found; 1 if it was interrupted, if every run failed,
+    or if an argument does not fit; 2 if an option is unknown or its value is of the wrong kind.
+    """
+    own = given({"problem": str(Path(name)), "methods": methods, "seeds": seeds, "target": target, **options})
     goal = None if target is None else Target.parse(target)
-    runs = [_spec(method.strip(), options) for method in methods.split(",")]
-    if seeds > 1 and not catalog.takes(name, "seed"):
-        click.echo("problem() takes no seed: one run of each method.", err=True)
+    chosen = [method.strip() for method in methods.split(",")]
+    if options["levels"] is not None and set(chosen) == {"single"}:
+        raise ValueError("levels: expected none for the method single, which works on one grid")
+    one_grid = {**options, "levels": None}
+    runs = [_spec(method, one_grid if method == "single" else options) for method in chosen]
+    if options["batch_size"] is None and not catalog.takes(name, "seed"):
+        if seeds is not None and seeds > 1:
+            raise ValueError(f"seeds: without effect, since problem() of {name} takes no seed; leave it out")
+        if seeds is None:
+            click.echo("problem() takes no seed: one run of each method.", err=True)
         seeds = 1
-    folder = writable("out", out or Path("ocp-out", Path(name).stem, "compare"))
-    make = partial(_load, name, options=options)
-    comparison = compare(name, make, runs, seeds, goal, save=lambda so_far: so_far.save(folder))
+    study = _load(name, 0, options)
+    folder = claim(out or Path("ocp-out", Path(name).stem, "compare"), COMPARISON, own, options["overwrite"])
+
+    def save(so_far: Comparison) -> None:
+        replace(so_far, about={"options": own}).save(folder)
+
+    make = partial(_load, name, options=options, note=False)
+    comparison = compare(name, lambda seed: make(seed) if seed else study, runs, seeds or 3, goal, save)
     ocp.plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))
     click.echo(f"written to {folder}")
+    results = [result for group in comparison.runs.values() for result in group]
+    interrupted = any(result.status is Status.INTERRUPTED for result in results)
+    if interrupted or all(result.status.failed for result in results):
+        raise SystemExit(1)
 
 
 @main.command("plot", cls=Grouped, example="ocp plot ocp-out/lqr/compare --out convergence.png")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=_FILE, default="convergence.png", show_default=True)
 def plot_(folders: tuple[Path, ...], out: Path) -> None:
-    """Draw the saved results of FOLDERS, each written by solve or by compare, into one figure."""
-    writable("out", out.parent)
+    """Draw the saved results of FOLDERS into one figure.
+
+    Each folder was written by solve or by compare, or has such folders below it, as ocp-out/NAME has. All results must
+    be of one problem.
+    """
+    place("out", out.parent, create=False)
     groups: dict[str, tuple[Result, ...]] = {}
-    target = None
-    for folder in folders:
-        if (folder / "compare.json").exists():
+    target, found = None, [path for folder in folders for path in results_below(folder)]
+    for folder in found:
+        if (folder / COMPARISON[0]).exists():
             saved = Comparison.load(folder)
-            target, found = saved.target, saved.runs
-        elif (folder / "result.json").exists():
-            result = Result.load(folder)
-            found = {str(result.about.get("label", folder.name)): (result,)}
+            about = {"options": saved.about.get("options")}
+            target, runs = saved.target, saved.runs
+            runs = {label: tuple(result.describe(**about) for result in group) for label, group in runs.items()}
         else:
-            raise ValueError(f"folder: expected one with result.json or compare.json, got {folder}")
-        for label, results in found.items():
-            name = label if len(folders) == 1 else f"{folder}: {label}"
+            result = Result.load(folder)
+            runs = {str(result.about.get("label", folder.name)): (result,)}
+        for label, results in runs.items():
+            name = label if len(found) == 1 else f"{folder}: {label}"
             groups[name] = groups.get(name, ()) + results
     ocp.plots.convergence(groups, target).savefig(out, dpi=150)
     click.echo(f"written to {out}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 import ocp.problems
 
-__all__ = ["GROUPS", "Grouped"]
+__all__ = ["GROUPS", "Grouped", "UserError", "user_code"]
 
 #: Titles of the groups in the order in which help shows them, and the parameters of each; others come last.
 GROUPS = {
@@ -22,14 +24,14 @@ GROUPS = {
     "Stopping": ("target", "tolerance", "max_iterations", "max_work"),
     "Watching": ("check", "quiet"),
     "Checkpoints": ("checkpoint", "every", "resume", "resume_from"),
-    "Output": ("out", "file"),
+    "Output": ("out", "file", "overwrite"),
 }
 
 
 class Grouped(click.Command):
     """A command whose help shows its options by groups, and ``example``, a command line.
 
-    A user's mistake is printed as one line; an error in the user's own code keeps its traceback.
+    A user's mistake is printed as one line; an error that the user's functions raise in a run keeps its traceback.
     """
 
     def __init__(self, *arguments: Any, example: str, **keywords: Any):
@@ -54,6 +56,40 @@ class Grouped(click.Command):
             if _in_user_code(error, ctx.params.get("name")):
                 raise
             raise click.ClickException(" ".join(str(error).split())) from error
+
+
+class UserError(click.ClickException):
+    """An exception that a user's file raised: where, and if that was deep in other code, the way there."""
+
+    def __init__(self, message: str, trace: str = ""):
+        super().__init__(message)
+        self.trace = trace
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it."""
+        if self.trace:
+            click.echo(self.trace, file=file, err=True, nl=False)
+        super().show(file)
+
+
+@contextmanager
+def user_code(path: Path, within: str = "") -> Iterator[None]:
+    """Turn exceptions that a user's file raises, except for a SyntaxError, into a `UserError`."""
+    try:
+        yield
+    except SyntaxError:
+        raise
+    except (Exception, SystemExit) as error:
+        path, frames = path.resolve(), traceback.extract_tb(error.__traceback__)
+        first = next((k for k, frame in enumerate(frames) if Path(frame.filename) == path), len(frames))
+        frames = traceback.StackSummary.from_list(frames[first:])
+        own = [frame for frame in frames if Path(frame.filename).parent == path.parent]
+        place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else path.name
+        what = " ".join("".join(traceback.format_exception_only(error)).split())
+        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(ocp.__file__).parent)
+        deep = len(frames) > 1 and not (ours or isinstance(error, ImportError))
+        trace = f"Traceback (most recent call last):\n{''.join(frames.format())}" if deep else ""
+        raise UserError(f"{place}{within}: {what}", trace) from error
 
 
 def _in_user_code(error: BaseException, name: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""The words of the command line, and the objects they stand for."""
+"""The words of the command line, and the objects they name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ocp.optimize.method import Method
 from ocp.optimize.newton_cg import NewtonCG
 from ocp.run.comparison import mgopt, nested, single
 
-__all__ = ["DTYPES", "METHODS", "SMOOTHERS"]
+__all__ = ["DTYPES", "METHODS", "RATED", "SMOOTHERS"]
 
 #: Ways to use the grids by name.
 METHODS: Mapping[str, Callable[..., Method]] = {"single": single, "nested": nested, "mgopt": mgopt}
 
-#: Smoothers by name, as functions of the learning rate, which those with a line search do not need.
+#: Smoothers by name, as functions of the learning rate, which only those of `RATED` have.
 SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
     "lbfgs": lambda lr: LBFGS(),
     "cg": lambda lr: NonlinearCG(),
@@ -28,6 +28,8 @@ SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
     "sgd": lambda lr: TorchOptimizer(torch.optim.SGD, {"lr": lr, "momentum": 0.9}),
     "scipy": lambda lr: SciPy(),
 }
+
+RATED = ("adam", "sgd")
 
 #: Precisions by name.
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}

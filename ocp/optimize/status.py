@@ -22,21 +22,24 @@ class Status(Enum):
     """
 
     RUNNING = "The solver has not stopped yet."
-    CONVERGED = "The dual norm of the derivative fell below the tolerance."
+    CONVERGED = (
+        "The norm of the derivative (with bounds, of the projected derivative) is within the tolerance, relative to "
+        "that at the start."
+    )
     TARGET = "The target was reached."
     STOPPED = "The callback asked to stop."
     MAX_ITERATIONS = "The iteration limit was reached before the tolerance."
     MAX_WORK = "The work limit was reached before the tolerance."
     MAX_SECONDS = "The time limit was reached before the tolerance."
-    MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than wanted."
+    MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than requested."
     UNRESOLVED = (
-        "With half the step the same control ends in states of another size: the grid is too coarse, or the scheme "
-        "unstable on it. Take more steps or an implicit scheme."
+        "With half the step size, the same control leads to states of a different size: the grid is too coarse, or the "
+        "scheme is unstable on it. Use more steps or an implicit scheme."
     )
     NO_DECREASE = "No step along the search direction decreased the objective."
     PRECISION = "The precision limit is reached: rounding or noise hides any further decrease of the objective."
     WRONG_DERIVATIVE = "Differences of the objective contradict its derivative."
-    UNBOUNDED = "The objective falls without end: it seems to be unbounded below."
+    UNBOUNDED = "The objective keeps falling and seems to be unbounded below."
     NOT_FINITE = "The objective or its derivative is not finite at the control reached."
     NOT_SAVED = "A checkpoint could not be written."
     INTERRUPTED = "The run was interrupted from the keyboard."
@@ -46,6 +49,26 @@ class Status(Enum):
     def success(self) -> bool:
         """Whether a stated stopping test holds at the returned control."""
         return self in (Status.CONVERGED, Status.TARGET)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run broke down: it ended neither by a stopping test nor by a limit, the callback or rounding."""
+        return self in FAILURES
+
+
+#: A shell should see these as failures.
+FAILURES = frozenset(
+    (
+        Status.UNRESOLVED,
+        Status.NO_DECREASE,
+        Status.WRONG_DERIVATIVE,
+        Status.UNBOUNDED,
+        Status.NOT_FINITE,
+        Status.NOT_SAVED,
+        Status.INTERRUPTED,
+        Status.EXCEPTION,
+    )
+)
 
 
 class SolveError(RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -139,10 +139,14 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of several methods and seeds: from the label of each run to its results, one for each seed."""
+    """Results of several methods and seeds: from the label of each run to its results, one for each seed.
+
+    What the caller adds in ``about`` is saved with them.
+    """
 
     runs: Mapping[str, tuple[Result, ...]]
     target: Target | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Two tables with medians over the seeds and ranges in brackets; a seed that missed the target is a failure."""
@@ -184,7 +188,7 @@ class Comparison:
                 work, seconds = (met.work_units, met.seconds) if met else (None, None)
                 runs.append({**result.to_dict(), "work_units_to_target": work, "seconds_to_target": seconds})
         target = None if self.target is None else asdict(self.target)
-        write(Path(folder) / "compare.json", {"target": target, "runs": runs})
+        write(Path(folder) / "compare.json", {**self.about, "target": target, "runs": runs})
         return Path(folder)
 
     @classmethod
@@ -195,8 +199,9 @@ class Comparison:
         try:
             for values in saved["runs"]:
                 runs[values["label"]] = (*runs.get(values["label"], ()), Result.from_dict(values))
-            return cls(runs, Target(**saved["target"]) if saved["target"] else None)
-        except (KeyError, TypeError) as error:
+            about = {name: value for name, value in saved.items() if name not in ("target", "runs")}
+            return cls(runs, Target(**saved["target"]) if saved["target"] else None, about)
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder}: expected a saved comparison, got {type(error).__name__}: {error}") from error
 
 

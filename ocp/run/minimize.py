@@ -43,6 +43,16 @@ __all__ = ["accuracy", "minimize"]
 #: From the size of the control down to where differences lose half their digits to rounding, in double precision.
 LENGTHS = tuple(8.0**-k for k in range(8))
 
+#: Ends, besides success, at which the states may turn out to be an artifact of the grid.
+RESOLVABLE = (
+    Status.UNBOUNDED,
+    Status.PRECISION,
+    Status.MAX_ITERATIONS,
+    Status.MAX_WORK,
+    Status.MAX_SECONDS,
+    Status.MAX_STEPS,
+)
+
 
 @outside
 def minimize(
@@ -215,9 +225,11 @@ def _explain(run: Run, status: Status) -> tuple[Status, str]:
     If no step decreases the objective, differences of values tell a wrong derivative from rounding and noise.
     """
     work, u = run.objective.work, run.state.control
-    if (status.success or status is Status.UNBOUNDED) and isfinite(run.history[-1].derivative_norm):
+    found = u if status.success or status is Status.UNBOUNDED or run.best is None else run.best[1]
+    if (status.success or status in RESOLVABLE) and isfinite(run.history[-1].derivative_norm):
         with work.looking():
-            point = run.point if run.state.level == 0 and run.point else run.objective.at(run.control())
+            point = run.point if run.state.level == 0 and found is u else None
+            point = point or run.objective.at(run.control(found))
             return (status if resolved(point) else Status.UNRESOLVED), ""
     with suppress(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError), work.looking():
         if status is Status.NO_DECREASE and run.state.level == 0:

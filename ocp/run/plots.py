@@ -62,7 +62,8 @@ def convergence(results: Result | Mapping[str, Result | Sequence[Result]], targe
     Parameters
     ----------
     results : Result or mapping
-        From a label to a result, or to the results of several seeds; a result alone is labeled "run".
+        From a label to a result, or to the results of several seeds, all of one problem; a result alone is labeled
+        "run".
     target : Target, optional
         Drawn as a dashed line.
 
@@ -112,7 +113,17 @@ def _groups(results: Any) -> dict[str, list[Result]]:
             groups[label] = [result for result in group if result.history]
     if not groups:
         raise ValueError("results: expected at least one labeled result, got none")
+    problems = {_problem(result): label for label, group in groups.items() for result in group if _problem(result)}
+    if len(problems) > 1:
+        got = " and ".join(f"{problem} ({label})" for problem, label in problems.items())
+        raise ValueError(f"results: expected those of one problem, got {got}")
     return groups
+
+
+def _problem(result: Result) -> str:
+    """The problem and its settings as far as the result names them."""
+    name, options = result.about.get("problem", ""), result.about.get("options")
+    return ", ".join((name, *options.get("sets", ()))) if isinstance(options, Mapping) else name
 
 
 def _figure(size: tuple[float, float], rows: int, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:

@@ -164,8 +164,9 @@ def test_verify_exits_with_one_where_a_derivative_is_wrong(call, write):
 @pytest.mark.parametrize(("text", "passed"), [(CONTROL, True), (CORRUPTED, False)])
 def test_verify_writes_its_report_whatever_the_verdict(call, write, tmp_path, text, passed):
     file = write(text)
-    call("verify", file, "--json", tmp_path / "new" / "report.json")
-    saved = json.loads((tmp_path / "new" / "report.json").read_text())
+    for _ in range(2):  # an earlier report is replaced
+        call("verify", file, "--json", tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["passed"] is passed
     assert saved["problem"] == file
     assert {"name", "measured", "expected", "passed"} == set(saved["checks"][0])
@@ -223,7 +224,7 @@ def test_solve_writes_the_trajectory_of_a_single_sample(call, write, tmp_path):
 
 
 def test_solve_leaves_no_trajectory_of_another_problem_behind(call, write, tmp_path):
-    options = ["--max-iterations", 1, "--out", tmp_path / "out"]
+    options = ["--max-iterations", 1, "--overwrite", "--out", tmp_path / "out"]
     call("solve", write(CONTROL), *options)
     result = call("solve", write(LEARNING, "other.py"), *options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -269,13 +270,12 @@ def test_solve_takes_its_options(call, write, tmp_path):
         "--dtype": "float64",
         "--device": "cpu",
         "--set": "weight=3",
-        "--seed": 5,
         "--out": tmp_path / "out",
     }
     result = call("solve", write(CONTROL), "--quiet", *(part for pair in options.items() for part in pair))
     assert result.exit_code == 0, result.output
     about = Result.load(tmp_path / "out").about
-    expected = {"steps": 12, "levels": 2, "integrator": "heun", "dtype": "float64", "smoother": "Adam", "seed": 5}
+    expected = {"steps": 12, "levels": 2, "integrator": "heun", "dtype": "float64", "smoother": "Adam", "seed": 0}
     assert {key: about[key] for key in expected} == expected
 
 
@@ -388,9 +388,9 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("which", [(0,), (2,), (0, 1), (0, 1, 2)])
 def test_plot_draws_saved_results_into_one_figure(call, saved, tmp_path, which):
-    result = call("plot", *(saved[k] for k in which), "--out", tmp_path / "new" / "figure.png")
+    result = call("plot", *(saved[k] for k in which), "--out", tmp_path / "figure.png")
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 MISTAKES = {
@@ -504,7 +504,7 @@ def test_a_file_that_cannot_be_written_is_reported_before_the_work(
     (tmp_path / "file").write_text("in the way")
     place = tmp_path / "file" / "below"
     what = write(CONTROL) if command == "verify" else saved[0]
-    message = f"{option[2:]}: expected a folder that can be written to, got {place} (Not a directory)"
+    message = f"{option[2:]}: expected a path in an existing folder, got {place}; there is no folder {place}"
     assert message in complaint(call(command, what, option, place / "name"))
 
 
@@ -535,17 +535,61 @@ def test_a_figure_of_an_unknown_kind_gives_one_clear_line(call, saved, tmp_path)
     assert "xyz" in complaint(call("plot", saved[0], "--out", tmp_path / "figure.xyz"))
 
 
-def test_an_error_in_the_users_own_code_keeps_its_traceback(call, write):
-    result = call("solve", write(BROKEN))
-    assert isinstance(result.exception, KeyError)
+USER_ERRORS = {
+    "a missing package": ("import torch\nimport nowhere_to_be_found\n", "line 2: ModuleNotFoundError: No module named"),
+    "an exception at import": ("x = 1\nassert x == 2, 'mine'\n", "line 2: AssertionError: mine"),
+    "an exit at import": ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0"),
+    "a key": (BROKEN, "line 3, in problem(): KeyError: 'missing'"),
+    "a value": ("def problem():\n    raise ValueError('mine')\n", "line 2, in problem(): ValueError: mine"),
+}
+
+
+@pytest.mark.parametrize("command", ["solve", "verify", "compare"])
+@pytest.mark.parametrize(("text", "message"), USER_ERRORS.values(), ids=USER_ERRORS.keys())
+def test_an_error_in_a_users_file_gives_one_line_with_its_place(call, write, command, text, message):
+    assert f"Error: mine.py, {message}" in complaint(call(command, write(text)))
 
 
 @pytest.mark.parametrize("folder", ["", "ocp", "problems"])
-def test_an_error_of_value_in_the_users_own_code_keeps_its_traceback(call, tmp_path, write, folder):
-    """Wherever the file lies."""
+def test_a_users_file_may_lie_in_any_folder(call, tmp_path, write, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
-    file = write("def problem():\n    raise ValueError('mine')\n", f"{folder}/mine.py".lstrip("/"))
-    assert isinstance(call("solve", file).exception, ValueError)
+    file = write(USER_ERRORS["a value"][0], f"{folder}/mine.py".lstrip("/"))
+    assert "Error: mine.py, line 2, in problem(): ValueError: mine" in complaint(call("solve", file))
+
+
+def test_an_error_below_a_users_file_comes_with_the_way_there(call, write):
+    result = call("solve", write("import json\n\ndef problem():\n    return json.loads('{')\n"))
+    assert result.exit_code == 1
+    assert result.output.startswith("Traceback (most recent call last):\n  File")
+    assert "mine.py" in result.output.splitlines()[1]  # our own frames come before, and are left out
+    assert result.output.splitlines()[-1].startswith("Error: mine.py, line 4, in problem(): json.decoder.JSONDecode")
+
+
+def test_an_argument_that_a_users_function_cannot_take_is_named(call, write):
+    text = "def problem(weight=None):\n    return weight + 1\n"
+    message = "Error: mine.py, line 2, in problem(weight='abc'): TypeError: can only concatenate str"
+    assert message in complaint(call("solve", write(text), "--set", "weight=abc"))
+
+
+KINDS = {
+    "a text for a number": ("weight=abc", "weight: expected a number, as its default is 1.0, got 'abc'"),
+    "a text for a truth value": ("flag=false", "flag: expected True or False, as its default is False, got 'false'"),
+    "a number for a truth value": ("flag=0", "flag: expected True or False, as its default is False, got 0"),
+}
+
+
+@pytest.mark.parametrize(("setting", "message"), KINDS.values(), ids=KINDS.keys())
+def test_an_argument_of_another_kind_than_its_default_gives_one_clear_line(call, write, setting, message):
+    text = CONTROL.replace("weight=1.0", "weight=1.0, flag=False")
+    assert message in complaint(call("solve", write(text), "--set", setting))
+
+
+def test_an_error_in_the_users_functions_in_a_run_keeps_its_traceback(call, write):
+    text = CONTROL.replace("u - x**3", "u - x**3 + (0 if x.abs().max() < 1e9 else {}['missing'])")
+    text = text.replace("LeastSquares(0 * x, weight)", "LeastSquares(0 * x, weight)").replace(
+        "u - x**3 +", "u + x**3 +"
+    )
+    assert isinstance(call("solve", write(text)).exception, KeyError | SystemExit)
 
 
 def flat(folder):
@@ -577,7 +621,7 @@ def test_a_new_solve_on_a_folder_with_checkpoints_is_refused_in_one_line(call, w
 
 def test_solve_can_check_the_derivative_first(call, write, tmp_path):
     assert call("solve", write(CONTROL), "--check", "--out", tmp_path).exit_code == 0
-    result = call("solve", write(CORRUPTED, "wrong.py"), "--check", "--out", tmp_path)
+    result = call("solve", write(CORRUPTED, "wrong.py"), "--check", "--out", tmp_path / "wrong")
     assert result.exit_code == 1
     assert "WRONG_DERIVATIVE" in result.output
 
