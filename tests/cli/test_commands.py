@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 
-from ocp import Result
+from ocp import Result, Status
 from ocp.cli import catalog
 from ocp.cli.commands import main
 from ocp.cli.help import GROUPS
@@ -87,6 +87,21 @@ def problem():
     x = torch.rand(5, 2)
     x[3, 1] = float("nan")
     return residual_network(x, CrossEntropy(torch.tensor([0, 1, 1, 0, 0])), Dense(2))
+"""
+COUNTED = """
+calls = []
+
+def f(t, x, u):
+    calls.append({}["missing"] if len(calls) > 300 else t)
+    return u - x**3
+
+def problem"""
+SIMPLE = """
+import torch
+from ocp import ControlProblem
+
+def problem():
+    return ControlProblem(lambda t, x, u: u - x, torch.ones(1, 1).double(), lambda x: x.square().sum(), control_size=1)
 """
 SEVEN_STEPS = CONTROL.replace("steps=8", "steps=7")
 BROKEN = """
@@ -585,11 +600,9 @@ def test_an_argument_of_another_kind_than_its_default_gives_one_clear_line(call,
 
 
 def test_an_error_in_the_users_functions_in_a_run_keeps_its_traceback(call, write):
-    text = CONTROL.replace("u - x**3", "u - x**3 + (0 if x.abs().max() < 1e9 else {}['missing'])")
-    text = text.replace("LeastSquares(0 * x, weight)", "LeastSquares(0 * x, weight)").replace(
-        "u - x**3 +", "u + x**3 +"
-    )
-    assert isinstance(call("solve", write(text)).exception, KeyError | SystemExit)
+    text = CONTROL.replace("\ndef problem", COUNTED).replace("lambda t, x, u: u - x**3", "f")
+    result = call("solve", write(text), "--smoother", "gd", "--tolerance", 0, "--max-iterations", 1000)
+    assert isinstance(result.exception, KeyError)
 
 
 def flat(folder):
@@ -617,6 +630,224 @@ def test_a_new_solve_on_a_folder_with_checkpoints_is_refused_in_one_line(call, w
     result = call("solve", name, "--checkpoint", tmp_path / "saves", "--out", tmp_path)
     assert result.exit_code == 1
     assert result.output.startswith("Error: checkpoint: expected a folder without checkpoints for a new run")
+
+
+def test_a_checkpoint_of_another_problem_is_named(call, write, tmp_path):
+    options = ["--checkpoint", tmp_path / "saves", "--resume", "--max-iterations", 1]
+    call("solve", write(CONTROL), *options, "--out", tmp_path / "one")
+    message = complaint(call("solve", write(CONTROL, "other.py"), *options, "--out", tmp_path / "two"))
+    one, other = tmp_path / "mine.py", tmp_path / "other.py"
+    assert message.endswith(f"000000001.ocp is of {one}, seed 0; this run is {other}, seed 0")
+
+
+def test_an_earlier_result_of_other_options_is_kept(call, write, tmp_path):
+    file, out = write(CONTROL), tmp_path / "out"
+    call("solve", file, "--max-iterations", 2, "--out", out)
+    before = (out / "result.json").read_bytes()
+    message = complaint(call("solve", file, "--max-iterations", 3, "--steps", 4, "--out", out))
+    assert f"out: expected a folder of this run, got {out}, which has a result with other options" in message
+    assert "(max-iterations: 2, not 3, steps: the default, not 4); use --overwrite or another --out" in message
+    assert (out / "result.json").read_bytes() == before
+    assert call("solve", file, "--max-iterations", 3, "--overwrite", "--out", out).exit_code == 0
+    assert Result.load(out).iterations == 3
+
+
+def test_the_same_options_replace_an_earlier_result(call, write, tmp_path):
+    for watched in ((), ("--quiet", "--check")):
+        result = call("solve", write(CONTROL), "--max-iterations", 2, *watched, "--out", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+
+
+def test_a_resumed_run_with_another_limit_replaces_its_result(call, write, tmp_path):
+    file, saves = write(CONTROL), ["--checkpoint", tmp_path / "saves", "--resume", "--out", tmp_path / "out"]
+    for limit in (2, 3):
+        assert call("solve", file, "--max-iterations", limit, *saves).exit_code == 0
+    assert "steps: the default, not 4" in complaint(call("solve", file, "--steps", 4, *saves))
+
+
+def test_an_earlier_comparison_of_other_options_is_kept(call, write, tmp_path):
+    options = ["compare", write(CONTROL), "--methods", "single", "--out", tmp_path / "out", "--max-iterations"]
+    assert call(*options, 2).exit_code == call(*options, 2).exit_code == 0
+    assert "max-iterations: 2, not 3" in complaint(call(*options, 3))
+    assert Comparison.load(tmp_path / "out").runs["single"][0].iterations == 2
+    assert call(*options, 3, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["trajectory.csv", "convergence.png"])
+def test_files_that_are_not_ours_are_kept(call, write, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    message = complaint(call("solve", write(CONTROL), "--max-iterations", 1, "--out", tmp_path))
+    assert f"which has {name} from elsewhere" in message
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_report_replaces_nothing_but_a_report(call, write):
+    file = write(CONTROL)
+    assert "json: expected a new file or an earlier report" in complaint(call("verify", file, "--json", file))
+
+
+FAR = {
+    "verify": ("verify", "--json", "report.json"),
+    "solve": ("solve", "--out", "out"),
+    "checkpoints": ("solve", "--checkpoint", "saves"),
+    "compare": ("compare", "--out", "out"),
+}
+
+
+@pytest.mark.parametrize(("command", "option", "name"), FAR.values(), ids=FAR.keys())
+def test_no_folder_is_created_for_a_path_that_leads_elsewhere(call, write, tmp_path, command, option, name):
+    missing = tmp_path.parent / "mistyped"
+    message = complaint(call(command, write(CONTROL), option, missing / name))
+    assert f"{option[2:]}: expected a path in an existing folder, got" in message
+    assert f"there is no folder {missing}" in message
+    assert not missing.exists()
+
+
+def test_a_plot_of_several_problems_is_refused_with_their_names(call, write, saved, tmp_path):
+    other = write(CONTROL, "other.py")
+    call("solve", other, "--max-iterations", 1, "--out", tmp_path / "out")
+    message = complaint(call("plot", saved[0], saved[2], tmp_path / "out"))
+    assert "results: expected those of one problem, got" in message
+    assert f"{saved[0].parent / 'mine.py'} (" in message
+    assert f"{other} ({tmp_path / 'out'}: mgopt)" in message
+
+
+def test_a_plot_of_one_problem_with_other_settings_is_refused(call, write, tmp_path):
+    for weight in (1, 2):
+        options = ["--max-iterations", 1, "--set", f"weight={weight}", "--out", tmp_path / f"{weight}"]
+        call("compare", write(CONTROL), *options, "--methods", "single")
+    assert "mine.py, weight=2" in complaint(call("plot", tmp_path / "1", tmp_path / "2"))
+
+
+def test_results_below_a_folder_are_plotted(call, write, tmp_path):
+    call("solve", write(CONTROL), "--max-iterations", 1)
+    call("compare", write(CONTROL), "--max-iterations", 1, "--methods", "single")
+    for folder in ("ocp-out/mine", "ocp-out"):
+        assert call("plot", folder, "--out", "figure.png").exit_code == 0
+        assert (tmp_path / "figure.png").exists()
+        (tmp_path / "figure.png").unlink()
+    (tmp_path / "empty").mkdir()
+    message = "folder: expected results of ocp solve or ocp compare, got empty, which has none"
+    assert message in complaint(call("plot", "empty"))
+
+
+WITHOUT_EFFECT = {
+    "a rate without a smoother": (
+        "solve",
+        CONTROL,
+        ["--learning-rate", "0.1"],
+        "learning-rate: requires --smoother adam",
+    ),
+    "a rate of a search": (
+        "compare",
+        CONTROL,
+        ["--smoother", "lbfgs", "--learning-rate", "0.1"],
+        "learning-rate: requires --smoother adam or sgd, got lbfgs",
+    ),
+    "a batch with a search": ("solve", LEARNING, ["--batch-size", "4"], "method: mini-batches require one such as"),
+    "a batch with Newton": (
+        "compare",
+        LEARNING,
+        ["--batch-size", "4", "--smoother", "newton"],
+        "got NewtonCG, which compares the objectives of successive steps",
+    ),
+    "a batch larger than the data": (
+        "solve",
+        LEARNING,
+        ["--smoother", "adam", "--batch-size", "16"],
+        "batches: expected a size of at most the 15 samples, got 16",
+    ),
+    "levels of one grid": ("solve", CONTROL, ["--method", "single", "--levels", "2"], "levels: expected none for"),
+    "levels of one grid, compared": (
+        "compare",
+        CONTROL,
+        ["--methods", "single", "--levels", "2"],
+        "levels: expected none for the method single",
+    ),
+    "a seed that is not taken": ("solve", CONTROL, ["--seed", "1"], "seed: without effect, since problem() of"),
+    "seeds that are not taken": ("compare", CONTROL, ["--seeds", "2"], "seeds: without effect, since problem() of"),
+    "every without checkpoints": ("solve", CONTROL, ["--every", "2"], "every: --every requires --checkpoint FOLDER"),
+    "resume without checkpoints": ("solve", CONTROL, ["--resume"], "resume: --resume and --resume-from require"),
+    "resume in two ways": (
+        "solve",
+        CONTROL,
+        ["--checkpoint", "saves", "--resume", "--resume-from", "saves/1.ocp"],
+        "resume: expected --resume or --resume-from, got both",
+    ),
+    "a setting twice": (
+        "verify",
+        CONTROL,
+        ["--set", "weight=1", "--set", "weight=2"],
+        "set: expected each key once, got 'weight=2' after another value",
+    ),
+    "a type as a setting": ("solve", CONTROL, ["--set", "dtype=float64"], "set: expected KEY=VALUE, and no dtype"),
+    "an accuracy without data": (
+        "compare",
+        CONTROL,
+        ["--target", "accuracy=0.9"],
+        "target: an accuracy requires a study with validation samples",
+    ),
+    "steps in words": (
+        "solve",
+        CONTROL,
+        ["--steps", "ten"],
+        "Invalid value for '--steps': 'ten' is not a valid integer.",
+    ),
+    "a tolerance in words": ("solve", CONTROL, ["--tolerance", "low"], "'low' is not a valid number."),
+}
+
+
+@pytest.mark.parametrize(("command", "text", "options", "message"), WITHOUT_EFFECT.values(), ids=WITHOUT_EFFECT.keys())
+def test_an_option_without_effect_gives_one_clear_line(call, write, tmp_path, command, text, options, message):
+    assert message in complaint(call(command, write(text), *options))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "ocp-out"] == ["mine.py"]
+
+
+def test_seeds_of_mini_batches_are_used(call, write, tmp_path):
+    text = LEARNING.replace("def problem(seed=0):", "def problem():\n    seed = 0")
+    options = ["--smoother", "adam", "--batch-size", 4, "--max-iterations", 4, "--methods", "single", "--seeds", 2]
+    assert call("compare", write(text), *options, "--out", tmp_path / "out").exit_code == 0
+    one, two = Comparison.load(tmp_path / "out").runs["single"]
+    assert one.value != two.value
+
+
+EXITS = {
+    "converged": ("lambda t, x, u: u - x", [], "CONVERGED", 0),
+    "limit": ("lambda t, x, u: u - x", ["--max-iterations", "1"], "MAX_ITERATIONS", 0),
+    "not finite": ("lambda t, x, u: u + 0 * x + float('inf') * (x > 1)", ["--set", "size=2"], "NOT_FINITE", 1),
+    "unbounded": ("lambda t, x, u: 0 * x - u.square()", ["--set", "power=1"], "UNBOUNDED", 1),
+    "unresolved": ("lambda t, x, u: u - 1000 * x", [], "UNRESOLVED", 1),
+    "unresolved at a limit": ("lambda t, x, u: u - 1000 * x", ["--max-iterations", "2"], "UNRESOLVED", 1),
+}
+
+
+@pytest.mark.parametrize(("dynamics", "options", "status", "code"), EXITS.values(), ids=EXITS.keys())
+def test_the_exit_code_says_whether_the_run_failed(call, write, dynamics, options, status, code):
+    text = f"""
+import torch
+from ocp import ControlProblem
+
+def problem(size=1.0, power=2):
+    x = torch.full((1, 1), size).double()
+    return ControlProblem({dynamics}, x, lambda x: (x**power).sum(), control_size=1, start=0.1)
+"""
+    result = call("solve", write(text), "--steps", 64, *options)
+    assert f"status: {status}" in result.output
+    assert result.exit_code == code
+
+
+def test_the_exit_code_of_a_failed_search_is_one():
+    assert Status.NO_DECREASE.failed
+    assert not any(status.failed for status in Status if status.success or status.name.startswith("MAX"))
+
+
+def test_the_scheme_is_said_where_the_problem_suggests_none(call, write):
+    for command in ("solve", "verify", "compare"):
+        limits = () if command == "verify" else ("--max-iterations", 1)
+        assert "mine.py suggests no scheme: 128 steps of euler" in call(command, write(SIMPLE), *limits).output
+        again = () if command == "verify" else ("--overwrite",)
+        assert "suggests" not in call(command, write(SIMPLE), *limits, *again, "--integrator", "rk4").output
+    assert "128 steps of euler" in call("verify", write(SIMPLE)).output
 
 
 def test_solve_can_check_the_derivative_first(call, write, tmp_path):
