@@ -86,8 +86,9 @@ def make(name: str, **options: Any) -> Study | ControlProblem:
 
 
 def takes(name: str, option: str) -> bool:
-    """Whether a problem's function has an argument of this name."""
-    return option in signature(_function(name)).parameters
+    """Whether a problem's function has an argument of this name; with ``**options`` it takes a seed, too."""
+    accepted = signature(_function(name)).parameters
+    return option in accepted or (option == "seed" and any(p.kind is p.VAR_KEYWORD for p in accepted.values()))
 
 
 def _check_kind(key: str, default: Any, value: Any) -> None:

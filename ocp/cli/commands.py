@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +116,8 @@ def _arguments(sets: tuple[str, ...]) -> dict[str, Any]:
     return arguments
 
 
-def _load(name: str, seed: int, options: Mapping[str, Any], note: bool = True) -> Study:
-    """The study of a problem, which stops as the options say."""
+def _load(name: str, seed: int, options: Mapping[str, Any]) -> tuple[Study, str]:
+    """The study of a problem, which stops as the options say, and a note if nobody has chosen a scheme."""
     device, dtype = options["device"], options["dtype"]
     if device is not None:
         try:
@@ -128,11 +127,18 @@ def _load(name: str, seed: int, options: Mapping[str, Any], note: bool = True) -
     chosen = {"seed": seed, "device": device, "dtype": None if dtype is None else DTYPES[dtype]}
     made = catalog.make(name, **{**chosen, **_arguments(options["sets"])})
     study = Study(made) if isinstance(made, ControlProblem) else made
-    if note and isinstance(made, ControlProblem) and options["integrator"] is None:
+    note = ""
+    if isinstance(made, ControlProblem) and options["integrator"] is None:
         steps = options["steps"] or study.steps
-        click.echo(f"{name} suggests no scheme: {steps} steps of {study.integrator}; see --integrator.", err=True)
+        note = f"{name} suggests no scheme: {steps} steps of {study.integrator}; see --integrator."
     limits = {key: options.get(key) for key in ("max_work", "max_iterations", "tolerance", "target")}
-    return replace(study, stop=replace(study.stop, **{key: n for key, n in limits.items() if n is not None}))
+    stop = replace(study.stop, **{key: n for key, n in limits.items() if n is not None})
+    return replace(study, stop=stop), note
+
+
+def _say(note: str) -> None:
+    if note:
+        click.echo(note, err=True)
 
 
 def _spec(method: str, options: Mapping[str, Any]) -> RunSpec:
@@ -174,7 +180,8 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
     if file is not None:
         replaceable(file, "checks")
     dtype = "float64" if catalog.takes(name, "dtype") else None
-    study = _load(name, seed, {**options, "device": None, "dtype": dtype})
+    study, note = _load(name, seed, {**options, "device": None, "dtype": dtype})
+    _say(note)
     steps, integrator = options["steps"] or study.steps, options["integrator"] or study.integrator
     report = verify(discretize(study.problem, steps, integrator), seed=seed)
     click.echo(f"{name}, {steps} steps of {integrator if isinstance(integrator, str) else integrator.name}")
@@ -198,7 +205,7 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
 @click.option(
     "--grid-error",
-    type=_Number(),
+    type=float,
     help="Refine the grid until the estimated relative discretization error is below it; --steps is the first grid.",
 )
 @click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/METHOD.")
@@ -223,7 +230,7 @@ def solve_(name: str, method: str, target: str | None, out: Path | None, **optio
     seed, resumed = options.pop("seed"), bool(options["resume"] or options["resume_from"])
     if seed is not None and options["batch_size"] is None and not catalog.takes(name, "seed"):
         raise ValueError(f"seed: without effect, since problem() of {name} takes no seed and there are no mini-batches")
-    study = _load(name, seed or 0, {**options, "target": goal})
+    study, note = _load(name, seed or 0, {**options, "target": goal})
     run = replace(_spec(method, options), seed=seed or 0, checkpoint=_checkpoint(name, seed or 0, options))
     if options["grid_error"] is not None:
         run = replace(run, steps=Adaptive(options["grid_error"], options["steps"] or study.steps))
@@ -232,6 +239,9 @@ def solve_(name: str, method: str, target: str | None, out: Path | None, **optio
         first = processes.rank == 0
         if first:
             claim(folder, RESULT, own, options["overwrite"], resumed)
+            if options["checkpoint"]:
+                place("checkpoint", Path(options["checkpoint"]))
+            _say(note)
         result = solve(name, study, replace(run, processes=processes))
     if first:
         _report(study, method, result.describe(options=own), goal, folder)
@@ -249,8 +259,6 @@ def _checkpoint(name: str, seed: int, options: Mapping[str, Any]) -> Checkpoint 
         raise ValueError("resume: expected --resume or --resume-from, got both")
     if folder is None:
         return None
-    if folder:
-        place("checkpoint", Path(folder))
     often = {} if every is None else {"every": every, "seconds": 0.0}
     return Checkpoint(folder, name=", ".join((name, f"seed {seed}", *options["sets"])), resume=resume, **often)
 
@@ -301,14 +309,17 @@ def compare_(name: str, methods: str, seeds: int | None, target: str | None, out
         if seeds is None:
             click.echo("problem() takes no seed: one run of each method.", err=True)
         seeds = 1
-    study = _load(name, 0, options)
+    study, note = _load(name, 0, options)
     folder = claim(out or Path("ocp-out", Path(name).stem, "compare"), COMPARISON, own, options["overwrite"])
 
     def save(so_far: Comparison) -> None:
         replace(so_far, about={"options": own}).save(folder)
 
-    make = partial(_load, name, options=options, note=False)
-    comparison = compare(name, lambda seed: make(seed) if seed else study, runs, seeds or 3, goal, save)
+    def make(seed: int) -> Study:
+        return study if seed == 0 else _load(name, seed, options)[0]
+
+    _say(note)
+    comparison = compare(name, make, runs, seeds or 3, goal, save)
     ocp.plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))
     click.echo(f"written to {folder}")

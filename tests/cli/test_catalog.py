@@ -90,6 +90,12 @@ def test_it_can_be_asked_whether_a_function_takes_an_option(write, option, expec
     assert catalog.takes(write(WITH_OPTIONS), option) is expected
 
 
+def test_a_function_of_any_options_takes_a_seed(write):
+    file = write("def problem(**options):\n    pass\n")
+    assert catalog.takes(file, "seed")
+    assert not catalog.takes(file, "dtype")
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("spyral", "did you mean spiral"), ("van_der_pole", "did you mean van_der_pol"), ("LQR", "did you mean lqr")],
