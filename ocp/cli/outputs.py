@@ -11,8 +11,9 @@ from ocp.run.json_files import plain, read
 
 __all__ = ["COMPARISON", "RESULT", "claim", "given", "place", "replaceable", "results_below"]
 
-#: Files of a solve and of a comparison; the first one holds the options, under the key ``options``.
+#: Files of a solve; the first one holds the options, under the key ``options``.
 RESULT = ("result.json", "control.pt", "convergence.png", "grids.png", "trajectory.csv", "trajectory.png")
+#: Files of a comparison, likewise.
 COMPARISON = ("compare.json", "convergence.png")
 
 #: Options that change neither the problem nor the run.

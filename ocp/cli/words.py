@@ -29,6 +29,7 @@ SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
     "scipy": lambda lr: SciPy(),
 }
 
+#: Smoothers that have a learning rate.
 RATED = ("adam", "sgd")
 
 #: Precisions by name.

@@ -390,3 +390,11 @@ def test_a_result_alone_is_one_curve():
 def test_what_cannot_be_drawn_is_refused(draw, message):
     with pytest.raises(TypeError, match=message):
         draw()
+
+
+def test_results_of_several_problems_are_not_drawn_together():
+    one, other = (result().describe(problem=name) for name in ("lqr", "pendulum"))
+    message = r"results: expected those of one problem, got lqr \(a\) and pendulum \(b\)"
+    with pytest.raises(ValueError, match=message):
+        plots.convergence({"a": one, "b": other, "c": result()})
+    assert plots.convergence({"a": one, "c": result()}).axes
