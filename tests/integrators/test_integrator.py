@@ -241,6 +241,35 @@ def test_verlet_takes_states_of_several_dimensions(rand):
     assert objective.directional(u, d) == pytest.approx(float(objective.derivative(u) @ d), rel=1e-12)
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_the_verdict_on_separable_dynamics_does_not_depend_on_units(unit):
+    def damped(friction):
+        def f(t, x, u):
+            return torch.stack((unit * x[:, 1], (u[0] - torch.sin(x[:, 0]) - friction * x[:, 1]) / unit), 1)
+
+        x = torch.tensor([[1.0, 0.2 / unit]], dtype=torch.float64)
+        return ControlProblem(f, x, lambda x: x.sum(), control_size=1)
+
+    discretize(damped(0.0), 4, "verlet")
+    with pytest.raises(ValueError, match="verlet: expected separable dynamics"):
+        discretize(damped(1e-4 * unit), 4, "verlet")
+
+
+def test_verlet_takes_samples_that_depend_on_each_other_and_numbers_for_each(rollout):
+    rates = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def f(t, x, u):
+        pull = x[:, 0].mean() - rates * torch.sin(x[:, 0])
+        return torch.stack((x[:, 1] - 0.3 * x[:, 1].mean(), u[0] + pull), dim=1)
+
+    x, u = torch.tensor([[1.0, 0.2], [-0.4, 0.5], [0.1, 0.3]], dtype=torch.float64), torch.ones(4).double()
+    problem = ControlProblem(f, x, lambda x: x.square().sum(), control_size=1)
+    path = u.view(4, 1).clone().requires_grad_()
+    states, _ = rollout("verlet", f, x, path)
+    (expected,) = torch.autograd.grad(states[-1].square().sum(), path)
+    torch.testing.assert_close(discretize(problem, 4, "verlet").derivative(u), expected.view(-1))
+
+
 N = 48
 LAPLACE = (N + 1) ** 2 * (
     torch.diag(torch.ones(N - 1), 1) + torch.diag(torch.ones(N - 1), -1) - 2 * torch.eye(N)
