@@ -36,7 +36,19 @@ WORDS = (
     *("--target", "value=0.1", "accuracy=1", "value=", "=", "--set", "a=2", "a=[", "a", "seed=1", "--device", "cpu"),
     *("cuda", "--dtype", "float32", "float64", "--integrator", "euler", "rk4", "--batch-size", "--quiet", "--check"),
     *("--checkpoint", "saves", "mine.py/x", "--every", "--resume", "--resume-from", "saves/000000001.ocp", "--out"),
-    *("out", "/proc/none", "--json", "--methods", "single,mgopt", ",", "--seeds", "--grid-error", "0.5", "--threads"),
+    *(
+        "out",
+        "/proc/none",
+        "--json",
+        "--methods",
+        "single,mgopt",
+        ",",
+        "--seeds",
+        "--grid-error",
+        "0.5",
+        "--threads",
+        "--overwrite",
+    ),
 )
 LIMITED = ("--max-iterations", "2", "--steps", "4", "--quiet")
 RESUME = ["solve", "mine.py", *LIMITED, "--checkpoint", "again", "--resume-from", "bad.ocp", "--out", "out"]
@@ -46,8 +58,12 @@ def command_line(generator: random.Random) -> list[str]:
     """Words in any order; most lines begin as a right one does."""
     line = [generator.choice(WORDS) for _ in range(generator.randrange(6))]
     command = generator.choice(("verify", "solve", "compare", "plot", "list"))
-    head = {"verify": ["verify", "mine.py", "--steps", "4"], "solve": ["solve", "mine.py", *LIMITED]}
-    head |= {"compare": ["compare", "mine.py", "--seeds", "1", *LIMITED], "plot": ["plot", "out"], "list": ["list"]}
+    head = {"verify": ["verify", "mine.py", "--steps", "4"], "solve": ["solve", "mine.py", *LIMITED, "--overwrite"]}
+    head |= {
+        "compare": ["compare", "mine.py", "--seeds", "1", *LIMITED, "--overwrite"],
+        "plot": ["plot", "out"],
+        "list": ["list"],
+    }
     return [*head[command], *line] if generator.random() < 0.9 else line
 
 

@@ -56,9 +56,13 @@ _SCHEME = click.option(
     type=click.Choice(list(INTEGRATORS)),
     help="The default is the problem's own; euler for a file whose problem() returns a ControlProblem.",
 )
-_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result of other options.")
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace a result of other options.")
 _SET = click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument of problem(), such as width=32."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An argument for problem(), such as width=32.",
 )
 # Digits (width 16, two cores): two threads took 1.3 times as long as one on an idle machine, 25 times on a busy one.
 _THREADS = click.option(
@@ -68,7 +72,7 @@ _THREADS = click.option(
     show_default=True,
     expose_value=False,
     callback=lambda context, parameter, threads: torch.set_num_threads(threads),
-    help="Threads of torch on the CPU; wide states gain from more, narrow ones lose.",
+    help="Torch threads on the CPU; more threads speed up wide states and slow down narrow ones.",
 )
 
 
@@ -76,7 +80,11 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that ``solve`` and ``compare`` share."""
     options = (
         click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="Method on each grid."),
-        click.option("--learning-rate", type=_Number(0, min_open=True), help="Of adam and sgd; the default is 0.01."),
+        click.option(
+            "--learning-rate",
+            type=_Number(0, min_open=True),
+            help="For adam and sgd; the default is 0.01.",
+        ),
         _STEPS,
         click.option("--levels", type=_COUNT, help="Grids of nested and mgopt; the default is the problem's own."),
         _SCHEME,
@@ -85,12 +93,16 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--max-work", type=_LIMIT, help="Limit of work, in gradients on the finest grid."),
         click.option("--max-iterations", type=_Integer(0), help="Limit of iterations."),
-        click.option("--tolerance", type=_LIMIT, help="Norm of the derivative, relative to the start."),
+        click.option(
+            "--tolerance",
+            type=_LIMIT,
+            help="Norm of the derivative to stop at, relative to the start.",
+        ),
         click.option("--device", help="Device, such as cpu or cuda."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
         _THREADS,
         _SET,
-        click.option("--quiet", is_flag=True, help="Show no live line."),
+        click.option("--quiet", is_flag=True, help="Do not show the progress line."),
         _OVERWRITE,
     )
     for option in reversed(options):
@@ -169,11 +181,11 @@ def list_() -> None:
 @click.argument("name")
 @_STEPS
 @_SCHEME
-@click.option("--seed", type=_Integer(0), default=0, show_default=True, help="Of the problem and of the directions.")
+@click.option("--seed", type=_Integer(0), default=0, show_default=True, help="Seed of the problem and of the checks.")
 @click.option("--json", "file", type=_FILE, help="Also write the report to this file, in an existing folder.")
 @_SET
 def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
-    """Verify the derivative of problem NAME, or of the file NAME, in float64 where it can be chosen.
+    """Verify the derivative of a problem, given by name or as a file, in float64 if problem() takes a dtype.
 
     Exit codes: 0 if all checks pass, 1 if one fails or an argument does not fit, 2 if an option is unknown.
     """
@@ -202,7 +214,7 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
     help="How to use the grids; with mini-batches, mgopt is nested iteration.",
 )
 @click.option("--seed", type=_Integer(0), help="Seed of the initial weights and the batches; the default is 0.")
-@click.option("--target", help="Stop when it is reached: accuracy=0.95 or value=0.1.")
+@click.option("--target", help="Stop at this target: accuracy=0.95 or value=0.1.")
 @click.option(
     "--grid-error",
     type=float,
@@ -213,16 +225,16 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option("--every", type=_COUNT, help="Iterations between two checkpoints; the default is ten seconds.")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint; start afresh if there is none.")
 @click.option("--resume-from", type=_FILE, help="Resume from this checkpoint of the folder.")
-@click.option("--check", is_flag=True, help="First compare the derivative with differences of values.")
+@click.option("--check", is_flag=True, help="First check the derivative against finite differences.")
 @_shared
 def solve_(name: str, method: str, target: str | None, out: Path | None, **options: Any) -> None:
-    """Solve problem NAME, or that of the file NAME; write result.json, control.pt, convergence.png, grids.png.
+    """Solve a problem, given by name or as a file; write result.json, control.pt, convergence.png and grids.png.
 
     For a problem with a single sample, such as those of classical control, also write the states, control and costates
     as trajectory.png and trajectory.csv.
 
-    Exit codes: 0 if the run ended by a test, at a limit or at the precision, which the printed status tells apart; 1 if
-    it failed, with one of the statuses NOT_FINITE, UNBOUNDED, UNRESOLVED, NO_DECREASE, WRONG_DERIVATIVE, NOT_SAVED and
+    Exit codes: 0 if a test was met, or if a limit or the precision ended the run, as the printed status says; 1 if the
+    run failed, with one of the statuses NOT_FINITE, UNBOUNDED, UNRESOLVED, NO_DECREASE, WRONG_DERIVATIVE, NOT_SAVED and
     INTERRUPTED, or if an argument does not fit; 2 if an option is unknown or its value is of the wrong kind.
     """
     goal = None if target is None else Target.parse(target)
@@ -291,7 +303,7 @@ def _report(study: Study, method: str, result: Result, goal: Target | None, fold
 @click.option("--out", type=_FOLDER, help="Folder; the default is ocp-out/NAME/compare.")
 @_shared
 def compare_(name: str, methods: str, seeds: int | None, target: str | None, out: Path | None, **options: Any) -> None:
-    """Compare methods on problem NAME from the same starts; write compare.json and convergence.png.
+    """Compare methods on a problem from the same starts; write compare.json and convergence.png.
 
     Exit codes: 0 if the comparison is complete, whatever its runs found; 1 if it was interrupted, if every run failed,
     or if an argument does not fit; 2 if an option is unknown or its value is of the wrong kind.

@@ -87,5 +87,5 @@ def _differences(file: Path, options: Mapping[str, Any]) -> list[tuple[str, str]
         names = sorted({*saved, *options})
     except (OSError, ValueError, KeyError, TypeError):
         return [("", "not known")]
-    pairs = [(name, saved.get(name, "the default"), options.get(name, "the default")) for name in names]
+    pairs = [(name, saved.get(name, "default"), options.get(name, "default")) for name in names]
     return [(name, f"{name.replace('_', '-')}: {old}, not {new}") for name, old, new in pairs if old != new]

@@ -646,7 +646,7 @@ def test_an_earlier_result_of_other_options_is_kept(call, write, tmp_path):
     before = (out / "result.json").read_bytes()
     message = complaint(call("solve", file, "--max-iterations", 3, "--steps", 4, "--out", out))
     assert f"out: expected a folder of this run, got {out}, which has a result with other options" in message
-    assert "(max-iterations: 2, not 3, steps: the default, not 4); use --overwrite or another --out" in message
+    assert "(max-iterations: 2, not 3, steps: default, not 4); use --overwrite or another --out" in message
     assert (out / "result.json").read_bytes() == before
     assert call("solve", file, "--max-iterations", 3, "--overwrite", "--out", out).exit_code == 0
     assert Result.load(out).iterations == 3
@@ -662,7 +662,7 @@ def test_a_resumed_run_with_another_limit_replaces_its_result(call, write, tmp_p
     file, saves = write(CONTROL), ["--checkpoint", tmp_path / "saves", "--resume", "--out", tmp_path / "out"]
     for limit in (2, 3):
         assert call("solve", file, "--max-iterations", limit, *saves).exit_code == 0
-    assert "steps: the default, not 4" in complaint(call("solve", file, "--steps", 4, *saves))
+    assert "steps: default, not 4" in complaint(call("solve", file, "--steps", 4, *saves))
 
 
 def test_an_earlier_comparison_of_other_options_is_kept(call, write, tmp_path):
