@@ -29,6 +29,9 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_addoption(parser):
     parser.addoption("--full-products", action="store_true", help="run all combinations of tests marked cover")
+    parser.addoption(
+        "--random-problems", type=int, default=1000, help="how many the slow comparison with autograd runs"
+    )
 
 
 def covering(combinations, strength, seed):
