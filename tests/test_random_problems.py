@@ -260,7 +260,7 @@ METHODS = {
     "MG/OPT": ocp.MGOPT(2, ocp.NonlinearCG()),
 }
 IMPLICIT = ["backward_euler", "implicit_midpoint", "crank_nicolson", "sdirk2"]
-SCHEMES = ["euler", "midpoint", "heun", "rk4", "dopri5", *IMPLICIT]
+EXPLICIT = ["euler", "midpoint", "heun", "rk4", "dopri5"]
 SCHEDULES = [ocp.StoreAll(), ocp.Binomial(1), ocp.Binomial(2), ocp.Binomial(3, block=2), ocp.Binomial(1, block=3)]
 REVERSIBLE = [ocp.Reversible(), ocp.Reversible(every=2, block=1)]
 COSTS = [(), (ocp.Tikhonov(0.1),), (ocp.TimeSmoothness(0.1), ocp.Tikhonov(0.1))]
@@ -279,8 +279,8 @@ def cases(draw):
     shapes = {"convolution": IMAGE, **{n: VECTOR for n in LAYERS if n != "convolution"}}
     shapes |= {n: SIZES.get(n, (SHAPES,))[0] for n in [*FUNCTIONS, "written"]} | {n: m[0] for n, m in MODULES.items()}
     case.state = choose(shapes[name])
-    schemes = set(SCHEMES) - set(IMPLICIT) if name == "samples meet" else SCHEMES
-    case.scheme = choose(["verlet", "rk4"] if name == "pairs" else sorted(schemes))
+    implicit = name not in ("pairs", "samples meet") and choose(range(5)) == 4  # these take longer
+    case.scheme = choose(["verlet", "rk4"] if name == "pairs" else IMPLICIT if implicit else EXPLICIT)
     case.schedule = choose([*SCHEDULES, *(REVERSIBLE if case.scheme == "verlet" else [])])
     case.opening = choose(["none", "linear", "deep", "embedding"] if network else ["none", "function"])
     case.closing = network and draw(st.booleans())
@@ -291,8 +291,10 @@ def cases(draw):
     divisible = case.opening != "function" and name != "samples meet"
     then = choose([*(["processes", "rows"] if divisible else []), "grid", "method"])
     case.then = choose(METHODS) if then == "method" else then
-    case.batch = choose([1, 2] if case.scheme in IMPLICIT else [1, 2, 5])
-    case.steps = choose([2, 4] if case.then in ("nested", "cycle", "MG/OPT") else [1, 2, 3, 4])
+    case.batch = choose([1, 2] if implicit else [1, 2, 5])
+    case.steps = choose(
+        [2, 4] if case.then in ("nested", "cycle", "MG/OPT") else [1, 2, 3] if implicit else [1, 2, 3, 4]
+    )
     case.layout = choose(LAYOUTS)
     case.dtype = torch.float32 if case.opening == "embedding" else choose([torch.float64, torch.float32])
     case.order = tuple(draw(st.permutations(ACTS)))
@@ -395,8 +397,7 @@ def reference(case, pieces, step, space, flat, direction=None, rows=None):
         found = {"value": value, "derivative": p, "final state": x}
         if direction is not None:
             found["slope"] = p @ direction.double() + 0.0 * flat.sum()
-            product = torch.autograd.grad(found["slope"], flat)[0]
-            found["Hessian product"] = product
+            (found["Hessian product"],) = torch.autograd.grad(found["slope"], flat)
     return {what: number.detach() for what, number in found.items()}
 
 
@@ -497,7 +498,7 @@ def compare(definitions, examples, **options):
 
 @pytest.mark.filterwarnings("ignore")  # of modules that people have and torch deprecates
 def test_a_few_random_problems_agree_with_autograd(definitions):
-    compare(definitions, 60, derandomize=True)
+    compare(definitions, 30, derandomize=True)
 
 
 @pytest.mark.slow
