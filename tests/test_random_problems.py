@@ -210,7 +210,10 @@ MODULES = {
     "pruned": (EITHER, lambda: linear(nn.Tanh(), first=prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5))),
     "checkpointed block": (EITHER, lambda: Around(linear(nn.Tanh()), rerun)),
     "own function": (EITHER, lambda: Around(nn.Linear(3, 3), lambda inner, x, again: Cube.apply(inner(x).sin()))),
-    "mixed": (EITHER, lambda: Around(linear(), lambda inner, x, again: torch.where(x > 0, x * inner(x), x.abs()))),
+    "mixed": (
+        EITHER,
+        lambda: Around(linear(nn.Tanh()), lambda inner, x, again: torch.where(x > 0, x * inner(x), -0.5 * x)),
+    ),
     "batch norm": (VECTOR, lambda: linear(nn.BatchNorm1d(3), nn.Dropout(0.3)).eval()),
     "attention": (ROWS, attention),
     "encoder": (ROWS, lambda: nn.TransformerEncoderLayer(3, 1, 4, 0.0, layer_norm_eps=1.0, batch_first=True)),
