@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite, nan
 
 import torch
@@ -29,6 +29,9 @@ class Slope:
         The largest decrease among the values, less their noise.
     eps : float
         Machine precision.
+    spread : float
+        How far the slopes that the derivative states nearby lie apart, looked at where measured and stated slope differ:
+        far at kinks, and where the scheme is unstable. Infinite where one is not finite.
     """
 
     measured: float
@@ -37,12 +40,13 @@ class Slope:
     scale: float
     decrease: float
     eps: float
+    spread: float = 0.0
 
     @property
     def contradicted(self) -> bool:
         """Whether values and derivative cannot both be right."""
         # Good difference quotients differ from a right slope by less than the square root of eps.
-        bound = 4 * self.error + 10 * self.eps**0.5 * self.scale
+        bound = 4 * self.error + 10 * self.eps**0.5 * self.scale + self.spread
         return isfinite(bound) and abs(self.measured - self.stated) > bound
 
     def __str__(self) -> str:
@@ -56,14 +60,17 @@ def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]
     quotient is the one that differs least from that of the next longer difference. This difference, together with the
     noise of the values, is the estimated error: after Ridders (1982), "Accurate computation of F'(x) and F'(x) F''(x)".
     The noise is at least rounding, and more if values change more when rounding moves the control.
+
+    If the stated slope then seems wrong, a kink may be the reason, so the two sides are looked at one by one: by the
+    mean value theorem, the quotient of each lies between slopes that a right derivative states along its step.
     """
     objective, control = start.objective, start.control
     space, eps = objective.space, torch.finfo(control.dtype).eps
     value, derivative = start.value, start.derivative
-    moved = [objective.at(control * (1 + k * eps)).value - value for k in (0, 1, -1)]
-    noise = max(8 * eps * abs(value), *(2 * abs(change) for change in moved))
-    norm, best, error, low = space.norm(direction), inf, inf, value
+    norm, best, error, low, reach = space.norm(direction), inf, inf, value, 0.0
     unit = max(1.0, space.norm(control)) / norm if norm > 0 else 0.0
+    by_rounding = (torch.add(control * (1 + k * eps), direction, alpha=k * eps * unit) for k in (1, 0, -1))
+    noise = max(8 * eps * abs(value), *(2 * abs(objective.at(moved).value - value) for moved in by_rounding))
     longer = nan
     for step in (unit * length for length in lengths if unit > 0):
         ends = [objective.at(torch.add(control, direction, alpha=a)).value for a in (step, -step)]
@@ -71,10 +78,39 @@ def measure_slope(start: Evaluation, direction: Tensor, lengths: Sequence[float]
         rounding = 8 * eps * max(map(abs, ends))  # more than that of a value which is zero
         quotient, uncertain = (ends[0] - ends[1]) / (2 * step), max(noise, rounding) / step
         if abs(longer - quotient) + uncertain < error:  # false where one is NaN or infinite
-            best, error = quotient, abs(longer - quotient) + uncertain
+            best, error, reach = quotient, abs(longer - quotient) + uncertain, step
         longer = quotient
     stated = float(torch.dot(derivative, direction))
-    return Slope(best, error, stated, space.dual_norm(derivative) * norm, value - low - noise, eps)
+    slope = Slope(best, error, stated, space.dual_norm(derivative) * norm, value - low - noise, eps)
+    return _side_by_side(start, direction, reach, slope) if slope.contradicted else slope
+
+
+#: Where along a step slopes are stated, as shares of it.
+SHARES = (0.0, 0.25, 0.5, 1.0)
+
+
+def _side_by_side(start: Evaluation, direction: Tensor, step: float, slope: Slope) -> Slope:
+    """One of two sides that contradicts the slopes stated along it; otherwise the slope, with their spread.
+
+    All slopes are stated anew, so that a derivative left over from another control is found out.
+    """
+
+    def along(a: float) -> Evaluation:
+        return start.objective.at(torch.add(start.control, direction, alpha=a))
+
+    found: list[float] = []
+    for side in (step, -step):
+        points = [along(share * side) for share in SHARES]
+        slopes = [float(torch.dot(point.derivative, direction)) for point in points]
+        found += slopes
+        if all(map(isfinite, slopes)):
+            low, high, quotient = min(slopes), max(slopes), (points[-1].value - start.value) / side
+            # Between two of the shares, slopes may go as far again.
+            one = replace(slope, measured=quotient, stated=min(max(quotient, low), high), spread=high - low)
+            if one.contradicted:
+                return one
+    spread = max(found) - min(found) if all(map(isfinite, found)) else inf
+    return replace(slope, spread=2 * spread)
 
 
 #: Lengths of a few differences around the best one of smooth functions, eps^(1/3), in multiples of it.
