@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import inf, isfinite, nan
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from ocp.objective.evaluation import Evaluation, Objective
 from ocp.space.bounds import feasible
 
-__all__ = ["AROUND", "Slope", "draw_direction", "measure_slope", "normal", "quick_check"]
+__all__ = ["AROUND", "Slope", "descends_nearby", "draw_direction", "kinked", "measure_slope", "normal", "quick_check"]
 
 
 @dataclass(frozen=True)
@@ -94,23 +95,41 @@ def _side_by_side(start: Evaluation, direction: Tensor, step: float, slope: Slop
 
     All slopes are stated anew, so that a derivative left over from another control is found out.
     """
-
-    def along(a: float) -> Evaluation:
-        return start.objective.at(torch.add(start.control, direction, alpha=a))
-
-    found: list[float] = []
-    for side in (step, -step):
-        points = [along(share * side) for share in SHARES]
-        slopes = [float(torch.dot(point.derivative, direction)) for point in points]
-        found += slopes
+    sides = {side: _stated(start, direction, side) for side in (step, -step)}
+    for side, slopes in sides.items():
         if all(map(isfinite, slopes)):
-            low, high, quotient = min(slopes), max(slopes), (points[-1].value - start.value) / side
+            end = start.objective.at(torch.add(start.control, direction, alpha=side))
+            low, high, quotient = min(slopes), max(slopes), (end.value - start.value) / side
             # Between two of the shares, slopes may go as far again.
             one = replace(slope, measured=quotient, stated=min(max(quotient, low), high), spread=high - low)
             if one.contradicted:
                 return one
-    spread = max(found) - min(found) if all(map(isfinite, found)) else inf
-    return replace(slope, spread=2 * spread)
+    return replace(slope, spread=2 * _spread([s for slopes in sides.values() for s in slopes]))
+
+
+def _stated(start: Evaluation, direction: Tensor, step: float) -> list[float]:
+    """Slopes that the derivative states from a control to the end of a step."""
+    ways = (torch.add(start.control, direction, alpha=share * step) for share in SHARES)
+    return [float(torch.dot(start.objective.at(u).derivative, direction)) for u in ways]
+
+
+def _spread(slopes: Sequence[float]) -> float:
+    return max(slopes) - min(slopes) if all(map(isfinite, slopes)) else inf
+
+
+def kinked(start: Evaluation, direction: Tensor) -> bool:
+    """Whether the slopes that the derivative states around a control differ otherwise than in proportion to a step.
+
+    The steps are those of good differences: a kink that none of them crosses spoils no difference.
+    """
+    space, eps = start.objective.space, torch.finfo(start.control.dtype).eps
+    norm = space.norm(direction)
+    scale, unit = space.dual_norm(start.derivative) * norm, max(1.0, space.norm(start.control)) / norm * eps ** (1 / 3)
+    spreads = [
+        _spread(_stated(start, direction, k * unit) + _stated(start, direction, -k * unit)) for k in (*AROUND, 1 / 8)
+    ]
+    ratio, rounding = AROUND[0] / AROUND[1], 10 * eps**0.5 * scale
+    return any(not abs(ratio * b - a) <= 0.02 * a + rounding for a, b in pairwise(spreads))
 
 
 #: Lengths of a few differences around the best one of smooth functions, eps^(1/3), in multiples of it.
@@ -146,3 +165,24 @@ def draw_direction(point: Evaluation, generator: torch.Generator) -> Tensor:
 def normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Normal random numbers with the shape, dtype and device of a tensor; drawn on the CPU, so the same everywhere."""
     return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+
+def descends_nearby(point: Evaluation, seed: int = 0) -> Tensor | None:
+    """A control near a stationary one, within the bounds, with a value lower by more than rounding; None if not found.
+
+    A derivative of zero does not tell a minimum from a maximum or a saddle, where almost all directions lead down. Four
+    random directions, each with both signs, and two lengths are tried: eps^(1/4), where curvature stands out from
+    rounding, and 0.1, in multiples of the norm of the control, or of 1 where that is smaller.
+    """
+    objective, control = point.objective, point.control
+    space, eps = objective.space, torch.finfo(control.dtype).eps
+    generator, unit = torch.Generator().manual_seed(seed), max(1.0, space.norm(control))
+    for _ in range(4):
+        direction = normal(control, generator)
+        direction *= unit / space.norm(direction)
+        for step in (k * length for length in (eps**0.25, 0.1) for k in (1, -1)):
+            moved = feasible(torch.add(control, direction, alpha=step), objective.box)
+            value = objective.at(moved).value
+            if isfinite(value) and value < point.value - 16 * eps * max(abs(value), abs(point.value)):
+                return moved
+    return None
