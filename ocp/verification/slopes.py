@@ -31,8 +31,8 @@ class Slope:
     eps : float
         Machine precision.
     spread : float
-        How far the slopes that the derivative states nearby lie apart, looked at where measured and stated slope differ:
-        far at kinks, and where the scheme is unstable. Infinite where one is not finite.
+        How far the slopes stated nearby lie apart, looked at where measured and stated slope differ: far at kinks, and
+        where the scheme is unstable. Infinite where one is not finite.
     """
 
     measured: float
