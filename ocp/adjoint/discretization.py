@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ocp.adjoint.inspection import inspect_initial_state, inspect_pieces
+from ocp.adjoint.abilities import inspect_abilities
+from ocp.adjoint.inspection import inspect_control_costs, inspect_initial_state, inspect_pieces
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
 from ocp.problem.boundary import identical
 from ocp.problem.control_problem import ControlProblem
@@ -81,6 +82,8 @@ class Discretization:
         if x.dtype != u.dtype:
             raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
         inspect_pieces(problem, q.to(x), x, u)
+        inspect_control_costs(problem, x)
+        inspect_abilities(problem, q.to(x), x, u)
         if isinstance(self.integrator, SelectiveIntegrator):
             near = nearby({"x": x, "u": u}).values()
             for t in (0.0, 0.4 * problem.horizon):

@@ -18,8 +18,9 @@ from ocp.problem.dynamics import FunctionDynamics
 from ocp.problem.initial_state import StateFunction
 from ocp.problem.protocols import Checked
 from ocp.space.control import time_hint
+from ocp.space.grid import TimeGrid
 
-__all__ = ["disagreements", "inspect_initial_state", "inspect_pieces"]
+__all__ = ["disagreements", "inspect_control_costs", "inspect_initial_state", "inspect_pieces"]
 
 #: Pieces whose derivatives are those of autograd.
 FUNCTIONS = (FunctionDynamics, RunningFunction, StateFunction, TerminalFunction)
@@ -124,6 +125,16 @@ def inspect_pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> 
             raise ValueError(
                 f"{piece[0].name}: expected operations that autograd can follow, got the derivative {piece[1]}"
             )
+
+
+def inspect_control_costs(problem: ControlProblem, x: Tensor) -> None:
+    """As `inspect_pieces`, for the costs of the control, on a grid of three steps; x shows type and device."""
+    space = problem.space(TimeGrid(problem.horizon, 3))
+    flat = nearby({"flat": x.new_zeros(space.dimension)})
+    for R in problem.control_cost:
+        value, derivative = partial(R, space), partial(R.derivative, space)
+        piece = _Piece("control_cost", "R(space, flat)", "derivative(space, flat)", value, derivative, flat)
+        _inspect(piece, lambda y: "" if _is_number(y) else "a scalar tensor of shape ()")
 
 
 def disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[str]:

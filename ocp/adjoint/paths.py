@@ -22,10 +22,10 @@ from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.taped import Taped
 from ocp.adjoint.tapes import Tape
 from ocp.integrators.integrator import StageWiseIntegrator
-from ocp.problem.protocols import Batched, Bindable, StageWise, Traceable
+from ocp.problem.protocols import Batched, Bindable, StageWise, Traceable, capability_applies
 from ocp.problem.shapes import BatchState, StepControl
 
-__all__ = ["capability_applies", "choose", "supports_linearization"]
+__all__ = ["choose", "supports_linearization"]
 
 #: The least number of steps for which a schedule calls a tape, which spreads the fixed cost of the call.
 CHUNK_STEPS = 4
@@ -90,18 +90,6 @@ def supports_linearization(discretization: Discretization) -> bool:
         and _is_stage_wise(f)
         and f.stage_layout(*discretization.example()) is not None
     )
-
-
-def capability_applies(piece: object, capability: str, *methods: str) -> bool:
-    """Whether a capability was declared for the very methods that a piece has now.
-
-    A subclass that overrides a method, such as ``__call__`` or ``vjp``, and inherits the capability would give values
-    by its own function and derivatives by that of its parent. So the class that declares the capability must have, or
-    inherit, all of these methods.
-    """
-    kinds = type(piece).__mro__
-    declared, *defined = (next((k for k in kinds if n in vars(k)), None) for n in (capability, *methods))
-    return declared is not None and all(kind is not None and issubclass(declared, kind) for kind in defined)
 
 
 def _is_traceable(piece: object, *methods: str) -> bool:

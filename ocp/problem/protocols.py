@@ -41,6 +41,7 @@ __all__ = [
     "StateEquation",
     "TerminalCost",
     "Traceable",
+    "capability_applies",
 ]
 
 
@@ -279,3 +280,15 @@ class StageWise(Protocol):
 
     def over(self, path: Tensor, stages: Stages) -> Evaluations:
         """The evaluations for steps with the controls ``path``, shape (S, m), in the given storage."""
+
+
+def capability_applies(piece: object, capability: str, *methods: str) -> bool:
+    """Whether a capability was declared for the very methods that a piece has now.
+
+    A subclass that overrides a method, such as ``__call__`` or ``vjp``, and inherits the capability would give values
+    by its own function and derivatives by that of its parent. So the class that declares the capability must have, or
+    inherit, all of these methods.
+    """
+    kinds = type(piece).__mro__
+    declared, *defined = (next((k for k in kinds if n in vars(k)), None) for n in (capability, *methods))
+    return declared is not None and all(kind is not None and issubclass(declared, kind) for kind in defined)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from ocp.adjoint.paths import capability_applies
 from ocp.adjoint.schedules import Binomial, StoreAll
 from ocp.objective.reduced import discretize
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning
 from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
 from ocp.problem.layers import Convolution, Dense
+from ocp.problem.protocols import capability_applies
 
 
 def test_a_capability_applies_to_the_value_and_derivative_it_was_declared_for():
