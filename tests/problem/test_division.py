@@ -162,7 +162,7 @@ def test_modules_that_compare_samples_are_refused(way):
 
 def test_one_sample_has_no_parts():
     problem = build(initial_state=X[:1], terminal_cost=lambda x: x.square().sum())
-    assert run(problem, WAYS["batches"]).history
+    assert run(problem, {**WAYS["batches"], "batches": ocp.Batches(1)}).history
 
 
 def test_a_weighted_mean_divided_all_the_same_would_have_another_gradient():
