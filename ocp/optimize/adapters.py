@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,12 +125,16 @@ class TorchOptimizer(Method):
 
         def closure() -> float:
             point = objective.at(feasible(parameter.detach().clone(), objective.box)) if finite else state.point
-            parameter.grad = objective.space.gradient(point.derivative)
-            finite.append(bool(parameter.grad.isfinite().all()))
+            gradient = objective.space.gradient(point.derivative)
+            finite.append(isfinite(point.value) and bool(gradient.isfinite().all()))
+            if not finite[-1]:  # such numbers would stay in the moments for good, and searches fail on them
+                raise _NotFiniteError
+            parameter.grad = gradient
             return point.value
 
-        optimizer.step(closure)
-        if not all(finite):  # such numbers would stay in the moments for good
+        try:
+            optimizer.step(closure)
+        except _NotFiniteError:
             return replace(state, status=Status.NOT_FINITE)
         control = feasible(parameter.detach(), objective.box)
         return replace(state, point=objective.at(control), memory=optimizer.state_dict(), status=Status.RUNNING)
@@ -139,6 +144,10 @@ class TorchOptimizer(Method):
 
         The squares remember a thousand gradients, including the large ones of the beginning, and keep the steps small.
         """
+
+
+class _NotFiniteError(Exception):
+    """A trial value or gradient that is not finite; it ends the step of an optimizer."""
 
 
 def _copied(memory: Any) -> Any:

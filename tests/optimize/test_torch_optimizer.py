@@ -1,12 +1,13 @@
 """Optimizers of torch as methods."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from ocp import CONSTANT, ControlSpace, TimeGrid, TorchOptimizer, Transfer
+from ocp import CONSTANT, ControlSpace, Status, TimeGrid, TorchOptimizer, Transfer
 
 OPTIMIZERS = {
     "Adam": (torch.optim.Adam, {"lr": 0.03}),
@@ -49,3 +50,13 @@ def test_an_optimizer_that_searches_sees_no_control_outside_the_bounds(convex_wi
     seen = objective.differentiated
     assert len(seen) >= 10
     assert all(torch.equal(objective.box.project(u), u) for u in [*seen, found])
+
+
+@pytest.mark.parametrize("beyond", [math.nan, math.inf])
+def test_a_trial_that_is_not_finite_ends_a_search_with_a_status(beyond, objective_of):
+    steep = objective_of(lambda u: torch.where(u[0] > 2, beyond * u[0], -u.sum()))
+    method = TorchOptimizer(torch.optim.LBFGS, {"lr": 100.0, "line_search_fn": "strong_wolfe"})
+    point = steep.at(torch.ones(2, dtype=torch.float64))
+    state = method.step(steep, method.init(steep, point))
+    assert state.status is Status.NOT_FINITE
+    assert state.point is point
