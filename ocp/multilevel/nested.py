@@ -45,12 +45,17 @@ class Forgetful:
 
 @dataclass(frozen=True, eq=False)
 class Stay:
-    """What nested iteration remembers on one grid: the method's memory, its progress, and where and how it began."""
+    """What nested iteration remembers on one grid: the method's memory, its progress, and where and how it began.
+
+    ``origin`` and ``worth`` are the start on the finest grid and its value there.
+    """
 
     memory: Any
     progress: Progress
     start: Tensor
     value: float
+    origin: Tensor
+    worth: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ class Nested:
             level, start = 0, point
         inner = self.method.init(start.objective, start)
         counts = Counter(inner.counts) + Counter(refused_grids=len(grids) - 1 - level)
-        stay = Stay(inner.memory, Progress(), start.control, start.value if level > 0 else nan)
+        value = start.value if level > 0 else nan
+        stay = Stay(inner.memory, Progress(), start.control, value, point.control, point.value)
         return State(start, stay, inner.status, counts, level)
 
     def step(self, objective: Objective, state: State) -> State:
@@ -120,12 +126,18 @@ class Nested:
             counts["refused_grids"] += 1
             coarse, found = coarse.objective.at(stay.start), start
             memory = self.method.init(start.objective, start).memory
-        stay = Stay(memory, self.refine.arrive(progress, coarse, found), found.control, found.value)
+        if level == 0 and stay.worth < found.value:  # the work on coarse grids was in vain
+            counts["refused_grids"] += 1
+            found = found.objective.at(stay.origin)
+            memory = self.method.init(found.objective, found).memory
+        progress = self.refine.arrive(progress, coarse, found)
+        stay = replace(stay, memory=memory, progress=progress, start=found.control, value=found.value)
         return replace(inner, point=found, memory=stay, counts=counts, status=Status.RUNNING, level=level)
 
     def transport(self, memory: Stay, transfer: Transfer) -> Stay:
         inner = self.method.transport(memory.memory, transfer)
-        return replace(memory, memory=inner, progress=Progress(), start=transfer.prolong(memory.start))
+        start, origin = transfer.prolong(memory.start), transfer.prolong(memory.origin)
+        return replace(memory, memory=inner, progress=Progress(), start=start, origin=origin, worth=nan)
 
     def _grids(self, objective: Objective) -> tuple[int, ...]:
         return coarse_grids(objective.space.grid.steps, self.levels, self.factor)

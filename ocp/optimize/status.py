@@ -33,8 +33,12 @@ class Status(Enum):
     MAX_SECONDS = "The time limit was reached before the tolerance."
     MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than requested."
     UNRESOLVED = (
-        "With half the step size, the same control leads to states of a different size: the grid is too coarse, or the "
-        "scheme is unstable on it. Use more steps or an implicit scheme."
+        "The grid is too coarse for the control found, or the scheme is unstable on it. Use more steps or an implicit "
+        "scheme."
+    )
+    SADDLE = (
+        "The derivative vanishes, but the objective is lower nearby: the control is a maximum or a saddle point. Start "
+        "from another one."
     )
     NO_DECREASE = "No step along the search direction decreased the objective."
     PRECISION = "The precision limit is reached: rounding or noise hides any further decrease of the objective."

@@ -1,4 +1,4 @@
-"""How many steps are enough: the discretization error of the objective, and whether the states are resolved."""
+"""How many steps are enough: the discretization error of the objective."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isfinite
 
-from ocp.objective.reduced import ReducedEvaluation
-from ocp.space.transfer import Transfer
-
-__all__ = ["Adaptive", "estimate", "resolved"]
+__all__ = ["Adaptive", "estimate"]
 
 
 @dataclass(frozen=True)
@@ -63,30 +60,3 @@ def estimate(optima: Sequence[float], order: int) -> float:
         return changes[-1]
     rate = min(max(changes[-2] / changes[-1], 2.0), 2.0 ** min(order, 2))
     return changes[-1] / (rate - 1)
-
-
-#: Sizes below the first factor, times that of the initial state if it is larger than 1, are not compared; others may
-#: differ by the second. Unstable explicit schemes go far beyond: x' = -1000 x with h = 0.02 grows to 1e64 in 50 steps.
-GROWTH, DIFFERENCE = 100.0, 10.0
-
-
-def resolved(point: ReducedEvaluation) -> bool:
-    """Whether final states and derivative are of the size that they have with half the step, where they are large.
-
-    With an explicit scheme for a stiff problem, states and costates can explode to finite values, of which bounds or a
-    cost that is linear in the state make an optimum. The work is charged to the objective.
-    """
-    objective = point.objective
-    start = float(objective.discretization.example()[0].abs().max())
-    fine = objective.on(2 * objective.space.grid.steps)
-
-    def sizes(point: ReducedEvaluation) -> tuple[float, float]:
-        (states,) = objective.processes.maximum(float(point.final_state.abs().max()))
-        return states, point.objective.space.dual_norm(point.derivative)
-
-    here = sizes(point)
-    if max(here) <= GROWTH * max(1.0, start):
-        return True
-    prolonged = fine.at(Transfer(fine.space, objective.space).prolong(point.control))
-    pairs = zip(here, sizes(prolonged), strict=True)
-    return all(a < inf and (max(a, b) <= GROWTH or a / DIFFERENCE <= b <= DIFFERENCE * a) for a, b in pairs)

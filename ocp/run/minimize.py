@@ -27,11 +27,12 @@ from ocp.optimize.method import Method, State, as_method, on_full_batches
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
-from ocp.run.adaptive import Adaptive, resolved
+from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint, Saves, saving
 from ocp.run.results import Record, Result
 from ocp.run.run import Run, classified
 from ocp.run.stopping import Stop
+from ocp.run.verdicts import lower_nearby, unresolved
 from ocp.run.watching import Watch
 from ocp.space.control import Control, TimeFunction
 from ocp.space.transfer import depth
@@ -230,7 +231,15 @@ def _explain(run: Run, status: Status) -> tuple[Status, str]:
         with work.looking():
             point = run.point if run.state.level == 0 and found is u else None
             point = point or run.objective.at(run.control(found))
-            return (status if resolved(point) else Status.UNRESOLVED), ""
+            scale, arrived = run.scale, next((r for r in run.history if r.level == 0), None)
+            decrease = scale.value - point.value if status.success and run.iteration > 0 else 0.0
+            if why := unresolved(point, scale.norm, decrease, status.success):
+                return Status.UNRESOLVED, why
+            still = arrived is not None and arrived.derivative_norm <= run.stop.tolerance * scale.norm
+            if status is Status.CONVERGED and still and lower_nearby(point, scale.size):
+                return Status.SADDLE, ""
+            if status.success:
+                return status, ""
     with suppress(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError), work.looking():
         if status is Status.NO_DECREASE and run.state.level == 0:
             point = run.viewed.on(run.steps).at(u)

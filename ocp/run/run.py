@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation, optimality
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective, discretize
+from ocp.objective.work import FORWARD_SHARE
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.problem.protocols import Classifier
 from ocp.run.adaptive import Adaptive, estimate
 from ocp.run.results import Record, Result
 from ocp.run.stopping import Stop
+from ocp.run.verdicts import curvature, premature
 from ocp.run.watching import Watch
 from ocp.space.bounds import feasible
 from ocp.space.control import Control
@@ -40,7 +42,15 @@ SAME = 1e-3
 STALL = 60
 
 #: What a snapshot takes as it is.
-PLAIN = ("iteration", "seconds", "history", "best", "scale", "optima", "before", "unsaved")
+PLAIN = ("iteration", "seconds", "history", "best", "origin", "scale", "optima", "simulated", "before", "unsaved")
+
+
+#: An optimum on an adaptive grid is simulated with this many times the steps before it is accepted.
+FINER = 64
+
+#: A start is close to an optimum below this estimated distance, as a share of its size. Then the tolerance is relative
+#: to the derivative at that distance, which it has as good as reached already.
+CLOSE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,9 @@ class Scale:
     norm: float = 0.0
     floor: float = -inf
     iteration: int = -1  # none has been finite yet
+    value: float = nan  # of the objective at the start
+    size: float = 0.0  # the norm of the largest control that was measured
+    steep: bool = False  # whether the derivative at the start was too large to measure by
 
 
 @dataclass(eq=False)
@@ -67,8 +80,10 @@ class Run:
     seconds: float = 0.0
     history: list[Record] = field(default_factory=list)
     best: tuple[Record, Tensor] | None = None  # a record and its control; least level first, then least value
+    origin: tuple[float, float, Tensor] | None = None  # value, norm of the derivative, and control at the start
     scale: Scale = Scale()
     optima: dict[int, float] = field(default_factory=dict)  # by the steps of the finest grids so far
+    simulated: float = 0.0  # the change of the last optimum on a much finer grid
     before: float = 0.0  # work units spent before the current finest grid
     unsaved: int = 0
     resumed: int | None = None  # the iteration from which the run was resumed
@@ -105,13 +120,13 @@ class Run:
     @property
     def stationary(self) -> bool:
         """Whether the derivative is zero at the start."""
-        return self.scale.iteration == 0 and self.scale.norm == 0
+        return self.scale.iteration == 0 and self.scale.norm == 0 and not self.scale.steep
 
     @property
     def error(self) -> float | None:
         """The estimated discretization error; None unless the tolerance was met on the current finest grid."""
         order, known = self.objective.discretization.integrator.order, self.steps in self.optima
-        return estimate(tuple(self.optima.values()), order) if known else None
+        return max(estimate(tuple(self.optima.values()), order), self.simulated) if known else None
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -189,8 +204,9 @@ class Run:
     def verdict(self, wish: bool) -> Status:
         """Why to stop after a record, or RUNNING; ``wish`` is that of the callback."""
         record, target = self.history[-1], self.stop.target
-        if record.level == 0 and self._outcome(record) is not Status.RUNNING:
-            return self._outcome(record)
+        outcome = self._outcome(record) if record.level == 0 else Status.RUNNING
+        if outcome is not Status.RUNNING and not (outcome is Status.CONVERGED and self._premature()):
+            return outcome
         if target is not None and target.reached(record):
             return Status.TARGET
         if self.batches is None and self._stalled():
@@ -205,12 +221,29 @@ class Run:
 
     def _outcome(self, record: Record) -> Status:
         """What a record says about the work on its own grid."""
-        if record.value < self.scale.floor:
+        if record.value < self.scale.floor and not record.derivative_norm < 0.5 * self.scale.norm:
             return Status.UNBOUNDED if record.level == 0 else Status.NOT_FINITE
         if not isfinite(record.derivative_norm):
             return Status.NOT_FINITE
-        converged = record.derivative_norm <= self.stop.tolerance * self.scale.norm
-        return Status.CONVERGED if converged else Status.RUNNING
+        return Status.CONVERGED if self._small(record.derivative_norm) else Status.RUNNING
+
+    def _small(self, norm: float) -> bool:
+        """Whether the norm of a derivative meets the tolerance."""
+        return norm <= self.stop.tolerance * self.scale.norm
+
+    def _premature(self) -> bool:
+        """Whether the tolerance is met far from an optimum; from now on it is relative to the derivative here."""
+        point = self.point
+        if point is None or self.scale.norm == 0:
+            return False
+        with self.objective.work.looking():
+            far = premature(point, max(self.scale.size, self.objective.space.norm(point.control)))
+            point.store_states()  # so that the method does not compute them again
+        if not far:
+            return False
+        norm = self.history[-1].derivative_norm
+        self.scale = replace(self.scale, norm=norm, iteration=self.iteration, steep=True)
+        return True
 
     def _stalled(self) -> bool:
         """Whether only rounding errors have changed for a while."""
@@ -224,8 +257,14 @@ class Run:
     def judge(self, adaptive: Adaptive) -> Status:
         """Whether the grid is fine enough now that the tolerance is met; RUNNING if it is to be refined."""
         value = self.optima[self.steps] = self.history[-1].value
+        self.simulated = 0.0
         if self.error is not None and adaptive.enough(self.error, value):
-            return Status.CONVERGED
+            # Two grids can agree on what both of them miss, such as a short pulse.
+            space, fine = self.objective.space, self.look.on(min(adaptive.limit, FINER * self.steps))
+            prolonged = Transfer(fine.space, space).prolong(self.state.control) if fine.space != space else None
+            self.simulated = 0.0 if prolonged is None else abs(fine.value(prolonged) - value)
+            if adaptive.enough(self.error, value):
+                return Status.CONVERGED
         return Status.RUNNING if 2 * self.steps <= adaptive.limit else Status.MAX_STEPS
 
     def refine(self) -> None:
@@ -247,22 +286,40 @@ class Run:
     def begin(self) -> None:
         """Take the first state, and the scale from the start on the finest grid, or else from the first finite record.
 
-        An evaluation that the method does not need, since it begins on a coarse grid, is not counted.
+        An evaluation that the method does not need, since it begins on a coarse grid, is not counted. A run ends at a
+        start that meets the tolerance.
         """
-        start = self.state.control
+        start, work, full = self.state.point, self.objective.work, self.batches is None
+        spent = work.units, work.failures, work.failed
         with self.timed():
-            self.state = state = self.method.init(self.objective, self.state.point)
-        counted = state.level == 0 and self.batches is None
-        point = state.point if counted else self.look_at(state.control if state.level == 0 else start)
+            if full:
+                start.value  # noqa: B018  a method that begins on a coarse grid compares with it in the end
+            self.state = state = self.method.init(self.objective, start)
+        counted = state.level == 0 and full
+        if full and not counted:
+            coarse = work.units - spent[0] - FORWARD_SHARE
+            work.units, work.failures, work.failed = spent[0] + coarse, *spent[1:]
+        point = state.point if counted else self.look_at(state.control if state.level == 0 else start.control)
         with self.timed() if counted else nullcontext():
-            self._measure(*_evaluate(point), point.control)
+            value, norm = _evaluate(point)
+            self._measure(value, norm, point.control)
+        self.origin = (value, norm, point.control)
+        size = self.scale.size
+        if self.batches is None and isfinite(norm) and 0 < norm * size <= CLOSE * abs(value):
+            with self.objective.work.looking():
+                self.scale = replace(self.scale, norm=max(norm, CLOSE * curvature(point, size) * size))
+                if counted and point is self.point:
+                    self.point.store_states()
+        if self.batches is None and self.adaptive is None and state.level > 0 and self._small(norm):
+            self.state = State(start)
 
     def _measure(self, value: float, norm: float, control: Tensor) -> None:
         """Take the scale from a control on the finest grid."""
         if isfinite(norm):  # compared with infinity everything would be small
             # What a unit of the control can change, many times over: no minimum is as deep as that.
-            deep = DEEP * max(1.0, abs(value) + norm * max(1.0, self.objective.space.norm(control)))
-            self.scale = Scale(norm, -deep, self.iteration)
+            size = self.objective.space.norm(control)
+            deep = DEEP * max(1.0, abs(value) + norm * max(1.0, size))
+            self.scale = Scale(norm, -deep, self.iteration, value, size)
 
     def control(self, flat: Tensor | None = None) -> Control:
         """A control, by default the current one, on the finest grid."""
@@ -306,6 +363,9 @@ class Run:
             accuracy = self._accuracy(control)
             if (record is None or record.level > 0) and not self.parted:
                 value, norm = _evaluate(self.look_at(control.flat))
+            if self.origin is not None and self.adaptive is None and not status.success and self.origin[0] < value:
+                value, norm, flat = self.origin  # nothing better was found
+                control = self.control(flat)
         kind = "derivative" if objective.box is None else "projected derivative"
         where = f"the objective is {value:.6g} and the dual norm of its {kind} {norm:.2e}"
         if last is not None and not isfinite(value) and isfinite(last.value):
@@ -348,9 +408,8 @@ class Run:
             steps = self.objective.space.steps_of(self.state.control)
             yield f"The run ended on {_steps(steps)}; from there its control was prolonged to the finest grid."
         if self.scale.iteration > 0:
-            yield f"The start is not finite on the finest grid; iteration {self.scale.iteration} takes its place."
-        if self.stationary and status.success and self.objective.box is None:
-            yield "The derivative is zero at the start, which need not be a minimum; another start may do better."
+            why = "The objective is much steeper at the start" if self.scale.steep else "The start is not finite"
+            yield f"{why} on the finest grid; iteration {self.scale.iteration} takes its place."
         if self.error is not None:
             error = self.error / max(abs(self.optima[self.steps]), 1e-300)
             refined = f"The grid was refined to {self.steps} steps"

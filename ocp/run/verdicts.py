@@ -1,0 +1,144 @@
+"""A closer look at where a run ended: whether its success is one, and why it failed. None of it counts as work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import cos, inf, isfinite, pi
+
+import torch
+from torch import Tensor
+
+from ocp.objective.evaluation import Evaluation
+from ocp.objective.reduced import ReducedEvaluation
+from ocp.space.bounds import feasible
+from ocp.space.transfer import Transfer
+
+__all__ = ["curvature", "lower_nearby", "premature", "unresolved"]
+
+#: Of a control that is called optimal, the estimated distance from the optimum as a share of its size, and the decrease
+#: of the objective on the way as a share of its value: at most one of the two may be larger.
+DISTANCE, GAIN = 1e-4, 1e-3
+
+#: With half the step, sizes may differ by the first factor. Unstable explicit schemes go far beyond: x' = -1000 x with
+#: h = 0.02 grows to 1e64 in 50 steps. Below the second factor, times the size at the start, they are not compared.
+DIFFERENCE, GROWTH = 10.0, 100.0
+
+
+def curvature(point: Evaluation, size: float) -> float:
+    """Second derivative of the objective along its gradient, per unit of length, from a difference of derivatives.
+
+    Parameters
+    ----------
+    size : float
+        Norm of the control that a short step is measured by.
+    """
+    space, gradient = point.objective.space, _gradient(point)
+    length = space.norm(gradient)
+    if not (0 < length < inf and size > 0):
+        return 0.0
+    step = torch.finfo(gradient.dtype).eps ** (1 / 3) * size / length
+    change = point.objective.at(torch.add(point.control, gradient, alpha=-step)).derivative - point.derivative
+    return -float(torch.dot(change, gradient)) / float(step * length**2)
+
+
+def _gradient(point: Evaluation) -> Tensor:
+    """The gradient, with zeros where a step against it would leave the bounds."""
+    box, gradient = point.objective.box, point.objective.space.gradient(point.derivative)
+    if box is None:
+        return gradient
+    end = point.control - gradient
+    return torch.where(box.project(end) == end, gradient, 0.0)
+
+
+def premature(point: Evaluation, size: float) -> bool:
+    """Whether a small derivative does not mean a nearby optimum, as after a start at which the objective was steep.
+
+    One step of Newton's method along the gradient says how far the optimum is, at least, and how much lower.
+    """
+    bend = curvature(point, size)
+    if bend <= 0:
+        return False
+    norm = point.objective.space.norm(_gradient(point))
+    return norm / bend > DISTANCE * size and 0.5 * norm**2 / bend > GAIN * abs(point.value)
+
+
+def unresolved(point: ReducedEvaluation, norm: float, decrease: float, thorough: bool = True) -> str:
+    """How the same control does with half the step, if so differently that the grid is too coarse; empty otherwise.
+
+    With an explicit scheme for a stiff problem, states and costates can explode to finite values, of which bounds or a
+    cost that is linear in the state make an optimum; and an optimum can be one of the grid alone.
+
+    Parameters
+    ----------
+    norm : float
+        Of the derivative at the start.
+    decrease : float
+        Of the objective since then.
+    thorough : bool
+        Whether to look also where neither states nor derivative have grown much, as before a success.
+    """
+    objective, start = point.objective, point.objective.discretization.example()[0]
+    order, slope = objective.discretization.integrator.order, objective.space.dual_norm(point.derivative)
+    (end,) = objective.processes.maximum(float(point.final_state.abs().max()))
+    steep = slope > 1e-3 * norm  # if not, the derivative has vanished since the start
+    large = slope > GROWTH * norm or end > GROWTH * float(start.abs().max())
+    if not large and not (thorough and (steep or order > 1)):
+        return ""
+    grid = objective.on(2 * objective.space.grid.steps)
+    fine = grid.at(Transfer(grid.space, objective.space).prolong(point.control))
+    if not isfinite(fine.value):
+        return " With half the step the objective is not finite."
+    after = grid.space.dual_norm(fine.derivative) if steep else slope
+    if slope > DIFFERENCE * after or not after <= max(DIFFERENCE * slope, GROWTH * norm):
+        return f" With half the step the norm of the derivative is {after:.3g}, not {slope:.3g}."
+    (after,) = objective.processes.maximum(float(fine.final_state.abs().max()))
+    if not _alike(end, after):  # unless both are small on the way
+        states = objective.processes.maximum(*(float(p.states.abs().max()) for p in (point, fine)))
+        if not _alike(*states):
+            return f" With half the step the states reach {states[1]:.3g}, not {states[0]:.3g}."
+    # The steps of Euler's method may be the layers of a network, which is not meant to be a discretization.
+    change = abs(fine.value - point.value)
+    if order > 1 and decrease > 0 and change > 0.5 * max(decrease, abs(fine.value), abs(point.value)):
+        return f" With half the step the objective is {fine.value:.6g}, not {point.value:.6g}."
+    return ""
+
+
+def _alike(a: float, b: float) -> bool:
+    return b < inf and a / DIFFERENCE <= b <= DIFFERENCE * a
+
+
+def lower_nearby(point: Evaluation, size: float) -> bool:
+    """Whether the objective bends down along one of a few directions: then the control is a maximum or a saddle point.
+
+    Parameters
+    ----------
+    size : float
+        Norm of the control that the steps are measured by; 0 for 1.
+    """
+    objective, u = point.objective, point.control
+    noise = 100 * torch.finfo(u.dtype).eps
+    for direction in _directions(point):
+        for length in (0.1, 1e-3):
+            v = feasible(torch.add(u, direction, alpha=length * (size or 1.0)), objective.box)
+            value = objective.at(v).value
+            change = value - point.value
+            bend = change - float(torch.dot(point.derivative, v - u))
+            if max(change, bend) < -noise * max(abs(value), abs(point.value)):
+                return True
+    return False
+
+
+def _directions(point: Evaluation) -> Iterator[Tensor]:
+    """Directions of unit norm and their opposites: slow ones, in which a control can matter, and a random one."""
+    space, u = point.objective.space, point.control
+    generator = torch.Generator().manual_seed(0)
+    steps = space.grid.steps
+    for wave in (0, 1, 2, None):
+        random = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(u)
+        if wave is not None:
+            path = space.path(random)
+            shape = [cos(pi * wave * (k + 0.5) / steps) for k in range(steps)]
+            path.copy_(path[0] * torch.tensor(shape, dtype=u.dtype, device=u.device).unsqueeze(1))
+        random /= space.norm(random)
+        yield random
+        yield -random

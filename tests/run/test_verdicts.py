@@ -1,0 +1,127 @@
+"""What a run calls a success: an optimum, of the problem and not of the grid, whatever the units and the start."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ocp import LBFGS, MGOPT, Adaptive, Bounds, ControlProblem, NewtonCG, Status, Stop, Transfer, discretize, minimize
+
+D = torch.float64
+METHODS = pytest.mark.parametrize("method", [LBFGS(), MGOPT(3), NewtonCG()], ids=lambda m: type(m).__name__)
+
+
+def decay(cost=1.0, length=1.0, **changes):
+    """x' = u - x / 2 from x(0) = length, in other units of the cost and of the state."""
+    pieces = {
+        "dynamics": lambda t, x, u: length * u - x / 2,
+        "initial_state": torch.full((1, 1), length, dtype=D),
+        "terminal_cost": lambda x: cost * ((x / length - 2) ** 2).sum(),
+        "running_cost": lambda t, x, u: 0.1 * cost * u.square().sum(),
+        "control_size": 1,
+    }
+    return ControlProblem(**{**pieces, **changes})
+
+
+def steep(cost, start):
+    return ControlProblem(lambda t, x, u: u.expand_as(x), torch.zeros(1, 1, dtype=D), cost, control_size=1, start=start)
+
+
+@METHODS
+@pytest.mark.parametrize(("cost", "length"), [(1e9, 1.0), (1e-9, 1.0), (1.0, 1e3), (1.0, 1e-6)])
+def test_verdicts_do_not_depend_on_units(method, cost, length):
+    usual, scaled = minimize(decay(), 16, method, integrator="rk4"), decay(cost, length)
+    result = minimize(scaled, 16, method, integrator="rk4")
+    assert result.status is usual.status is Status.CONVERGED
+    torch.testing.assert_close(result.control.flat, usual.control.flat, rtol=1e-5, atol=1e-6)
+
+
+@METHODS
+@pytest.mark.parametrize(
+    ("cost", "start", "least"),
+    [
+        (lambda x: ((x - 1) ** 4).sum(), 1e3, 0.0),
+        (lambda x: (torch.exp(x) - x).sum(), 20.0, 1.0),
+        (lambda x: (torch.exp(x) - x).sum(), 100.0, 1.0),
+    ],
+    ids=["quartic", "exponential", "far away"],
+)
+def test_a_steep_start_makes_no_success_far_from_the_optimum(method, cost, start, least):
+    result = minimize(steep(cost, start), 8, method)
+    assert not result.success or result.value - least < 1e-2
+    if isinstance(method, LBFGS):
+        assert result.success
+        assert "much steeper at the start" in result.message
+
+
+@METHODS
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-12])
+def test_an_optimum_as_start_is_a_success_without_work(method, tolerance):
+    first = minimize(decay(), 32, LBFGS(), integrator="rk4", stop=Stop(tolerance=tolerance))
+    again = minimize(decay(), 32, method, integrator="rk4", start=first.control)
+    assert (first.status, again.status) == (Status.CONVERGED, Status.CONVERGED)
+    assert again.iterations <= (0 if tolerance < 1e-9 else 3)
+
+
+def test_an_optimum_of_the_grid_alone_is_no_success():
+    # With one step of the midpoint rule x(1) = 1 + z + z^2 / 2 for z = -u, far from exp(z).
+    problem = ControlProblem(
+        lambda t, x, u: -u * x,
+        torch.ones(1, 1, dtype=D),
+        lambda x: (x - 781.0).square().sum(),
+        control_size=1,
+        start=39.0,
+    )
+    result = minimize(problem, 1, LBFGS(), integrator="midpoint")
+    fine = discretize(problem, 64, "midpoint")
+    assert result.value < 1.0 < fine.value(Transfer(fine.space, result.control.space).prolong(result.control.flat))
+    assert result.status is Status.UNRESOLVED
+    assert "With half the step" in result.message
+
+
+@METHODS
+@pytest.mark.parametrize("bounds", [None, Bounds(-3.0, 3.0)], ids=["free", "bounded"])
+def test_a_saddle_point_is_no_success(method, bounds):
+    # A pendulum that hangs at rest: by symmetry the derivative is zero, and a push in either direction is better.
+    problem = ControlProblem(
+        lambda t, x, u: torch.stack((x[:, 1], u[0] - torch.sin(x[:, 0])), dim=1),
+        torch.zeros(1, 2, dtype=D),
+        lambda x: 50 * (1 + torch.cos(x[:, 0])).sum(),
+        lambda t, x, u: 0.01 * u.square().sum(),
+        control_size=1,
+        horizon=3.0,
+        bounds=bounds,
+    )
+    assert minimize(problem, 16, method, integrator="rk4").status is Status.SADDLE
+    pushed = minimize(replace(problem, start=0.1), 16, method, integrator="rk4", stop=Stop(max_iterations=60))
+    assert pushed.value < 50
+    assert pushed.status is not Status.SADDLE
+
+
+def test_nothing_is_worse_than_the_start():
+    problem = ControlProblem(
+        lambda t, x, u: torch.stack((x[:, 1], u[0] - torch.sin(x[:, 0])), dim=1),
+        torch.zeros(1, 2, dtype=D),
+        lambda x: (50 * (1 + torch.cos(x[:, 0])) + 5 * x[:, 1].square()).sum(),
+        lambda t, x, u: 0.1 * u.square().sum(),
+        control_size=1,
+        horizon=3.0,
+        start=0.1,
+    )
+    start = discretize(problem, 64).value(discretize(problem, 64).discretization.start())
+    for limit in (1, 2, 5, 1000):
+        result = minimize(problem, 64, stop=Stop(max_iterations=limit))
+        assert result.value <= start
+
+
+@pytest.mark.parametrize("width", [0.01, 0.002])
+def test_a_pulse_between_the_first_grids_is_found(width):
+    problem = ControlProblem(
+        lambda t, x, u: u + (1 / width if 0.331 < t < 0.331 + width else 0.0) + 0 * x,
+        torch.zeros(1, 1, dtype=D),
+        lambda x: (x - 1).square().sum(),
+        lambda t, x, u: 0.1 * u.square().sum(),
+        control_size=1,
+    )
+    result = minimize(problem, Adaptive(error=1e-3, first=8, limit=2048, absolute=1e-3), integrator="rk4")
+    assert not result.success or result.value < 0.02
