@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation, optimality
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective, discretize
-from ocp.objective.work import FORWARD_SHARE
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.problem.protocols import Classifier
@@ -290,17 +289,16 @@ class Run:
         start that meets the tolerance.
         """
         start, work, full = self.state.point, self.objective.work, self.batches is None
-        spent = work.units, work.failures, work.failed
         with self.timed():
             if full:
                 start.value  # noqa: B018  a method that begins on a coarse grid compares with it in the end
+            spent = work.units, work.failures
             self.state = state = self.method.init(self.objective, start)
         counted = state.level == 0 and full
         if full and not counted:
-            coarse = work.units - spent[0] - FORWARD_SHARE
-            work.units, work.failures, work.failed = spent[0] + coarse, *spent[1:]
-        point = state.point if counted else self.look_at(state.control if state.level == 0 else start.control)
-        with self.timed() if counted else nullcontext():
+            work.units, work.failures = work.units - spent[0], work.failures - spent[1]
+        point = state.point if counted else start if full else self.look_at(start.control)
+        with self.timed() if counted else work.looking():
             value, norm = _evaluate(point)
             self._measure(value, norm, point.control)
         self.origin = (value, norm, point.control)
