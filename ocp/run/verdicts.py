@@ -79,6 +79,8 @@ def unresolved(point: ReducedEvaluation, norm: float, decrease: float, thorough:
     """
     objective, start = point.objective, point.objective.discretization.example()[0]
     order, slope = objective.discretization.integrator.order, objective.space.dual_norm(point.derivative)
+    if not isfinite(slope):
+        return " The derivative is not finite."
     (end,) = objective.processes.maximum(float(point.final_state.abs().max()))
     steep = slope > 1e-3 * norm  # if not, the derivative has vanished since the start
     large = slope > GROWTH * norm or end > GROWTH * float(start.abs().max())
