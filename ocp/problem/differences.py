@@ -39,14 +39,14 @@ def disagreement(
     for (name, argument), derivative in zip(arguments.items(), pullback(cotangent), strict=True):
         if not argument.numel():
             continue
-        direction = _normal(argument, generator)
+        direction = _sizes(argument) * _normal(argument, generator)
         stated = float((derivative * direction).double().sum())
 
         def change(step: float, name: str = name, direction: Tensor = direction) -> float:
             moved = {n: a + step * direction if n == name else a for n, a in arguments.items()}
             return float((cotangent * (value(*moved.values()) - y)).double().sum())
 
-        steps = [length * eps ** (1 / 3) * _size(argument) for length in LENGTHS]
+        steps = [length * eps ** (1 / 3) for length in LENGTHS]
         ends = [(change(step), change(-step)) for step in steps]
         longer, quotient = ((a - b) / (2 * step) for (a, b), step in zip(ends, steps, strict=True))
         bends = [abs(a + b) / step for (a, b), step in zip(ends, steps, strict=True)]
@@ -60,13 +60,13 @@ def disagreement(
 def nearby(arguments: Mapping[str, Tensor], distance: float = 0.01) -> dict[str, Tensor]:
     """Arguments nearby, in multiples of the size of each entry, in which no zero hides a dependence."""
     generator = torch.Generator().manual_seed(1)
-    sizes = {n: torch.where(a == 0, _size(a), a.abs()) for n, a in arguments.items()}
-    return {n: a + distance * sizes[n] * _normal(a, generator) for n, a in arguments.items()}
+    return {n: a + distance * _sizes(a) * _normal(a, generator) for n, a in arguments.items()}
 
 
-def _size(tensor: Tensor) -> float:
-    """The largest entry, or 1 where all are zero."""
-    return (float(tensor.abs().max()) or 1.0) if tensor.numel() else 1.0
+def _sizes(tensor: Tensor) -> Tensor:
+    """The size of each entry; that of the largest one for zeros, or 1 if all are zero."""
+    largest = (float(tensor.abs().max()) or 1.0) if tensor.numel() else 1.0
+    return torch.where(tensor == 0, largest, tensor.abs())
 
 
 def _normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
