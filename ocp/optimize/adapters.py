@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,8 +76,11 @@ class SciPy(Method):
         def fun(z: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal point
             point = state.point if np.array_equal(z, z0) else objective.at(control(z))
-            return point.value, _array(point.derivative / scale)
+            return point.value * unit, _array(point.derivative / scale) * unit
 
+        # SciPy's first steps and tests suit objectives of usual size.
+        size = abs(point.value)
+        unit = 1.0 if USUAL[0] < size < USUAL[1] or not 0 < size < inf else 1 / size
         # SciPy's own tolerance is 0: the run decides when to stop.
         options = {"maxfun" if self.name.lower() == "tnc" else "maxiter": self.iterations}
         found = scipy.optimize.minimize(fun, z0, jac=True, method=self.name, bounds=bounds, tol=0.0, options=options)
@@ -90,6 +93,10 @@ class SciPy(Method):
 
 def _array(vector: Tensor) -> np.ndarray:
     return vector.double().cpu().numpy()
+
+
+#: Sizes of objectives that are passed to SciPy unchanged; others are divided by their size.
+USUAL = (1e-3, 1e6)
 
 
 @dataclass(frozen=True)

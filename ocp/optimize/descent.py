@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ocp.objective.evaluation import Evaluation, Objective, free_part
-from ocp.optimize.line_search import Armijo, LineSearch, StrongWolfe
+from ocp.optimize.line_search import Armijo, LineSearch, StrongWolfe, first_step
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.space.bounds import masked
@@ -19,18 +19,22 @@ __all__ = ["GradientDescent", "NonlinearCG"]
 
 @dataclass(frozen=True)
 class GradientDescent(Method):
-    """Steepest descent; each search begins with twice the last step, and the first one with ``first``."""
+    """Steepest descent; each search begins with twice the last step, and the first one with ``first``.
+
+    Where rounding hides what that changes, the first step is found by `first_step`.
+    """
 
     search: LineSearch = Armijo()
     first: float = 1.0
     full_batch: ClassVar[bool] = True
 
     def init(self, objective: Objective, point: Evaluation) -> State:
-        return State(point, self.first)
+        return State(point, None)
 
     def step(self, objective: Objective, state: State) -> State:
         direction = -objective.space.gradient(state.point.derivative)
-        trial = self.search(state.point, direction, state.memory)
+        first = first_step(state.point, direction, self.first) if state.memory is None else state.memory
+        trial = self.search(state.point, direction, first)
         if trial is None:
             return replace(state, status=Status.NO_DECREASE)
         return replace(state, point=trial.point, memory=2 * trial.step, status=Status.RUNNING)
@@ -59,6 +63,8 @@ class NonlinearCG(Method):
             if slope < 0:
                 # The first-order change of the last step is expected again (Nocedal & Wright, equation 3.60).
                 direction, first = conjugate, decrease / slope
+        else:
+            first = first_step(state.point, direction, first)
         trial = self.search(state.point, direction, first)
         if trial is None:
             return replace(state, memory=None, status=Status.NO_DECREASE if state.memory is None else Status.RUNNING)

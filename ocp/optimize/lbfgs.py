@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation, Objective, free_part
-from ocp.optimize.line_search import LineSearch, StrongWolfe
+from ocp.optimize.line_search import LineSearch, StrongWolfe, first_step
 from ocp.optimize.method import State
 from ocp.optimize.status import Status
 from ocp.space.bounds import masked
@@ -64,7 +64,7 @@ class LBFGS:
                 free = free & ~held
                 direction = -self._solve(space, self._on(space, pairs, free), masked(d, free))
         # Without pairs the scale is unknown: a first step of unit length, or the gradient where that is shorter.
-        first = 1.0 if pairs else 1 / max(space.dual_norm(d), 1.0)
+        first = 1.0 if pairs else first_step(state.point, direction, 1 / max(space.dual_norm(d), 1.0))
         trial = self.search(state.point, direction, first)
         if trial is None:
             return replace(state, memory=(), status=Status.RUNNING if pairs else Status.NO_DECREASE)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ocp.objective.evaluation import Evaluation
 from ocp.space.bounds import feasible
 
-__all__ = ["Armijo", "LineSearch", "StrongWolfe", "Trial"]
+__all__ = ["Armijo", "LineSearch", "StrongWolfe", "Trial", "first_step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,22 @@ class LineSearch(Protocol):
 
     def __call__(self, start: Evaluation, direction: Tensor, step: float) -> Trial | None:
         """Begin with the length ``step``; None if no trial step is acceptable."""
+
+
+def first_step(point: Evaluation, direction: Tensor, step: float) -> float:
+    """A first step along a direction of descent: ``step``, unless rounding hides what it changes, as in large units.
+
+    In that case, the step to the minimum of the parabola that a difference of derivatives shows.
+    """
+    space, slope = point.objective.space, float(torch.dot(point.derivative, direction))
+    eps, length = torch.finfo(direction.dtype).eps, space.norm(direction)
+    if -slope * step >= eps**0.5 * abs(point.value) or not 0 < length < inf:
+        return step
+    size = max(1.0, space.norm(point.control)) / length
+    nearby = torch.add(point.control, direction, alpha=eps ** (1 / 3) * size)
+    change = point.objective.at(feasible(nearby, point.objective.box)).derivative - point.derivative
+    bend = float(torch.dot(change, direction)) / (eps ** (1 / 3) * size)
+    return -slope / bend if bend > 0 else size
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ocp import LBFGS, MGOPT, Adaptive, Bounds, ControlProblem, NewtonCG, Status, Stop, Transfer, discretize, minimize
+from ocp import (
+    LBFGS,
+    MGOPT,
+    Adaptive,
+    Bounds,
+    ControlProblem,
+    GradientDescent,
+    NewtonCG,
+    NonlinearCG,
+    SciPy,
+    Status,
+    Stop,
+    Transfer,
+    discretize,
+    minimize,
+)
 
 D = torch.float64
 METHODS = pytest.mark.parametrize("method", [LBFGS(), MGOPT(3), NewtonCG()], ids=lambda m: type(m).__name__)
@@ -21,6 +36,17 @@ def decay(cost=1.0, length=1.0, **changes):
         "control_size": 1,
     }
     return ControlProblem(**{**pieces, **changes})
+
+
+ALL = [GradientDescent(), LBFGS(), NonlinearCG(), NewtonCG(), MGOPT(3), SciPy("L-BFGS-B"), SciPy("BFGS")]
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-18, 1e9, 1e18])
+@pytest.mark.parametrize("method", ALL, ids=lambda m: getattr(m, "name", type(m).__name__))
+def test_every_method_moves_in_every_unit_of_the_cost(method, unit):
+    result, usual = (minimize(decay(c), 16, method, integrator="rk4") for c in (unit, 1.0))
+    assert result.status is usual.status is Status.CONVERGED
+    assert result.value / unit == pytest.approx(usual.value, rel=1e-9)
 
 
 def steep(cost, start):
