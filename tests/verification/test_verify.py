@@ -115,7 +115,7 @@ def failed(report):
 @every_problem
 @pytest.mark.cover(1)
 def test_a_right_derivative_passes(problem, general_scheme):
-    report = verify(discretize(problem, 8, general_scheme))
+    report = verify(discretize(problem, 4, general_scheme))
     assert report.passed, str(report)
 
 
