@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from math import isfinite
 from os import PathLike
 from types import FrameType
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ocp.adjoint.diagnosis import locate
 from ocp.adjoint.schedules import Schedule, StoreAll
 from ocp.integrators.integrator import Integrator
 from ocp.multilevel.nested import MGOPT
-from ocp.objective.evaluation import free_part
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.solution import control_and_scheme
@@ -29,30 +26,17 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint, Saves, saving
+from ocp.run.ending import explained, result_of
 from ocp.run.results import Record, Result
 from ocp.run.run import Run, classified
 from ocp.run.stopping import Stop
-from ocp.run.verdicts import lower_nearby, unresolved
 from ocp.run.watching import Watch
 from ocp.space.control import Control, TimeFunction
 from ocp.space.transfer import depth
 from ocp.training.batches import Batches
-from ocp.verification.slopes import measure_slope, quick_check
+from ocp.verification.slopes import quick_check
 
 __all__ = ["accuracy", "minimize"]
-
-#: From the size of the control down to where differences lose half their digits to rounding, in double precision.
-LENGTHS = tuple(8.0**-k for k in range(8))
-
-#: Ends, besides success, at which the states may turn out to be an artifact of the grid.
-RESOLVABLE = (
-    Status.UNBOUNDED,
-    Status.PRECISION,
-    Status.MAX_ITERATIONS,
-    Status.MAX_WORK,
-    Status.MAX_SECONDS,
-    Status.MAX_STEPS,
-)
 
 
 @outside
@@ -158,15 +142,15 @@ def minimize(
         except KeyboardInterrupt as interrupt:
             status, why, run.parted = Status.INTERRUPTED, "", processes.size > 1
             if run.interrupts > 1:
-                interrupt.result = run.result(status)  # type: ignore[attr-defined]
+                interrupt.result = result_of(run, status)  # type: ignore[attr-defined]
                 raise
         except Exception as error:
             run.parted = processes.size > 1
             if run.history:
-                error.result = run.result(Status.EXCEPTION)  # type: ignore[attr-defined]
+                error.result = result_of(run, Status.EXCEPTION)  # type: ignore[attr-defined]
                 saves.save(last=True)
             raise
-    return run.result(status, why)
+    return result_of(run, status, why)
 
 
 def _solve(run: Run, saves: Saves, line: Any) -> tuple[Status, str]:
@@ -197,7 +181,7 @@ def _solve(run: Run, saves: Saves, line: Any) -> tuple[Status, str]:
             status = Status.WRONG_DERIVATIVE
     if run.agree(saves.save(last=True)):
         status = Status.NOT_SAVED
-    return (status, why) if why else _explain(run, status)
+    return (status, why) if why else explained(run, status)
 
 
 def _look(run: Run, line: Any) -> Status:
@@ -218,43 +202,6 @@ def _look(run: Run, line: Any) -> Status:
                 run.refine()
             return _look(run, line)
     return status
-
-
-def _explain(run: Run, status: Status) -> tuple[Status, str]:
-    """Why a run ended, as a closer look shows, and a sentence about it; not counted as work.
-
-    If no step decreases the objective, differences of values tell a wrong derivative from rounding and noise.
-    """
-    work, u = run.objective.work, run.state.control
-    found = u if status.success or status is Status.UNBOUNDED or run.best is None else run.best[1]
-    if (status.success or status in RESOLVABLE) and isfinite(run.history[-1].derivative_norm):
-        with work.looking():
-            point = run.point if run.state.level == 0 and found is u else None
-            point = point or run.objective.at(run.control(found))
-            scale, arrived = run.scale, next((r for r in run.history if r.level == 0), None)
-            decrease = scale.value - point.value if status.success and run.iteration > 0 else 0.0
-            if why := unresolved(point, scale.norm, decrease, status.success):
-                return Status.UNRESOLVED, why
-            still = arrived is not None and arrived.derivative_norm <= run.stop.tolerance * scale.norm
-            if status is Status.CONVERGED and still and lower_nearby(point, scale.size):
-                return Status.SADDLE, ""
-            if status.success:
-                return status, ""
-    with suppress(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError), work.looking():
-        if status is Status.NO_DECREASE and run.state.level == 0:
-            point = run.viewed.on(run.steps).at(u)
-            slope = measure_slope(point, -run.objective.space.gradient(free_part(point)[0]), LENGTHS)
-            if slope.contradicted:
-                return Status.WRONG_DERIVATIVE, f" Along the gradient {slope}."
-            if isfinite(slope.error) and slope.decrease <= 0:
-                return Status.PRECISION, ""
-        suspects = {Status.NOT_FINITE: (u, work.failed), Status.NO_DECREASE: (work.failed,)}.get(status, ())
-        for control in suspects:
-            if control is not None:
-                here = run.viewed.on(run.objective.space.steps_of(control))
-                if place := locate(here.discretization, control):
-                    return status, f" Not finite: {place}, on the grid of {here.space.grid.steps} steps."
-    return status, ""
 
 
 def _contradiction(objective: ReducedObjective, control: Tensor) -> str:

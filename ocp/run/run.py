@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
 from typing import Any
@@ -19,7 +19,7 @@ from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.problem.protocols import Classifier
 from ocp.run.adaptive import Adaptive, estimate
-from ocp.run.results import Record, Result
+from ocp.run.results import Record
 from ocp.run.stopping import Stop
 from ocp.run.verdicts import curvature, premature
 from ocp.run.watching import Watch
@@ -28,7 +28,7 @@ from ocp.space.control import Control
 from ocp.space.transfer import LINEAR, Transfer
 from ocp.training.batches import Batches
 
-__all__ = ["Run", "Scale", "classified", "recipe"]
+__all__ = ["Run", "Scale", "classified", "evaluate", "recipe"]
 
 #: An objective that has fallen this far, relative to its value and slope at the start, is called unbounded.
 DEEP = 1e10
@@ -42,7 +42,6 @@ STALL = 60
 
 #: What a snapshot takes as it is.
 PLAIN = ("iteration", "seconds", "history", "best", "origin", "scale", "optima", "simulated", "before", "unsaved")
-
 
 #: An optimum on an adaptive grid is simulated with this many times the steps before it is accepted.
 FINER = 64
@@ -299,7 +298,7 @@ class Run:
             work.units, work.failures = work.units - spent[0], work.failures - spent[1]
         point = state.point if counted else start if full else self.look_at(start.control)
         with self.timed() if counted else work.looking():
-            value, norm = _evaluate(point)
+            value, norm = evaluate(point)
             self._measure(value, norm, point.control)
         self.origin = (value, norm, point.control)
         size = self.scale.size
@@ -332,12 +331,12 @@ class Run:
         u, level, work = self.state.control, self.state.level, self.objective.work
         steps, full = self.objective.space.steps_of(u), self.batches is None
         with self.timed() if full else nullcontext():
-            value, norm = _evaluate(self.state.point if full else self.look_at(u))
+            value, norm = evaluate(self.state.point if full else self.look_at(u))
         if level == 0 and self.scale.norm == 0 and not self.stationary:
             self._measure(value, norm, u)
         control = self.control()
         finest = value if level == 0 else self.look_at(control.flat).value if self.watch.finest else None
-        accuracy = self._accuracy(control)
+        accuracy = self.accuracy(control)
         record = Record(self.iteration, level, steps, work.units, self.seconds, value, norm, finest, accuracy)
         best = None if self.best is None else (self.best[0].level, self.best[0].value)
         if isfinite(norm) and (best is None or (level, value) < best):
@@ -345,73 +344,9 @@ class Run:
         self.history.append(record)
         return record
 
-    def _accuracy(self, control: Control) -> float | None:
+    def accuracy(self, control: Control) -> float | None:
+        """On the validation samples, if there are any."""
         return None if self.validated is None else classified(self.validated.on(self.steps), control)
-
-    def result(self, status: Status, why: str = "") -> Result:
-        """What was recorded, with the last control if a stopping test holds there, otherwise with the best one."""
-        objective, x = self.objective, self.objective.discretization.example()[0]
-        target, last = self.stop.target, self.history[-1] if self.history else None
-        record, flat = (last, None) if status.success else self.best or (None, None)
-        control, accuracy, value, norm = self.control(flat), None, nan, nan
-        if record is not None and record.level == 0:
-            value, norm = record.value, record.derivative_norm
-        # After an exception in the user's functions these may fail again, and nothing else may be lost by that.
-        with suppress(Exception) if status is Status.EXCEPTION else nullcontext():
-            accuracy = self._accuracy(control)
-            if (record is None or record.level > 0) and not self.parted:
-                value, norm = _evaluate(self.look_at(control.flat))
-            if self.origin is not None and self.adaptive is None and not status.success and self.origin[0] < value:
-                value, norm, flat = self.origin  # nothing better was found
-                control = self.control(flat)
-        kind = "derivative" if objective.box is None else "projected derivative"
-        where = f"the objective is {value:.6g} and the dual norm of its {kind} {norm:.2e}"
-        if last is not None and not isfinite(value) and isfinite(last.value):
-            where = f"the last record has the objective {last.value:.6g} on {_steps(last.steps)}"
-        reason = " ".join([status.value + why, *self._notes(status)])
-        own = {"not_finite": objective.work.failures, "not_saved": self.unsaved}
-        optional = {"discretization_error": self.error, "resumed": self.resumed}
-        return Result(
-            control=control,
-            value=value,
-            derivative_norm=norm,
-            status=status,
-            message=f"{reason} After {self.iteration} iterations and {objective.work.units:.2f} work units {where}.",
-            iterations=self.iteration,
-            work_units=objective.work.units,
-            seconds=self.seconds,
-            history=tuple(self.history),
-            counts={**self.state.counts, **{name: count for name, count in own.items() if count}},
-            validation_accuracy=accuracy,
-            about={
-                "steps": self.steps,
-                "state_shape": list(x.shape[1:]),
-                "integrator": objective.discretization.integrator.name,
-                "recipe": recipe(self.method),
-                "dtype": str(x.dtype).removeprefix("torch."),
-                "device": str(x.device),
-                "start_norm": self.scale.norm or None,
-                "tolerance": self.stop.tolerance,
-                "target": None if target is None else str(target),
-                "target_reached": None if target is None else target.first(tuple(self.history)) is not None,
-                **{name: number for name, number in optional.items() if number is not None},
-            },
-            visits=self.state.visits,
-            integrator=objective.discretization.integrator,
-        )
-
-    def _notes(self, status: Status) -> Iterator[str]:
-        """What the message says in addition to why the run ended."""
-        if self.state.level > 0:
-            steps = self.objective.space.steps_of(self.state.control)
-            yield f"The run ended on {_steps(steps)}; from there its control was prolonged to the finest grid."
-        if self.scale.iteration > 0:
-            why = "The objective is much steeper at the start" if self.scale.steep else "The start is not finite"
-            yield f"{why} on the finest grid; iteration {self.scale.iteration} takes its place."
-        if self.error is not None:
-            error = self.error / max(abs(self.optima[self.steps]), 1e-300)
-            refined = f"The grid was refined to {self.steps} steps"
-            yield f"{refined}; the estimated relative discretization error is {error:.1e}."
 
 
 def classified(objective: ReducedObjective, control: Control) -> float:
@@ -433,9 +368,6 @@ def _one_level_lower(record: Record) -> Record:
     return replace(record, level=record.level + 1, work_units=record.work_units / 2)
 
 
-def _steps(number: int) -> str:
-    return "a grid of one step" if number == 1 else f"a grid of {number} steps"
-
-
-def _evaluate(point: Evaluation) -> tuple[float, float]:
+def evaluate(point: Evaluation) -> tuple[float, float]:
+    """The value at a point, and how far it is from first-order optimality."""
     return point.value, optimality(point) if isfinite(point.value) else inf
