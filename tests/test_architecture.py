@@ -195,7 +195,7 @@ def test_equality_of_objects_with_tensors_does_not_raise():
 def test_the_page_on_architecture_lists_every_module():
     page = (FOLDER.parent / "docs" / "architecture.md").read_text()
     for path in sorted(FOLDER.rglob("*.py")):
-        name = path.relative_toFOLDER.with_suffix("").as_posix()
+        name = path.relative_to(FOLDER).with_suffix("").as_posix()
         room, _, module = name.partition("/")
         if module and not module.endswith("__init__"):
             section = page.split(f"## `{room}/`")[1].split("\n## ")[0]
