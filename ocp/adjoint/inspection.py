@@ -156,8 +156,8 @@ def _disagreeing(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> It
                 yield piece, found
 
 
-def _scaled(piece: _Piece, cotangent: Tensor) -> tuple[Tensor, ...]:
-    found = piece.pullback(cotangent, *(a.clone() for a in piece.arguments.values()))
+def _scaled(piece: _Piece, cotangent: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+    found = piece.pullback(cotangent, *(a.clone() for a in arguments))
     return tuple(cotangent * part for part in found) if piece.scalar else found
 
 
