@@ -105,6 +105,29 @@ def test_an_optimum_of_the_grid_alone_is_no_success():
     assert "With half the step" in result.message
 
 
+@pytest.mark.parametrize(
+    ("start", "status"), [(0.0, Status.CONVERGED), (1.0, Status.UNRESOLVED), (5.0, Status.UNRESOLVED)]
+)
+def test_a_reactor_that_explodes_between_the_nodes_is_not_resolved(start, status):
+    # A stirred tank reactor whose optima are 0.133 and 0.244: Luus & Galli (1991), "Multiplicity of solutions in using
+    # dynamic programming for optimal control". 50 steps have others, below 0.05, that are worth 0.3 on a fine grid.
+    def reactor(t, x, u):
+        rate = (x[:, 1] + 0.5) * torch.exp(25 * x[:, 0] / (x[:, 0] + 2))
+        return torch.stack((rate - (2 + u[0]) * (x[:, 0] + 0.25), 0.5 - x[:, 1] - rate), 1)
+
+    problem = ControlProblem(
+        reactor,
+        torch.tensor([[0.09, 0.09]], dtype=D),
+        running_cost=lambda t, x, u: x.square().sum() + 0.1 * u.square().sum(),
+        control_size=1,
+        horizon=0.78,
+        start=start,
+    )
+    result = minimize(problem, 50, integrator="rk4")
+    assert result.status is status
+    assert result.value > 0.13 or not result.success
+
+
 @METHODS
 @pytest.mark.parametrize("bounds", [None, Bounds(-3.0, 3.0)], ids=["free", "bounded"])
 def test_a_saddle_point_is_no_success(method, bounds):
