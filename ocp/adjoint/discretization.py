@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from ocp.adjoint.inspection import inspect_control_costs, inspect_initial_state,
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
 from ocp.problem.boundary import identical
 from ocp.problem.control_problem import ControlProblem
+from ocp.problem.costs import RunningFunction, TerminalFunction
 from ocp.problem.differences import nearby
 from ocp.problem.division import check_division
+from ocp.problem.dynamics import FunctionDynamics
+from ocp.problem.functions import twice_differentiable
 from ocp.problem.initial_state import Opening
 from ocp.space.bounds import Box, feasible
 from ocp.space.control import Control, ControlSpace, at_midpoints
@@ -90,6 +94,22 @@ class Discretization:
                 self.integrator.check(problem, t, self.grid.h, *near)
         if not identical(problem.initial_state(q), x):
             raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
+
+    @cached_property
+    def once_differentiable(self) -> tuple[str, ...]:
+        """The functions of the problem whose derivatives autograd cannot differentiate again."""
+        problem, q, (x, u) = self.problem, self._parameters(), self.example()
+        at, end = tuple(nearby({"x": x, "u": u}).values()), tuple(nearby({"x": x, "q": q.to(x)}).values())
+        pieces = {
+            "dynamics": (FunctionDynamics, problem.dynamics, (0.0,), at),
+            "running_cost": (RunningFunction, problem.running_cost, (0.0,), at),
+            "terminal_cost": (TerminalFunction, problem.terminal_cost, (), end),
+        }
+        return tuple(
+            name
+            for name, (kind, piece, times, arguments) in pieces.items()
+            if isinstance(piece, kind) and not twice_differentiable(partial(cast(Any, piece), *times), arguments)
+        )
 
     def check_division(self) -> None:
         """Raise a ``ValueError`` if the problem is not the average of the problems on parts of its samples."""

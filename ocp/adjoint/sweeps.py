@@ -182,7 +182,11 @@ def without_hvp(discretization: Discretization) -> dict[str, str]:
     ]
     missing = {name: piece for name, piece, kind in pieces if piece is not None and not isinstance(piece, kind)}
     methods = {"integrator": "pullback_tangent"}
-    return {
+    once = dict.fromkeys(
+        discretization.once_differentiable,
+        "operations with second derivatives, got some that autograd can differentiate only once",
+    )
+    return once | {
         name: f"a method {methods.get(name, 'hvp')} for second derivatives, got {type(piece).__name__}"
         for name, piece in missing.items()
     }

@@ -12,7 +12,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ocp.problem.boundary import call, same, uncompiled
 
-__all__ = ["Mapped", "gradients", "hvp", "jacobian", "jacobian_of", "jacobians", "jvp", "pullback"]
+__all__ = [
+    "Mapped",
+    "gradients",
+    "hvp",
+    "jacobian",
+    "jacobian_of",
+    "jacobians",
+    "jvp",
+    "pullback",
+    "twice_differentiable",
+]
 
 Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 Result = TypeVar("Result")
@@ -86,15 +96,7 @@ def jvp(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor,
         return value, derivative
 
     def transposed() -> tuple[Tensor, Tensor]:
-        leaves, output = _recorded(function, arguments)
-        # Any cotangent will do, since the slope is linear in it; one that is not zero shows whether its tape is whole.
-        cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output).requires_grad_()
-        slope = _slope(output, leaves, directions, cotangent)
-        derivative = gradients(slope, (cotangent,))[0]
-        terms = derivative * cotangent.detach()
-        if float((terms.sum() - slope.detach()).abs()) > torch.finfo(terms.dtype).eps ** 0.5 * float(terms.abs().sum()):
-            raise RuntimeError("a derivative that autograd cannot differentiate again")
-        return output.detach(), derivative
+        return _transposed_twice(function, arguments, directions)
 
     return _possible("derivatives in forward mode", function, arguments, forward, transposed)
 
@@ -116,6 +118,29 @@ def hvp(function: Any, arguments: Tensors, directions: Tensors, cotangent: Tenso
         return gradients(_slope(output, leaves, directions, cotangent), leaves)
 
     return _possible("second derivatives", function, arguments, product)
+
+
+def twice_differentiable(function: Any, arguments: tuple[Tensor, ...]) -> bool:
+    """Whether autograd can differentiate the derivatives of a function; not with ``once_differentiable``, say."""
+    try:
+        directions = tuple(torch.ones_like(a) for a in arguments)
+        _possible("second derivatives", function, arguments, lambda: _transposed_twice(function, arguments, directions))
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _transposed_twice(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor, Tensor]:
+    """Value and derivative along directions, by transposing twice; a RuntimeError if a part of the tape is missing."""
+    leaves, output = _recorded(function, arguments)
+    # Any cotangent will do, since the slope is linear in it; one that is not zero shows whether its tape is whole.
+    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output).requires_grad_()
+    slope = _slope(output, leaves, directions, cotangent)
+    derivative = gradients(slope, (cotangent,))[0]
+    terms = derivative * cotangent.detach()
+    if float((terms.sum() - slope.detach()).abs()) > torch.finfo(terms.dtype).eps ** 0.5 * float(terms.abs().sum()):
+        raise RuntimeError("a derivative that autograd cannot differentiate again")
+    return output.detach(), derivative
 
 
 @torch.enable_grad()

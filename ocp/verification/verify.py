@@ -71,10 +71,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of `verify`: ``passed`` is the verdict and ``str(report)`` a table."""
+    """The outcome of `verify`: ``passed`` is the verdict and ``str(report)`` a table.
+
+    The sentences in ``skipped`` say which checks the problem does not allow, and why.
+    """
 
     checks: tuple[Check, ...]
     taylor: Taylor
+    skipped: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -88,7 +92,7 @@ class Report:
         table = tabulate(rows, headers=("check", "measured", "expected", ""), disable_numparse=True)
         failed = sum(not check.passed for check in self.checks)
         verdict = "All checks passed." if self.passed else f"{failed} of {len(self.checks)} checks FAILED."
-        return f"{table}\n{verdict}"
+        return "\n".join((table, *(f"Skipped: {reason}" for reason in self.skipped), verdict))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as nested dictionaries and lists."""
@@ -139,14 +143,20 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
             raise ValueError(f"objective: expected a finite value {at}, got {point.value}")
         direction = draw_direction(point, generator)
         taylor = taylor_test(point, direction)
-        checks = _slope_checks(point, direction, taylor)
+        checks, skipped = _slope_checks(point, direction, taylor), list[str]()
         if isinstance(objective, ReducedObjective):
-            checks += _transpose_checks(objective, point, generator)
+            try:
+                checks += _transpose_checks(objective, point, generator)
+            except NotImplementedError as error:
+                skipped.append(f"derivatives against their transposes: {error}")
         checks += _multilevel_checks(point, generator)
         if taylor.third is not None:
             kinks = any(check.expected.endswith("kinks") for check in checks)
             checks += _hessian_checks(point, taylor, taylor.third, generator, kinks)
-    return Report(tuple(checks), taylor)
+        elif isinstance(objective, ReducedObjective):
+            missing = without_hvp(objective.discretization)
+            skipped += [f"Hessian: {name}: expected {expected}" for name, expected in missing.items()]
+    return Report(tuple(checks), taylor, tuple(skipped))
 
 
 def taylor_test(point: Evaluation, direction: Tensor) -> Taylor:

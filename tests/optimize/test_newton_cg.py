@@ -27,6 +27,7 @@ from ocp import (
     Transfer,
     discretize,
     minimize,
+    verify,
 )
 from ocp.objective.evaluation import optimality
 from ocp.run.stopping import Stop
@@ -324,3 +325,32 @@ def test_a_problem_without_second_derivatives_is_refused():
     problem = ControlProblem(NoSecondDerivative(), X0, final_miss)
     with pytest.raises(ValueError, match="dynamics: expected"):
         minimize(problem, 4, NewtonCG())
+
+
+class SquareOnce(torch.autograd.Function):
+    """x^2, whose derivative has no tape."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, p):
+        return 2 * ctx.saved_tensors[0] * p
+
+
+def test_functions_that_autograd_differentiates_once_have_no_hessian_instead_of_a_wrong_one():
+    problem = ControlProblem(
+        lambda t, x, u: SquareOnce.apply(x) + u, torch.ones(1, 1).double(), lambda x: x.square().sum(), control_size=1
+    )
+    objective = discretize(problem, 4)
+    u = torch.zeros(4).double()
+    with pytest.raises(ValueError, match="dynamics: expected operations with second derivatives"):
+        objective.hessian_product(u, torch.ones_like(u))
+    with pytest.raises(ValueError, match="dynamics: expected operations with second derivatives"):
+        minimize(problem, 4, NewtonCG())
+    report = verify(objective)
+    assert report.passed
+    assert [reason.split(":")[0] for reason in report.skipped] == ["derivatives against their transposes", "Hessian"]
