@@ -100,8 +100,8 @@ def unresolved(point: ReducedEvaluation, norm: float, decrease: float, thorough:
             return f" With half the step the states reach {states[1]:.3g}, not {states[0]:.3g}."
     # The steps of Euler's method may be the layers of a network, which is not meant to be a discretization.
     change = abs(fine.value - point.value)
-    large = max(0.05 * decrease, 0.5 * abs(fine.value), 0.5 * abs(point.value))
-    if order > 1 and decrease > 0 and change > large:
+    allowed = max(0.05 * decrease, 0.5 * abs(fine.value), 0.5 * abs(point.value))
+    if order > 1 and decrease > 0 and change > allowed:
         return f" With half the step the objective is {fine.value:.6g}, not {point.value:.6g}."
     return ""
 
