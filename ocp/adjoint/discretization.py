@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from ocp.adjoint.abilities import inspect_abilities
 from ocp.adjoint.inspection import inspect_control_costs, inspect_initial_state, inspect_pieces
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
-from ocp.problem.boundary import identical
+from ocp.problem.boundary import identical, uncompiled
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import RunningFunction, TerminalFunction
 from ocp.problem.differences import nearby
@@ -108,7 +109,7 @@ class Discretization:
         return tuple(
             name
             for name, (kind, piece, times, arguments) in pieces.items()
-            if isinstance(piece, kind) and not twice_differentiable(partial(cast(Any, piece), *times), arguments)
+            if isinstance(piece, kind) and not twice_differentiable(partial(_plain(piece), *times), arguments)
         )
 
     def check_division(self) -> None:
@@ -142,3 +143,10 @@ class Discretization:
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("start: expected finite numbers, got a function of time that returns NaN or infinity")
         return Control(space, feasible(flat, self.box))
+
+
+def _plain(piece: Any) -> Any:
+    """A piece without ``torch.compile``, as second derivatives take it."""
+    plain = copy(piece)
+    object.__setattr__(plain, "function", uncompiled(piece.function))
+    return plain

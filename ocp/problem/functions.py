@@ -135,10 +135,13 @@ def _transposed_twice(function: Any, arguments: Tensors, directions: Tensors) ->
     leaves, output = _recorded(function, arguments)
     # Any cotangent will do, since the slope is linear in it; one that is not zero shows whether its tape is whole.
     cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output).requires_grad_()
-    slope = _slope(output, leaves, directions, cotangent)
+    slopes = gradients(output, leaves, cotangent, create_graph=True)
+    parts = [s * d for s, d in zip(slopes, directions, strict=True)]
+    slope = torch.stack([part.sum() for part in parts]).sum()
     derivative = gradients(slope, (cotangent,))[0]
-    terms = derivative * cotangent.detach()
-    if float((terms.sum() - slope.detach()).abs()) > torch.finfo(terms.dtype).eps ** 0.5 * float(terms.abs().sum()):
+    size = sum(float(part.detach().abs().sum()) for part in parts)
+    error = float(((derivative * cotangent.detach()).sum() - slope.detach()).abs())
+    if error > torch.finfo(output.dtype).eps ** 0.5 * size:
         raise RuntimeError("a derivative that autograd cannot differentiate again")
     return output.detach(), derivative
 
