@@ -130,6 +130,7 @@ def twice_differentiable(function: Any, arguments: tuple[Tensor, ...]) -> bool:
     return True
 
 
+@torch.enable_grad()
 def _transposed_twice(function: Any, arguments: Tensors, directions: Tensors) -> tuple[Tensor, Tensor]:
     """Value and derivative along directions, by transposing twice; a RuntimeError if a part of the tape is missing."""
     leaves, output = _recorded(function, arguments)
@@ -139,11 +140,11 @@ def _transposed_twice(function: Any, arguments: Tensors, directions: Tensors) ->
     parts = [s * d for s, d in zip(slopes, directions, strict=True)]
     slope = torch.stack([part.sum() for part in parts]).sum()
     derivative = gradients(slope, (cotangent,))[0]
-    size = sum(float(part.detach().abs().sum()) for part in parts)
-    error = float(((derivative * cotangent.detach()).sum() - slope.detach()).abs())
-    if error > torch.finfo(output.dtype).eps ** 0.5 * size:
+    terms = derivative * cotangent.detach()
+    size = sum(float(part.detach().abs().sum()) for part in (*parts, terms))
+    if float((terms.sum() - slope.detach()).abs()) > torch.finfo(output.dtype).eps ** 0.5 * size:
         raise RuntimeError("a derivative that autograd cannot differentiate again")
-    return output.detach(), derivative
+    return output.detach(), derivative.detach()
 
 
 @torch.enable_grad()
