@@ -151,6 +151,25 @@ def vector_case(request):
     return request.param
 
 
+class _Power(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, n):
+        ctx.save_for_backward(x)
+        ctx.n = n
+        return x**n
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, p):
+        return ctx.n * ctx.saved_tensors[0] ** (ctx.n - 1) * p, None
+
+
+@pytest.fixture
+def once_differentiable_power():
+    """The function (x, n) -> x^n, with a derivative in reverse mode that has no tape."""
+    return _Power.apply
+
+
 @pytest.fixture
 def rand():
     """Normal random numbers in double precision, the same at every run."""

@@ -327,23 +327,12 @@ def test_a_problem_without_second_derivatives_is_refused():
         minimize(problem, 4, NewtonCG())
 
 
-class SquareOnce(torch.autograd.Function):
-    """x^2, whose derivative has no tape."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, p):
-        return 2 * ctx.saved_tensors[0] * p
-
-
-def test_functions_that_autograd_differentiates_once_have_no_hessian_instead_of_a_wrong_one():
+def test_functions_that_autograd_differentiates_once_have_no_hessian_instead_of_a_wrong_one(once_differentiable_power):
     problem = ControlProblem(
-        lambda t, x, u: SquareOnce.apply(x) + u, torch.ones(1, 1).double(), lambda x: x.square().sum(), control_size=1
+        lambda t, x, u: once_differentiable_power(x, 2) + u,
+        torch.ones(1, 1).double(),
+        lambda x: x.square().sum(),
+        control_size=1,
     )
     objective = discretize(problem, 4)
     u = torch.zeros(4).double()

@@ -176,23 +176,9 @@ def test_functions_whose_derivatives_cannot_be_mapped_are_differentiated_one_by_
     torch.testing.assert_close(found, path.grad.flatten(), rtol=1e-12, atol=1e-12)
 
 
-class OnceDifferentiable(torch.autograd.Function):
-    """x^2, whose derivative has no tape."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, p):
-        return 2 * ctx.saved_tensors[0] * p
-
-
 @pytest.mark.parametrize("factor", [0.0, 1.0])
-def test_a_tangent_that_autograd_cannot_compute_is_not_zero_but_an_error(factor, rand):
-    f = FunctionDynamics(lambda t, x, u: factor * x + OnceDifferentiable.apply(x), control_size=1)
+def test_a_tangent_that_autograd_cannot_compute_is_not_zero_but_an_error(factor, rand, once_differentiable_power):
+    f = FunctionDynamics(lambda t, x, u: factor * x + once_differentiable_power(x, 2), control_size=1)
     x, p = rand(3, 2), rand(3, 2)
     torch.testing.assert_close(f.vjp(0.0, x, rand(1), p)[0], (factor + 2 * x) * p)
     with pytest.raises(NotImplementedError, match="expected operations with derivatives in forward mode"):
