@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import identical
+from ocp.problem.boundary import check_unchanged, identical
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning, Readout, RunningFunction, TerminalFunction
 from ocp.problem.differences import nearby
@@ -104,11 +104,7 @@ def _call(name: str, written: str, method: Callable[..., Any], arguments: Mappin
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"{name}: expected {written} to work, got {type(error).__name__}: {error}") from error
-    changed = [key for key, a in arguments.items() if not identical(a, copies[key])]
-    if changed:
-        raise ValueError(
-            f"{name}: expected {written} to leave its arguments unchanged, got {', '.join(changed)} changed"
-        )
+    check_unchanged(name, written, arguments, copies)
     return found
 
 

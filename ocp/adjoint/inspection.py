@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import call, identical, same
+from ocp.problem.boundary import call, check_unchanged, identical, same
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import RunningFunction, TerminalFunction
 from ocp.problem.differences import disagreement, nearby
@@ -20,7 +20,7 @@ from ocp.problem.protocols import Checked
 from ocp.space.control import time_hint
 from ocp.space.grid import TimeGrid
 
-__all__ = ["disagreements", "inspect_control_costs", "inspect_initial_state", "inspect_pieces"]
+__all__ = ["inspect_control_costs", "inspect_initial_state", "inspect_pieces"]
 
 #: Pieces whose derivatives are those of autograd.
 FUNCTIONS = (FunctionDynamics, RunningFunction, StateFunction, TerminalFunction)
@@ -44,7 +44,7 @@ class _Piece:
     piece: Callable[..., Any]
     pull: Callable[..., Any]
     arguments: Mapping[str, Tensor]
-    t: float | None = None
+    times: tuple[float, ...] = ()  # the time of the evaluation, if the piece depends on one
 
     @property
     def scalar(self) -> bool:
@@ -52,26 +52,26 @@ class _Piece:
 
     def value(self, *arguments: Tensor) -> Tensor:
         """The value, with errors that name the piece."""
-        times = () if self.t is None else (self.t,)
-        names = [*("t" for _ in times), *self.arguments]
+        names = [*("t" for _ in self.times), *self.arguments]
         try:
-            return call(self.name, self.piece, **dict(zip(names, (*times, *arguments), strict=True)))
+            return call(self.name, self.piece, **dict(zip(names, (*self.times, *arguments), strict=True)))
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # of torch, for shapes, types, devices
             raise self._explained(error) from error
 
     def pullback(self, cotangent: Tensor, *arguments: Tensor) -> tuple[Any, ...]:
         """The derivatives, with errors that name the piece, times the cotangent where the value is a scalar."""
-        times = () if self.t is None else (self.t,)
         try:
-            found = self.pull(*times, *arguments, *(() if self.scalar else (cotangent,)))
+            found = self.pull(*self.times, *arguments, *(() if self.scalar else (cotangent,)))
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             raise self._explained(error) from error
         return (found,) if len(self.arguments) == 1 else found
 
     def _explained(self, error: Exception) -> ValueError:
         shapes = " and ".join(f"{name} of shape {tuple(a.shape)}" for name, a in self.arguments.items())
-        given = shapes if self.t is None else f"t, {shapes}"
-        hint = time_hint(error) or next((hint for sign, hint in HINTS.items() if sign in str(error)), "")
+        given = f"t, {shapes}" if self.times else shapes
+        hint = time_hint(error)
+        if "numpy()" in str(error):
+            hint = hint or "; write it in operations of torch, which autograd can follow"
         if self.name == "terminal_cost" and "positional argument" in str(error):
             hint = "; it is Phi(x, q) if parameter_size > 0, otherwise Phi(x)"
         return ValueError(
@@ -79,18 +79,12 @@ class _Piece:
         )
 
 
-#: What an error of Python or torch mostly means here.
-HINTS = {
-    "numpy()": "; write it in operations of torch, which autograd can follow",
-}
-
-
 def _pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, t: float = 0.0) -> Iterator[_Piece]:
     f, X0, L, Phi = problem.dynamics, problem.initial_state, problem.running_cost, problem.terminal_cost
     yield _Piece("initial_state", "X0(q)", "vjp(q, p)", X0, X0.vjp, {"q": q})
-    yield _Piece("dynamics", "f(t, x, u)", "vjp(t, x, u, p)", f, f.vjp, {"x": x, "u": u}, t)
+    yield _Piece("dynamics", "f(t, x, u)", "vjp(t, x, u, p)", f, f.vjp, {"x": x, "u": u}, (t,))
     if L is not None:
-        yield _Piece("running_cost", "L(t, x, u)", "derivative(t, x, u)", L, L.derivative, {"x": x, "u": u}, t)
+        yield _Piece("running_cost", "L(t, x, u)", "derivative(t, x, u)", L, L.derivative, {"x": x, "u": u}, (t,))
     if Phi is not None:
         written = "Phi(x, q)" if len(q) else "Phi(x)"
         yield _Piece("terminal_cost", written, "derivative(x, q)", Phi, Phi.derivative, {"x": x, "q": q})
@@ -120,11 +114,7 @@ def inspect_pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> 
     _inspect(f, lambda y: "" if isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype else fits)
     for cost in costs:
         _inspect(cost, lambda y: "" if _is_number(y) else "a scalar tensor of shape ()")
-    for piece in _disagreeing(problem, q, x, u):
-        if type(piece[0].piece) in FUNCTIONS:  # not one whose derivatives are overridden
-            raise ValueError(
-                f"{piece[0].name}: expected operations that autograd can follow, got the derivative {piece[1]}"
-            )
+    _refuse_disagreements(problem, q, x, u)
 
 
 def inspect_control_costs(problem: ControlProblem, x: Tensor) -> None:
@@ -137,23 +127,20 @@ def inspect_control_costs(problem: ControlProblem, x: Tensor) -> None:
         _inspect(piece, lambda y: "" if _is_number(y) else "a scalar tensor of shape ()")
 
 
-def disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[str]:
-    """Sentences on pieces whose derivatives, written by hand, disagree with differences of their values."""
-    for piece, found in _disagreeing(problem, q, x, u):
-        yield f"{piece.name} has the derivative {found}"
-
-
-def _disagreeing(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[tuple[_Piece, str]]:
-    """Pieces whose derivative disagrees with differences, at two times and near the given point."""
+def _refuse_disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> None:
+    """Refuse functions whose derivative disagrees with differences, at two times and near the given point."""
     q, x, u = nearby({"q": q, "x": x, "u": u}).values()
     for t in (0.0, 0.4 * problem.horizon):
         for piece in _pieces(problem, q, x, u, t):
-            if t > 0 and piece.t is None:
+            # Not those whose derivatives are overridden, nor again those without a time.
+            if type(piece.piece) not in FUNCTIONS or (t > 0 and not piece.times):
                 continue
             with torch.no_grad():
                 found = disagreement(piece.value, partial(_scaled, piece), piece.arguments)
             if found:
-                yield piece, found
+                raise ValueError(
+                    f"{piece.name}: expected operations that autograd can follow, got the derivative {found}"
+                )
 
 
 def _scaled(piece: _Piece, cotangent: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -164,7 +151,7 @@ def _scaled(piece: _Piece, cotangent: Tensor, *arguments: Tensor) -> tuple[Tenso
 def _inspect(piece: _Piece, lacks: Callable[[Any], str]) -> None:
     """Evaluate a piece and its derivative a few times; ``lacks`` says what its value should be if it is not."""
     if isinstance(piece.piece, Checked):
-        piece.piece.check(*(() if piece.t is None else (piece.t,)), *piece.arguments.values())
+        piece.piece.check(*piece.times, *piece.arguments.values())
     with torch.no_grad():
         copies = {name: a.clone() for name, a in piece.arguments.items()}
         y = piece.value(*copies.values())
@@ -172,11 +159,11 @@ def _inspect(piece: _Piece, lacks: Callable[[Any], str]) -> None:
             raise ValueError(f"{piece.name}: expected {expected}, got {_describe(y)}{_advice(piece, y)}")
         if not same(piece.value(*copies.values()), y):
             raise ValueError(f"{piece.name}: expected a deterministic function, got two values at the same arguments")
-        _refuse_changes(piece.name, piece.call, piece.arguments, copies)
+        check_unchanged(piece.name, piece.call, piece.arguments, copies)
         p, ones = torch.ones_like(y), torch.ones_like(y)
         found = piece.pullback(p, *copies.values())
         _refuse_shapes(piece, found)
-        _refuse_changes(piece.name, piece.derivative, {**piece.arguments, "p": ones}, {**copies, "p": p})
+        check_unchanged(piece.name, piece.derivative, {**piece.arguments, "p": ones}, {**copies, "p": p})
         kept, elsewhere = [part.clone() for part in (y, *found)], nearby(piece.arguments).values()
         piece.value(*elsewhere)
         piece.pullback(2 * p, *elsewhere)
@@ -194,14 +181,6 @@ def _refuse_shapes(piece: _Piece, found: tuple[Any, ...]) -> None:
         raise ValueError(
             f"{piece.name}: expected {piece.derivative} to return what has the shapes and types of "
             f"{', '.join(piece.arguments)}, {shapes}, got {', '.join(map(_describe, found))}"
-        )
-
-
-def _refuse_changes(name: str, written: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    changed = [argument for argument in before if not identical(before[argument], after[argument])]
-    if changed:
-        raise ValueError(
-            f"{name}: expected {written} to leave its arguments unchanged, got {', '.join(changed)} changed"
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ocp.integrators.linear_solvers import LinearSolver
+from ocp.problem.differences import normal
 from ocp.problem.protocols import Dynamics
 from ocp.problem.shapes import BatchState, StepControl
 
@@ -64,11 +65,11 @@ def check_systems(solver: LinearSolver, f: Dynamics, t: float, x: BatchState, u:
 def _residual(solve: Callable[[Tensor], Tensor], apply: Callable[[Tensor], Tensor], x: Tensor, unit: Tensor) -> float:
     """The largest residual of y - apply(y) = r for a random r, relative to the terms of its entry; 0 if not finite."""
     generator = torch.Generator().manual_seed(0)
-    r = unit * _normal(x, generator)
+    r = unit * normal(x, generator)
     y = solve(r)
     try:
         # The size of a sum, whose terms may cancel for one choice of signs but hardly for four.
-        others = [apply(y * _normal(x, generator)).abs() for _ in range(3)]
+        others = [apply(y * normal(x, generator)).abs() for _ in range(3)]
         image = apply(y)
     except NotImplementedError:  # no derivatives in forward mode; only second derivatives will need them
         return 0.0
@@ -79,7 +80,7 @@ def _residual(solve: Callable[[Tensor], Tensor], apply: Callable[[Tensor], Tenso
 
 def _are_coupled(f: Dynamics, t: float, x: Tensor, u: Tensor) -> bool:
     """Whether some sample has a derivative by another one: two samples differ in a digit of their binary numbers."""
-    numbers, p = torch.arange(len(x), device=x.device), _normal(x, torch.Generator().manual_seed(1))
+    numbers, p = torch.arange(len(x), device=x.device), normal(x, torch.Generator().manual_seed(1))
     for digit in range((len(x) - 1).bit_length()):
         ones = (numbers >> digit) % 2 == 1
         for those in (ones, ~ones):
@@ -88,7 +89,3 @@ def _are_coupled(f: Dynamics, t: float, x: Tensor, u: Tensor) -> bool:
             if bool((felt.isfinite() & (felt != 0)).any()):
                 return True
     return False
-
-
-def _normal(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "check_finite",
     "check_module",
     "check_order",
+    "check_unchanged",
     "copied",
     "data",
     "identical",
@@ -94,6 +95,15 @@ def check_order(name: str, function: Any, *names: str) -> None:
         return
     if found != names and sorted(found) == sorted(names):
         raise ValueError(f"{name}: expected the arguments ({', '.join(names)}), got ({', '.join(found)})")
+
+
+def check_unchanged(name: str, written: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """Raise a ``ValueError`` if a method, such as ``vjp(t, x, u, p)``, has changed the numbers in its arguments."""
+    changed = [argument for argument in before if not identical(before[argument], after[argument])]
+    if changed:
+        raise ValueError(
+            f"{name}: expected {written} to leave its arguments unchanged, got {', '.join(changed)} changed"
+        )
 
 
 def check_module(name: str, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-__all__ = ["disagreement", "nearby"]
+__all__ = ["disagreement", "nearby", "normal"]
 
 #: Lengths of differences, in multiples of the best one for smooth functions, eps^(1/3).
 LENGTHS = (8.0, 1.0)
@@ -36,12 +36,12 @@ def disagreement(
     eps = torch.finfo(y.dtype).eps
     if eps > 1e-6 or not bool(torch.isfinite(y).all()):
         return ""
-    cotangent = _normal(y, generator)
+    cotangent = normal(y, generator)
     noise = 160 * eps * float((cotangent * y).abs().double().sum())
     for k, (name, argument) in enumerate(arguments.items()):
         if not argument.numel():
             continue
-        direction = _sizes(argument) * _normal(argument, generator)
+        direction = _sizes(argument) * normal(argument, generator)
 
         def moved(step: float, name: str = name, direction: Tensor = direction) -> list[Tensor]:
             return [a + step * direction if n == name else a for n, a in arguments.items()]
@@ -88,7 +88,7 @@ def _off(
 def nearby(arguments: Mapping[str, Tensor], distance: float = 0.01) -> dict[str, Tensor]:
     """Arguments nearby, in multiples of the size of each entry, in which no zero hides a dependence."""
     generator = torch.Generator().manual_seed(1)
-    return {n: a + distance * _sizes(a) * _normal(a, generator) for n, a in arguments.items()}
+    return {n: a + distance * _sizes(a) * normal(a, generator) for n, a in arguments.items()}
 
 
 def _sizes(tensor: Tensor) -> Tensor:
@@ -97,5 +97,6 @@ def _sizes(tensor: Tensor) -> Tensor:
     return torch.where(tensor == 0, largest, tensor.abs())
 
 
-def _normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal random numbers with the shape, dtype and device of a tensor; drawn on the CPU, so the same everywhere."""
     return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)

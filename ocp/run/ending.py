@@ -11,8 +11,8 @@ from ocp.objective.evaluation import free_part
 from ocp.optimize.status import Status
 from ocp.run.results import Result
 from ocp.run.run import Run, evaluate, recipe
-from ocp.run.verdicts import lower_nearby, unresolved
-from ocp.verification.slopes import measure_slope
+from ocp.run.verdicts import unresolved
+from ocp.verification.slopes import descends_nearby, measure_slope
 
 __all__ = ["explained", "result_of"]
 
@@ -45,8 +45,8 @@ def explained(run: Run, status: Status) -> tuple[Status, str]:
             decrease = scale.value - point.value if status.success and run.iteration > 0 else 0.0
             if why := unresolved(point, scale.norm, decrease, status.success):
                 return Status.UNRESOLVED, why
-            still = arrived is not None and arrived.derivative_norm <= run.stop.tolerance * scale.norm
-            if status is Status.CONVERGED and still and lower_nearby(point, scale.size):
+            still = arrived is not None and run.small(arrived.derivative_norm)
+            if status is Status.CONVERGED and still and descends_nearby(point, scale.size) is not None:
                 return Status.SADDLE, ""
             if status.success:
                 return status, ""

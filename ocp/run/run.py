@@ -118,7 +118,7 @@ class Run:
     @property
     def stationary(self) -> bool:
         """Whether the derivative is zero at the start."""
-        return self.scale.iteration == 0 and self.scale.norm == 0 and not self.scale.steep
+        return self.scale.iteration == 0 and self.scale.norm == 0
 
     @property
     def error(self) -> float | None:
@@ -223,9 +223,9 @@ class Run:
             return Status.UNBOUNDED if record.level == 0 else Status.NOT_FINITE
         if not isfinite(record.derivative_norm):
             return Status.NOT_FINITE
-        return Status.CONVERGED if self._small(record.derivative_norm) else Status.RUNNING
+        return Status.CONVERGED if self.small(record.derivative_norm) else Status.RUNNING
 
-    def _small(self, norm: float) -> bool:
+    def small(self, norm: float) -> bool:
         """Whether the norm of a derivative meets the tolerance."""
         return norm <= self.stop.tolerance * self.scale.norm
 
@@ -307,7 +307,7 @@ class Run:
                 self.scale = replace(self.scale, norm=max(norm, CLOSE * curvature(point, size) * size))
                 if counted and point is self.point:
                     self.point.store_states()
-        if self.batches is None and self.adaptive is None and state.level > 0 and self._small(norm):
+        if self.batches is None and self.adaptive is None and state.level > 0 and self.small(norm):
             self.state = State(start)
 
     def _measure(self, value: float, norm: float, control: Tensor) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import cos, inf, isfinite, pi
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation
 from ocp.objective.reduced import ReducedEvaluation
-from ocp.space.bounds import feasible
 from ocp.space.transfer import Transfer
 
-__all__ = ["curvature", "lower_nearby", "premature", "unresolved"]
+__all__ = ["curvature", "premature", "unresolved"]
 
 #: Of a control that is called optimal, the estimated distance from the optimum as a share of its size, and the decrease
 #: of the objective on the way as a share of its value: at most one of the two may be larger.
@@ -108,40 +106,3 @@ def unresolved(point: ReducedEvaluation, norm: float, decrease: float, thorough:
 
 def _alike(a: float, b: float) -> bool:
     return b < inf and a / DIFFERENCE <= b <= DIFFERENCE * a
-
-
-def lower_nearby(point: Evaluation, size: float) -> bool:
-    """Whether the objective bends down along one of a few directions: then the control is a maximum or a saddle point.
-
-    Parameters
-    ----------
-    size : float
-        Norm of the control that the steps are measured by; 0 for 1.
-    """
-    objective, u = point.objective, point.control
-    noise = 100 * torch.finfo(u.dtype).eps
-    for direction in _directions(point):
-        for length in (0.1, 1e-3):
-            v = feasible(torch.add(u, direction, alpha=length * (size or 1.0)), objective.box)
-            value = objective.at(v).value
-            change = value - point.value
-            bend = change - float(torch.dot(point.derivative, v - u))
-            if max(change, bend) < -noise * max(abs(value), abs(point.value)):
-                return True
-    return False
-
-
-def _directions(point: Evaluation) -> Iterator[Tensor]:
-    """Directions of unit norm and their opposites: slow ones, in which a control can matter, and a random one."""
-    space, u = point.objective.space, point.control
-    generator = torch.Generator().manual_seed(0)
-    steps = space.grid.steps
-    for wave in (0, 1, 2, None):
-        random = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(u)
-        if wave is not None:
-            path = space.path(random)
-            shape = [cos(pi * wave * (k + 0.5) / steps) for k in range(steps)]
-            path.copy_(path[0] * torch.tensor(shape, dtype=u.dtype, device=u.device).unsqueeze(1))
-        random /= space.norm(random)
-        yield random
-        yield -random

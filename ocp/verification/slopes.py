@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import inf, isfinite, nan
+from math import cos, inf, isfinite, nan, pi
 
 import torch
 from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation, Objective
+from ocp.problem.differences import normal
 from ocp.space.bounds import feasible
 
-__all__ = ["AROUND", "Slope", "descends_nearby", "draw_direction", "kinked", "measure_slope", "normal", "quick_check"]
+__all__ = ["AROUND", "Slope", "descends_nearby", "draw_direction", "kinked", "measure_slope", "quick_check"]
 
 
 @dataclass(frozen=True)
@@ -162,27 +163,39 @@ def draw_direction(point: Evaluation, generator: torch.Generator) -> Tensor:
     return direction
 
 
-def normal(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal random numbers with the shape, dtype and device of a tensor; drawn on the CPU, so the same everywhere."""
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+def descends_nearby(point: Evaluation, size: float = 0.0) -> Tensor | None:
+    """A control near a stationary one, within the bounds, towards which the objective bends down; None if not found.
 
+    A derivative of zero does not tell a minimum from a maximum or a saddle point.
 
-def descends_nearby(point: Evaluation, seed: int = 0) -> Tensor | None:
-    """A control near a stationary one, within the bounds, with a value lower by more than rounding; None if not found.
-
-    A derivative of zero does not tell a minimum from a maximum or a saddle, where almost all directions lead down. Four
-    random directions, each with both signs, and two lengths are tried: eps^(1/4), where curvature stands out from
-    rounding, and 0.1, in multiples of the norm of the control, or of 1 where that is smaller.
+    Parameters
+    ----------
+    size : float
+        Norm of the control that the steps are measured by; 0 for 1.
     """
-    objective, control = point.objective, point.control
-    space, eps = objective.space, torch.finfo(control.dtype).eps
-    generator, unit = torch.Generator().manual_seed(seed), max(1.0, space.norm(control))
-    for _ in range(4):
-        direction = normal(control, generator)
-        direction *= unit / space.norm(direction)
-        for step in (k * length for length in (eps**0.25, 0.1) for k in (1, -1)):
-            moved = feasible(torch.add(control, direction, alpha=step), objective.box)
-            value = objective.at(moved).value
-            if isfinite(value) and value < point.value - 16 * eps * max(abs(value), abs(point.value)):
-                return moved
+    objective, u = point.objective, point.control
+    noise = 100 * torch.finfo(u.dtype).eps
+    for direction in _directions(point):
+        for length in (0.1, 1e-3):
+            v = feasible(torch.add(u, direction, alpha=length * (size or 1.0)), objective.box)
+            value = objective.at(v).value
+            change = value - point.value
+            bend = change - float(torch.dot(point.derivative, v - u))
+            if max(change, bend) < -noise * max(abs(value), abs(point.value)):
+                return v
     return None
+
+
+def _directions(point: Evaluation) -> Iterator[Tensor]:
+    """Directions of unit norm and their opposites: slow ones, in which a control can matter, and a random one."""
+    space, u = point.objective.space, point.control
+    generator, steps = torch.Generator().manual_seed(0), space.grid.steps
+    for wave in (0, 1, 2, None):
+        random = normal(u, generator)
+        if wave is not None:
+            path = space.path(random)
+            shape = [cos(pi * wave * (k + 0.5) / steps) for k in range(steps)]
+            path.copy_(path[0] * torch.tensor(shape, dtype=u.dtype, device=u.device).unsqueeze(1))
+        random /= space.norm(random)
+        yield random
+        yield -random

@@ -18,9 +18,10 @@ from ocp.objective.evaluation import Evaluation, Objective, SecondOrderEvaluatio
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective
 from ocp.objective.shifted import ShiftedEvaluation, ShiftedObjective
 from ocp.problem.costs import Tikhonov
+from ocp.problem.differences import normal
 from ocp.space.control import Control
 from ocp.space.transfer import CONSTANT, LINEAR, Transfer
-from ocp.verification.slopes import AROUND, draw_direction, kinked, measure_slope, normal
+from ocp.verification.slopes import AROUND, draw_direction, kinked, measure_slope
 
 __all__ = ["Check", "Report", "Taylor", "taylor_test", "verify"]
 
