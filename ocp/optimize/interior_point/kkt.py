@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Array", "Layout", "Model", "Solver"]
 
+#: Numbers in double precision; linear algebra and bookkeeping are NumPy's, functions are torch's.
 Array = NDArray[np.float64]
 
 
