@@ -13,7 +13,7 @@ for explicit and implicit stages alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,10 +36,10 @@ class Steps(Protocol):
     Times have the shape (N,), states (N, n), controls (N, m); v_k may hold parameters after the control.
     """
 
-    def take(self, t: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def take(self, t: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Any]:
         """The ends and costs of the steps, shape (N, n + 1), and what `differentiate` needs of them."""
 
-    def differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def differentiate(self, t: Tensor, taken: Any, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives, given what `take` returned.
 
         The Jacobians have the shape (n + 1, n + m, N), and the Hessians, of the outputs with weights of shape

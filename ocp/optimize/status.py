@@ -32,6 +32,7 @@ class Status(Enum):
     MAX_WORK = "The work limit was reached before the tolerance."
     MAX_SECONDS = "The time limit was reached before the tolerance."
     MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than requested."
+    INFEASIBLE = "No control nearby satisfies the constraints: their violation has a minimum that is not zero."
     UNRESOLVED = (
         "The grid is too coarse for the control found, or the scheme is unstable on it. Use more steps or an implicit "
         "scheme."
@@ -63,6 +64,7 @@ class Status(Enum):
 #: A shell should see these as failures.
 FAILURES = frozenset(
     (
+        Status.INFEASIBLE,
         Status.UNRESOLVED,
         Status.NO_DECREASE,
         Status.WRONG_DERIVATIVE,

@@ -1,0 +1,73 @@
+"""The program whose cost is the violation of another one's constraints: it restores feasibility, or shows there is none.
+
+Minimize (1/2) [ h sum_k |max(c_k, 0)|^2 + |g|^2 + |max(d, 0)|^2 ] subject to the same steps and bounds. It is solved by
+the same method. At a positive minimum no nearby point satisfies the constraints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp.adjoint.all_steps import Steps, differentiate
+from ocp.adjoint.rows import Rows
+from ocp.optimize.interior_point.program import Program, Values
+
+__all__ = ["feasibility", "violations"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Violating:
+    """Steps with another running cost, given by rows."""
+
+    steps: Steps
+    cost: Rows | None
+
+    def take(self, t: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        ends, taken = self.steps.take(t, x, v)
+        ends = ends.clone()
+        ends[:, -1] = 0.0 if self.cost is None else self.cost.values(t, torch.cat((x, v), 1))[:, 0]
+        return ends, (x, taken)
+
+    def differentiate(
+        self, t: Tensor, taken: tuple[Tensor, Tensor], v: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        (x, inner), weights = taken, weights.clone()
+        own = weights[:, -1:].clone()
+        weights[:, -1] = 0.0
+        J, H = self.steps.differentiate(t, inner, v, weights)
+        J[-1] = 0.0
+        if self.cost is not None:
+            slope, curved = differentiate(self.cost, t, torch.cat((x, v), 1), own)
+            J[-1], H = slope[0], H + curved
+        return J, H
+
+
+def feasibility(program: Program) -> Program:
+    """The program that minimizes violations."""
+    path, end, g = program.path, program.end, program.g
+    cost = None
+    if path is not None:
+        cost = Rows(lambda t, z: 0.5 * program.h * path.function(t, z).clamp_min(0).square().sum(1, keepdim=True), 1)
+
+    def violation(t: Tensor, z: Tensor) -> Tensor:
+        y = end.function(t, z)
+        equations, limits = y[:, 1 : 1 + g], y[:, 1 + g :].clamp_min(0)
+        return 0.5 * (equations.square().sum(1, keepdim=True) + limits.square().sum(1, keepdim=True))
+
+    return replace(
+        program, steps=_Violating(program.steps, cost), end=Rows(violation, 1), g=0, d=0, path=None, damping=0.0, scale=1.0
+    )
+
+
+def violations(program: Program, values: Values) -> dict[str, float]:
+    """The largest violation of each kind of constraint."""
+    on_path, at_end = np.split(values.limits, [len(program.times) * program.c])
+    return {
+        "path_constraint": float(on_path.max(initial=0.0)),
+        "terminal_equality": float(np.abs(values.equations).max(initial=0.0)),
+        "terminal_inequality": float(at_end.max(initial=0.0)),
+    }
