@@ -19,6 +19,7 @@ from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.shifted import ShiftedObjective
 from ocp.optimize.adapters import SciPy, TorchOptimizer
 from ocp.optimize.descent import GradientDescent, NonlinearCG
+from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.line_search import Armijo, StrongWolfe
 from ocp.optimize.method import Method, State, Visit
@@ -64,11 +65,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CONSTANT", "LBFGS", "LINEAR", "MGOPT", "Adaptive", "Always", "Armijo", "Batches", "Binomial", "Bounds",
     "Checkpoint", "ConstantJacobian", "Control", "ControlProblem", "ControlSpace", "CrossEntropy", "Cycle", "DenseLU",
-    "Dynamics", "Earned", "Evaluation", "Forgetful", "FunctionDynamics", "GradientDescent", "LeastSquares", "Measured",
-    "Method", "ModuleDynamics", "Nested", "NewtonCG", "NonlinearCG", "Objective", "QuadraticRunning", "Readout",
-    "Record", "ReducedObjective", "Report", "Result", "Reversible", "RungeKutta", "Scheduled", "SciPy", "Settled",
-    "ShiftedObjective", "Slope", "SolveError", "State", "Status", "Stop", "StoreAll", "StrongWolfe", "Study",
-    "Tableau", "Target", "Tikhonov", "TimeGrid", "TimeSmoothness", "TorchOptimizer", "Trajectory", "Transfer",
-    "TrustRegion", "Verlet", "Visit", "Watch", "accuracy", "discretize", "drift", "layers", "minimize", "network",
-    "plots", "quick_check", "residual_network", "taylor_test", "verify",
+    "Dynamics", "Earned", "Evaluation", "Forgetful", "FunctionDynamics", "GradientDescent", "InteriorPoint",
+    "LeastSquares", "Measured", "Method", "ModuleDynamics", "Nested", "NewtonCG", "NonlinearCG", "Objective",
+    "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report", "Result", "Reversible", "RungeKutta",
+    "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError", "State", "Status", "Stop", "StoreAll",
+    "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid", "TimeSmoothness", "TorchOptimizer",
+    "Trajectory", "Transfer", "TrustRegion", "Verlet", "Visit", "Watch", "accuracy", "discretize", "drift", "layers",
+    "minimize", "network", "plots", "quick_check", "residual_network", "taylor_test", "verify",
 ]

@@ -46,6 +46,9 @@ class Steps(Protocol):
         (N, n + 1), the shape (n + m, n + m, N).
         """
 
+    def jacobians(self, t: Tensor, taken: Any, v: Tensor) -> Tensor:
+        """The Jacobians alone."""
+
 
 class RecordedSteps:
     """Steps of any integrator made of torch operations, each step a row on a tape.
@@ -64,6 +67,11 @@ class RecordedSteps:
 
     def differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         return differentiate(self.rows, t, torch.cat((taken, v), 1), weights)
+
+    def jacobians(self, t: Tensor, taken: Tensor, v: Tensor) -> Tensor:
+        z = torch.cat((taken, v), 1)
+        parts = _parts(len(z), TAPE_ROWS // max(z.shape[1], self.rows.outputs))
+        return torch.cat([self.rows.record(t[k], z[k]).jacobian() for k in parts], 2)
 
 
 class RungeKuttaSteps:
@@ -103,19 +111,28 @@ class RungeKuttaSteps:
         return end, torch.stack(states)
 
     def differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        size = taken.shape[2] + v.shape[1]
-        parts = _parts(len(v), TAPE_ROWS // (len(taken) * max(size, self.rows.outputs)))
+        parts = self._parts(taken, v)
         return _joined([self._differentiate(t[k], taken[:, k], v[k], weights[k]) for k in parts])
 
-    def _differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def jacobians(self, t: Tensor, taken: Tensor, v: Tensor) -> Tensor:
+        return torch.cat([self._differentiate(t[k], taken[:, k], v[k], None)[0] for k in self._parts(taken, v)], 2)
+
+    def _parts(self, taken: Tensor, v: Tensor) -> list[slice]:
+        size = max(taken.shape[2] + v.shape[1], self.rows.outputs)
+        return _parts(len(v), TAPE_ROWS // (len(taken) * size))
+
+    def _differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Jacobians and Hessians; these are empty without weights."""
         (r, N, n), h, c = taken.shape, self.h, self.tableau.c
         z = torch.cat((taken, v.expand(r, *v.shape)), 2).flatten(0, 1)
         recorded = self.rows.record(torch.cat([t + c[i] * h for i in range(r)]), z)
         slopes = recorded.jacobian().unflatten(2, (r, N)).unbind(2)  # of f and L at each stage, by state and control
         inverses = [self._inverse(a, slope) for a, slope in zip(self.tableau.diagonal, slopes, strict=True)]
-        costates = self._costates(slopes, inverses, weights.mT)
-        curved = recorded.hessian(torch.cat(costates, 1).mT).unflatten(2, (r, N)).unbind(2)
-        J, H = v.new_zeros(n + 1, z.shape[1], N), torch.zeros_like(curved[0])
+        J, H, curved = v.new_zeros(n + 1, z.shape[1], N), v.new_empty(0), ()
+        if weights is not None:
+            costates = self._costates(slopes, inverses, weights.mT)
+            curved = recorded.hessian(torch.cat(costates, 1).mT).unflatten(2, (r, N)).unbind(2)
+            H = torch.zeros_like(curved[0])
         J[:n, :n] = torch.eye(n).to(v).unsqueeze(2)
         tangents: list[Tensor] = []  # of the slopes
         for i, (before, b) in enumerate(zip(self._before, self.tableau.b, strict=True)):
@@ -129,7 +146,8 @@ class RungeKuttaSteps:
             first = i == 0 and inverse is None  # then dx is the identity
             tangents.append(slope if first else _chained(slope, dx))
             J.add_(tangents[i], alpha=h * b)
-            H.add_(curved[i] if first else _squeezed(curved[i], dx))
+            if curved:
+                H.add_(curved[i] if first else _squeezed(curved[i], dx))
         return J, H
 
     def _costates(self, slopes: Sequence[Tensor], inverses: Sequence[Tensor | None], weights: Tensor) -> list[Tensor]:

@@ -18,6 +18,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from ocp.multilevel.nested import Stay
 from ocp.multilevel.refinement import Progress
 from ocp.multilevel.visits import Level
+from ocp.optimize.interior_point.filters import Filter
+from ocp.optimize.interior_point.method import Memory
 from ocp.optimize.method import Visit
 from ocp.run.results import Record
 from ocp.run.run import Scale
@@ -28,7 +30,7 @@ __all__ = ["ALLOWED", "VERSION", "decode", "encode", "header"]
 VERSION = 3
 
 #: What a snapshot may hold in addition to tensors, numbers, strings and containers of them.
-ALLOWED = (Level, Progress, Record, Scale, Stay, Visit)
+ALLOWED = (Filter, Level, Memory, Progress, Record, Scale, Stay, Visit)
 
 #: ``safe_globals`` extends and restores a list that all threads share.
 _ALLOWING = Lock()

@@ -1,4 +1,4 @@
-"""The program whose cost is the violation of another one's constraints: it restores feasibility, or shows there is none.
+"""A program whose cost is the violation of the constraints of another one: it restores feasibility, or disproves it.
 
 Minimize (1/2) [ h sum_k |max(c_k, 0)|^2 + |g|^2 + |max(d, 0)|^2 ] subject to the same steps and bounds. It is solved by
 the same method. At a positive minimum no nearby point satisfies the constraints.
@@ -45,6 +45,9 @@ class _Violating:
             J[-1], H = slope[0], H + curved
         return J, H
 
+    def jacobians(self, t: Tensor, taken: tuple[Tensor, Tensor], v: Tensor) -> Tensor:
+        raise NotImplementedError  # nothing rolls these steps out
+
 
 def feasibility(program: Program) -> Program:
     """The program that minimizes violations."""
@@ -59,7 +62,14 @@ def feasibility(program: Program) -> Program:
         return 0.5 * (equations.square().sum(1, keepdim=True) + limits.square().sum(1, keepdim=True))
 
     return replace(
-        program, steps=_Violating(program.steps, cost), end=Rows(violation, 1), g=0, d=0, path=None, damping=0.0, scale=1.0
+        program,
+        steps=_Violating(program.steps, cost),
+        end=Rows(violation, 1),
+        g=0,
+        d=0,
+        path=None,
+        damping=0.0,
+        scale=1.0,
     )
 
 

@@ -68,7 +68,7 @@ class Filter:
             return False
         if start.theta <= self.small and self.descends(start, slope, step):
             return self.decreased(start, slope, step, trial)
-        return trial.theta <= (1 - GAMMA_THETA) * start.theta or (
+        return trial.theta <= (1 - GAMMA_THETA) * start.theta > 0 or (
             trial.phi - rounding <= start.phi - GAMMA_PHI * start.theta
         )
 

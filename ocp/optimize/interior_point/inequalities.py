@@ -17,8 +17,8 @@ class Inequalities:
 
     Attributes
     ----------
-    number, bounds : int
-        Of all, and of bounds. The slack of a bound is the distance from it. It is carried along rather than computed
+    number, bounds, steps : int
+        Of all, of bounds, and N. The slack of a bound is the distance from it. It is carried along rather than computed
         as a difference, which loses all digits near the bound.
     weights : array of shape (number,)
         h for what holds in each step, 1 for the rest: the weights of the barrier, so that it depends on no grid.
@@ -33,7 +33,7 @@ class Inequalities:
         parts = len(self._low), len(self._high), len(self._least), len(self._most)
         self.bounds = sum(parts)
         self._cuts = np.cumsum(parts)[:3].tolist()
-        self.path = N * program.c
+        self.steps, self.path = N, N * program.c
         self.number = self.bounds + self.path + program.d
         self.weights = np.ones(self.number)
         self.weights[: self._cuts[1]] = self.weights[self.bounds : self.bounds + self.path] = program.h
@@ -51,6 +51,22 @@ class Inequalities:
         return np.concatenate(
             (flat[self._low] - low, high - flat[self._high], q[self._least] - least, most - q[self._most])
         )
+
+    def spread(self, y: Array) -> tuple[Array, Array]:
+        """Numbers for all inequalities as those of each step, shape (N, 2 m + c), zero where a bound is missing, and
+        the others."""
+        program, end = self._program, self.bounds + self.path
+        low, high = np.zeros(program.lower.size), np.zeros(program.lower.size)
+        low[self._low], high[self._high] = y[: self._cuts[0]], y[self._cuts[0] : self._cuts[1]]
+        shape, path = program.lower.shape, y[self.bounds : end].reshape(self.steps, program.c)
+        by_step = np.concatenate((low.reshape(shape), high.reshape(shape), path), 1)
+        return by_step, np.concatenate((y[self._cuts[1] : self.bounds], y[end:]))
+
+    def gather(self, by_step: Array, others: Array) -> Array:
+        """Inverse of `spread`."""
+        m, count = self._program.m, self.bounds - self._cuts[1]
+        low, high = by_step[:, :m].reshape(-1)[self._low], by_step[:, m : 2 * m].reshape(-1)[self._high]
+        return np.concatenate((low, high, others[:count], by_step[:, 2 * m :].reshape(-1), others[count:]))
 
     def along(self, at: Derivatives, dx: Array, du: Array, dq: Array) -> Array:
         """G d, for a direction."""

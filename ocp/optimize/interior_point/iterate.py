@@ -58,7 +58,8 @@ class Errors:
 
     @property
     def largest(self) -> float:
-        return max(self.dual, self.primal, self.complementarity)
+        """The largest of them; NaN if one is."""
+        return float(np.max((self.dual, self.primal, self.complementarity)))
 
 
 def residual(inequalities: Inequalities, values: Values, slacks: Array) -> Array:
@@ -78,16 +79,16 @@ def errors(program: Program, inequalities: Inequalities, point: Iterate, values:
     by_state = by_step[:n] - costates[:-1].T
     sizes = np.abs(costates).sum() + (np.abs(point.y) / inequalities.weights).sum() + np.abs(point.nu).sum()
     scale = max(100.0, sizes / max(1, costates.size + point.y.size + point.nu.size)) / 100
-    dual = max(
+    dual = (
         np.abs(by_state).max() / h,
-        np.abs(by_step[n : n + m]).max() / h,
+        np.abs(by_step[n : n + m]).max(initial=0.0) / h,
         np.abs(by_end[:n] - costates[-1]).max(),
         np.abs(by_parameters).max(initial=0.0),
     )
-    primal = max(
+    primal = (
         np.abs(values.defects).max(),
         np.abs(values.equations).max(initial=0.0),
         np.abs(residual(inequalities, values, point.slacks)).max(initial=0.0),
     )
     products = point.slacks * point.y / inequalities.weights
-    return Errors(float(dual / scale), float(primal), float(products.max(initial=0.0) / scale))
+    return Errors(float(np.max(dual) / scale), float(np.max(primal)), float(products.max(initial=0.0) / scale))

@@ -14,6 +14,7 @@ from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.inequalities import Inequalities
 from ocp.optimize.interior_point.iterate import Errors, Iterate, errors
 from ocp.optimize.interior_point.kkt import Array, Model, Solver
+from ocp.optimize.interior_point.nesting import settled, shifted, with_slacks
 from ocp.optimize.interior_point.program import Derivatives, Program, Values
 from ocp.optimize.interior_point.search import measure, search
 from ocp.optimize.status import Status
@@ -79,11 +80,17 @@ class Iterations:
     def begin(self, x: Array, u: Array, q: Array, mu: float = MU) -> Iteration:
         """The first iterate, from states that need not belong to the control; bounds move it into the interior."""
         program, inequalities = self.program, self.inequalities
-        u, q = _inside(u, program.lower, program.upper), _inside(q, program.least, program.most)
+        u, q = shifted(u, program.lower, program.upper, PUSH), shifted(q, program.least, program.most, PUSH)
         values = program.values(x, u, q)
         slacks = np.concatenate((inequalities.distances(u, q), np.maximum(-values.limits, PUSH)))
         point = Iterate(x, u, q, np.zeros_like(x), np.zeros(program.g), slacks, mu * inequalities.weights / slacks, mu)
         return Iteration(point, values)
+
+    def resume(self, point: Iterate) -> Iteration:
+        """Go on from a prolonged iterate, whose multipliers are used."""
+        point = settled(point, self.program)
+        values = self.program.values(point.x, point.u, point.q)
+        return Iteration(with_slacks(point, self.inequalities, values), values, primed=True)
 
     def run(self, at: Iteration, limit: int) -> Iteration:
         """Iterate until the errors are within the tolerance, or up to a limit."""
@@ -150,7 +157,13 @@ class Iterations:
                 break
         number, found = at.number + there.number, there.point
         if there.status is Status.CONVERGED and _violation(program, values) > max(self.tolerance, RESTORED * before):
-            return replace(at, point=replace(point, x=found.x, u=found.u, q=found.q), values=values, number=number, status=Status.INFEASIBLE)
+            return replace(
+                at,
+                point=replace(point, x=found.x, u=found.u, q=found.q),
+                values=values,
+                number=number,
+                status=Status.INFEASIBLE,
+            )
         if at.short >= 8 or there.status not in (Status.RUNNING, Status.CONVERGED):
             return replace(at, number=number, status=Status.NO_DECREASE)
         return replace(self.begin(found.x, found.u, found.q, point.mu), number=number, short=at.short + 1)
@@ -192,10 +205,4 @@ class Iterations:
 
 def _violation(program: Program, values: Values) -> float:
     """The largest violation of an equation or limit, that of the steps included."""
-    return max(float(np.abs(values.defects).max()), *violations(program, values).values())
-
-
-def _inside(u: Array, lower: Array, upper: Array) -> Array:
-    """Controls moved into the interior of their bounds, if that has one."""
-    width = np.minimum(upper - lower, 1.0)
-    return np.clip(u, lower + PUSH * width, upper - PUSH * width)
+    return float(np.max((np.abs(values.defects).max(), *violations(program, values).values())))

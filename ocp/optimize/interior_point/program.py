@@ -143,11 +143,11 @@ class Program:
 
     def values(self, x: Array, u: Array, q: Array) -> Values:
         """The values for states of shape (N + 1, n), controls of shape (N, m) and parameters of shape (s,)."""
-        n, v = self.n, self._inputs(u, q)
+        n, v = self.n, self.inputs(u, q)
         z, taken = self.steps.take(self.times, torch.from_numpy(x[:-1]), v)
         end = self.end.values(self.times[:1], _row(x[-1], q)).numpy()[0]
         ends, defects = z.numpy(), np.empty_like(x)
-        defects[0] = self._initial(q) - x[0]
+        defects[0] = self.first(q) - x[0]
         np.subtract(ends[:, :n], x[1:], out=defects[1:])
         limits = end[1 + self.g :]
         if self.path is not None:
@@ -163,7 +163,7 @@ class Program:
     ) -> Derivatives:
         """The derivatives, with multipliers for the Lagrangian: of the limits, y, shape (N c + d,)."""
         n, m, s, N = self.n, self.m, self.s, len(self.times)
-        v, weights = self._inputs(u, q), np.empty((N, n + 1))
+        v, weights = self.inputs(u, q), np.empty((N, n + 1))
         weights[:, :n], weights[:, n] = costates[1:], self.scale
         J, H = (a.numpy() for a in self.steps.differentiate(self.times, taken, v, torch.from_numpy(weights)))
         path = np.empty((0, n + m + s, N))
@@ -210,13 +210,14 @@ class Program:
             slope * q * chosen,
         )
 
-    def _initial(self, q: Array) -> Array:
+    def first(self, q: Array) -> Array:
+        """X0(q)."""
         if isinstance(self.initial, Rows):
             value: Array = self.initial.values(self.times[:1], torch.from_numpy(q[None])).numpy()[0]
             return value
         return self.initial
 
-    def _inputs(self, u: Array, q: Array) -> Tensor:
+    def inputs(self, u: Array, q: Array) -> Tensor:
         """v = (u, q) in each step, shape (N, m + s)."""
         if not self.s:
             return torch.from_numpy(u)

@@ -1,0 +1,110 @@
+"""The program of a discretized problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocp.adjoint.all_steps import RecordedSteps, RungeKuttaSteps, Steps
+from ocp.adjoint.discretization import Discretization
+from ocp.adjoint.rows import Rows, pointwise
+from ocp.integrators.runge_kutta import RungeKutta
+from ocp.optimize.interior_point.kkt import Array
+from ocp.optimize.interior_point.program import Program
+from ocp.problem.costs import Tikhonov
+from ocp.problem.protocols import Traceable
+
+__all__ = ["check", "first_states", "program_of"]
+
+#: The most numbers in a state and a control together. The work grows with the cube of this number.
+MOST = 256
+
+
+def check(discretization: Discretization) -> None:
+    """Raise a ``ValueError`` if a problem cannot be solved with all steps at once."""
+    problem, integrator, (x, u) = discretization.problem, discretization.integrator, discretization.example()
+    if x.dtype != torch.float64 or x.device.type != "cpu":
+        raise ValueError(f"method: InteriorPoint expected a problem in float64 on the CPU, got {x.dtype} on {x.device}")
+    if x.numel() + u.numel() > MOST:
+        raise ValueError(
+            f"method: InteriorPoint expected at most {MOST} numbers in state and control, got {x.numel() + u.numel()}"
+        )
+    for cost in problem.control_cost:
+        if not isinstance(cost, Tikhonov):
+            raise ValueError(f"method: InteriorPoint expected control costs of the kind Tikhonov, got {cost!r}")
+    for name in discretization.once_differentiable:
+        raise ValueError(f"method: InteriorPoint expected second derivatives of the {name}, which autograd cannot take")
+    if not isinstance(integrator, RungeKutta) and not _is_traceable(integrator):
+        raise ValueError(f"method: InteriorPoint expected an integrator of torch operations, got {integrator.name}")
+
+
+def _is_traceable(piece: object) -> bool:
+    return isinstance(piece, Traceable) and piece.supports_autograd
+
+
+def program_of(discretization: Discretization, q: Tensor) -> Program:
+    """The discrete problem as functions of all steps at once, which are tried at parameters q.
+
+    Samples are parts of one long state.
+    """
+    problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
+    (x, u), space = discretization.example(), discretization.space
+    f, L, Phi, X0 = problem.dynamics, problem.running_cost, problem.terminal_cost, problem.initial_state
+    shape, n, m, s = x.shape, x.numel(), u.numel(), q.numel()
+    row, last, times = torch.cat((x.flatten(), u, q)), torch.cat((x.flatten(), q)), x.new_tensor(grid.nodes[:-1])
+    none = x.new_zeros(1)
+
+    def rates(t: float, x: Tensor, v: Tensor) -> Tensor:
+        state, control = x.view(shape), v[:m]
+        cost = none if L is None else L(t, state, control).view(1)
+        return torch.cat((f(t, state, control).flatten(), cost))
+
+    def step(t: float, x: Tensor, v: Tensor) -> Tensor:
+        end, cost = integrator.step(problem, t, grid.h, x.view(shape), v[:m])
+        return torch.cat((end.flatten(), none if cost is None else cost.view(1)))
+
+    def final(t: float, x: Tensor, q: Tensor) -> Tensor:
+        return none if Phi is None else Phi(x.view(shape), q).view(1)
+
+    steps: Steps
+    if isinstance(integrator, RungeKutta):
+        steps = RungeKuttaSteps(Rows(pointwise(rates, n, row, "dynamics"), n + 1), integrator.tableau, grid.h)
+    else:
+        steps = RecordedSteps(Rows(pointwise(step, n, row, "dynamics"), n + 1))
+    initial: Array | Rows = x.flatten().numpy()
+    if s:
+        initial = Rows(pointwise(lambda t, none, q: X0(q).flatten(), 0, q, "initial_state"), n)
+    box = discretization.box
+    lower, upper = _sides(box, space.path, (grid.steps, m)) if box is not None else _free((grid.steps, m))
+    least, most = _sides(box, space.parameters, (s,)) if box is not None else _free((s,))
+    return Program(
+        steps,
+        times,
+        grid.h,
+        n,
+        m,
+        initial,
+        Rows(pointwise(final, n, last, "terminal_cost"), 1),
+        lower,
+        upper,
+        s=s,
+        least=least,
+        most=most,
+        damping=sum(cost.alpha for cost in problem.control_cost if isinstance(cost, Tikhonov)),
+    )
+
+
+def first_states(program: Program, q: Array) -> Array:
+    """The states to begin with: the initial one, held."""
+    return np.repeat(program.first(q)[None], len(program.times) + 1, axis=0)
+
+
+def _sides(box: Any, part: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    return tuple(part(side).numpy().reshape(shape) for side in (box.lower, box.upper))
+
+
+def _free(shape: tuple[int, ...]) -> tuple[Array, Array]:
+    return np.full(shape, -np.inf), np.full(shape, np.inf)

@@ -1,0 +1,197 @@
+"""The interior-point method within `minimize`."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ocp.problems import cart_pole, linear_quadratic, lotka_volterra, pendulum
+
+import ocp
+from ocp import ControlProblem, InteriorPoint, Status, Stop, Watch, discretize, minimize
+from ocp.adjoint.at_once import roll_out
+from ocp.integrators.integrator import INTEGRATORS
+from ocp.optimize.interior_point.riccati import Riccati
+from ocp.optimize.interior_point.statement import program_of
+
+FOLDER = Path(__file__).parents[2] / "problems"
+REFERENCE = json.loads((FOLDER / "discrete_optima.json").read_text())["problems"]
+STRICT = Stop(tolerance=1e-9)
+
+
+def solve(problem, steps, integrator="rk4", method=InteriorPoint(), **options):  # noqa: B008
+    return minimize(problem, steps, method, integrator=integrator, **{"stop": STRICT, **options})
+
+
+@pytest.mark.parametrize("scheme", ["euler", "rk4"])
+@pytest.mark.parametrize("name", [name for name in REFERENCE if name != "catalyst_mixing"])
+def test_discrete_optima_are_those_of_the_reference(name, scheme):
+    steps, optimum = next(iter(REFERENCE[name]["optima"][scheme].items()))
+    result = solve(importlib.import_module(f"ocp.problems.{name}").problem().problem, int(steps), scheme)
+    assert result.value == pytest.approx(optimum, rel=1e-8)
+    # Euler grids of the pendulum have optima of their own.
+    assert result.success or (name, scheme) == ("pendulum", "euler")
+
+
+def test_catalysts_are_mixed_as_in_the_reference():
+    """With Euler's method there are many local optima."""
+    result = solve(importlib.import_module("ocp.problems.catalyst_mixing").problem().problem, 50)
+    assert result.value == pytest.approx(REFERENCE["catalyst_mixing"]["optima"]["rk4"]["50"], rel=1e-7)
+
+
+@pytest.mark.parametrize("solver", [InteriorPoint().solver, Riccati])
+@pytest.mark.parametrize("integrator", ["euler", "crank_nicolson", "rk4"])
+def test_linear_problems_with_quadratic_costs_take_one_iteration(integrator, solver):
+    lq = linear_quadratic.random(size=4, controls=2)
+    result = solve(linear_quadratic.control_problem(lq), 20, integrator, InteriorPoint(solver=solver))
+    assert result.counts["newton_iterations"] == 1
+    optimum = linear_quadratic.optimum(lq, 20, INTEGRATORS[integrator].tableau)
+    assert result.value == pytest.approx(optimum, rel=1e-12)
+
+
+def test_costates_are_those_of_the_sweeps():
+    objective = discretize(pendulum.problem().problem, 40, "rk4")
+    method = InteriorPoint(tolerance=1e-10)
+    state = method.step(objective, method.init(objective, objective.at(objective.discretization.start())))
+    p = objective.trajectory(state.control).p.view(41, 2)
+    torch.testing.assert_close(state.memory.iterate["costates"], p, rtol=1e-9, atol=1e-9)
+
+
+def test_value_and_derivative_are_those_of_the_sweeps():
+    """Also with a cost of the control, parameters, several samples, and a control that is not yet optimal."""
+    problem = ControlProblem(
+        lambda t, x, u: torch.stack((x[:, 1], u[0] * torch.cos(x[:, 0]) - t * x[:, 1] ** 3), dim=1),
+        lambda q: torch.stack((q, 0.5 * q)),
+        lambda x, q: (x.square().sum() * q).sum(),
+        running_cost=lambda t, x, u: (x[0] * x[1]).sum() + u.square().sum(),
+        control_cost=ocp.Tikhonov(0.3),
+        control_size=1,
+        parameter_size=2,
+        bounds=(-0.4, 0.3),
+        start=ocp.Control(
+            ocp.ControlSpace(ocp.TimeGrid(1.0, 1), 1, 2), torch.tensor([0.1, 0.3, -0.6], dtype=torch.float64)
+        ),
+    )
+    for scheme in ("rk4", "implicit_midpoint"):
+        objective = discretize(problem, 12, scheme)
+        for iterations in (2, 40):
+            method = InteriorPoint(iterations=iterations)
+            point = method.step(objective, method.init(objective, objective.at(objective.discretization.start()))).point
+            value, derivative = objective.value_and_derivative(point.control)
+            assert point.value == pytest.approx(value, rel=1e-12)
+            torch.testing.assert_close(point.derivative, derivative, rtol=1e-10, atol=1e-11)
+
+
+def test_other_integrators_and_modules_take_part():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)).double()
+    x = torch.tensor([[0.5, -0.2], [0.1, 0.7]], dtype=torch.float64)
+    networks = ControlProblem(module, x, ocp.LeastSquares(x.flip(0)), control_cost=ocp.Tikhonov(1e-2), start=0.3)
+    spring = ControlProblem(
+        lambda t, x, u: torch.stack((x[:, 1], u[0] - torch.sin(x[:, 0])), dim=1),
+        x[:1],
+        running_cost=lambda t, x, u: x.square().sum() + u.square().sum(),
+        control_size=1,
+    )
+    for problem, scheme in ((networks, "euler"), (spring, "verlet")):
+        result = solve(problem, 8, scheme)
+        assert result.success
+        other = minimize(problem, 8, ocp.LBFGS(), integrator=scheme, start=result.control, stop=Stop(max_iterations=20))
+        assert other.value == pytest.approx(result.value, rel=1e-8)
+
+
+def test_a_run_goes_on_where_it_stopped_to_the_last_bit(tmp_path):
+    problem, method = pendulum.problem().problem, InteriorPoint(iterations=5, coarsest=16)
+    whole = solve(problem, 64, method=method)
+    folder = tmp_path / "run"
+    part = solve(problem, 64, method=method, stop=Stop(tolerance=1e-9, max_iterations=3), checkpoint=folder)
+    assert part.status is Status.MAX_ITERATIONS
+    again = solve(problem, 64, method=method, checkpoint=ocp.Checkpoint(folder, resume=True))
+    assert again.status is whole.status is Status.CONVERGED
+    assert torch.equal(again.control.flat, whole.control.flat)
+    assert [r.value for r in again.history] == [r.value for r in whole.history]
+
+
+def test_finer_grids_need_few_iterations():
+    problem = cart_pole.problem().problem
+    runs = {N: solve(problem, N, method=InteriorPoint(coarsest=32)).counts["newton_iterations"] for N in (32, 128, 512)}
+    assert runs[128] - runs[32] <= 4
+    assert runs[512] - runs[128] <= 3
+
+
+def test_adaptive_grids_carry_the_solution_along():
+    problem = lotka_volterra.problem().problem
+    result = minimize(problem, ocp.Adaptive(1e-5, first=32), InteriorPoint(coarsest=16), integrator="rk4")
+    assert result.success
+    assert result.value == pytest.approx(1.34408, rel=1e-4)
+
+
+def test_what_it_reports():
+    seen = []
+    watch = Watch(callback=lambda record, control: seen.append((record.value, control.flat.clone())) and None)
+    problem = pendulum.problem().problem
+    result = solve(problem, 50, method=InteriorPoint(iterations=30), watch=watch)
+    objective = discretize(problem, 50, "rk4")
+    assert len(seen) == result.iterations + 1 > 2
+    for value, control in seen:
+        assert value == pytest.approx(objective.value(control), rel=1e-12)
+        assert bool((control.abs() <= 5).all())
+    assert result.work_units > result.counts["newton_iterations"]
+    stopped = solve(problem, 50, method=InteriorPoint(iterations=3), watch=Watch(callback=lambda record, control: True))
+    assert stopped.status is Status.STOPPED
+
+
+def test_a_trajectory_is_not_found_from_a_guess_too_far_away():
+    problem = ControlProblem(lambda t, x, u: x**2 + u, torch.ones(1, 1).double(), lambda x: x.sum(), control_size=1)
+    objective = discretize(problem, 20, "rk4")
+    program = program_of(objective.discretization, torch.empty(0).double())
+    v, first = torch.zeros(20, 1).double(), torch.tensor([0.5]).double()
+    x = torch.linspace(0.5, 1, 21).view(-1, 1).double()
+    found = roll_out(program.steps, program.times, first, x, v)
+    assert found is not None
+    assert float(found[0][-1]) == pytest.approx(1, rel=1e-5)
+    assert roll_out(program.steps, program.times, 10 * first, 1e6 * x, v) is None
+
+
+X = torch.ones(1, 2).double()
+
+
+def move(t, x, u):
+    return x * u
+
+
+REFUSED = {
+    "single precision": (ControlProblem(move, X.float(), lambda x: x.sum(), control_size=1), "float64"),
+    "a large state": (ControlProblem(move, torch.ones(1, 300).double(), lambda x: x.sum(), control_size=1), "got 301"),
+    "smoothness": (
+        ControlProblem(move, X, lambda x: x.sum(), control_size=1, control_cost=ocp.TimeSmoothness(1.0)),
+        "TimeSmoothness",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_before_work_begins(name):
+    problem, words = REFUSED[name]
+    with pytest.raises(ValueError, match=f"^method: InteriorPoint expected .*{words}"):
+        minimize(problem, 4, InteriorPoint())
+
+
+def test_functions_without_second_derivatives_are_refused(once_differentiable_power):
+    problem = ControlProblem(lambda t, x, u: u - once_differentiable_power(x, 2), X, lambda x: x.sum(), control_size=1)
+    with pytest.raises(ValueError, match="second derivatives of the dynamics"):
+        minimize(problem, 4, InteriorPoint())
+
+
+def test_it_takes_no_shifted_objective_as_a_smoother_would():
+    objective = discretize(cart_pole.problem().problem, 8, "rk4")
+    point = objective.at(objective.discretization.start())
+    shifted = ocp.ShiftedObjective(objective, point.control, torch.zeros(8).double())
+    with pytest.raises(ValueError, match="InteriorPoint expected the objective of a problem, got ShiftedObjective"):
+        InteriorPoint().init(shifted, shifted.at(point.control))
+
+
+@pytest.mark.parametrize("options", [{"tolerance": 0}, {"iterations": 0}, {"factor": 1}, {"coarse_tolerance": -1.0}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        InteriorPoint(**options)
