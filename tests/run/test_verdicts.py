@@ -1,6 +1,7 @@
 """What a run calls a success: an optimum, of the problem and not of the grid, whatever the units and the start."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -41,12 +42,18 @@ def decay(cost=1.0, length=1.0, **changes):
 ALL = [GradientDescent(), LBFGS(), NonlinearCG(), NewtonCG(), MGOPT(3), SciPy("L-BFGS-B"), SciPy("BFGS")]
 
 
+@cache
+def usual(method):
+    """What a method finds in the usual units."""
+    return minimize(decay(), 16, method, integrator="rk4")
+
+
 @pytest.mark.parametrize("unit", [1e-30, 1e-18, 1e9, 1e18])
 @pytest.mark.parametrize("method", ALL, ids=lambda m: getattr(m, "name", type(m).__name__))
 def test_every_method_moves_in_every_unit_of_the_cost(method, unit):
-    result, usual = (minimize(decay(c), 16, method, integrator="rk4") for c in (unit, 1.0))
-    assert result.status is usual.status is Status.CONVERGED
-    assert result.value / unit == pytest.approx(usual.value, rel=1e-9)
+    result = minimize(decay(unit), 16, method, integrator="rk4")
+    assert result.status is usual(method).status is Status.CONVERGED
+    assert result.value / unit == pytest.approx(usual(method).value, rel=1e-9)
 
 
 def steep(cost, start):
@@ -56,10 +63,9 @@ def steep(cost, start):
 @METHODS
 @pytest.mark.parametrize(("cost", "length"), [(1e9, 1.0), (1e-9, 1.0), (1.0, 1e3), (1.0, 1e-6)])
 def test_verdicts_do_not_depend_on_units(method, cost, length):
-    usual, scaled = minimize(decay(), 16, method, integrator="rk4"), decay(cost, length)
-    result = minimize(scaled, 16, method, integrator="rk4")
-    assert result.status is usual.status is Status.CONVERGED
-    torch.testing.assert_close(result.control.flat, usual.control.flat, rtol=1e-5, atol=1e-6)
+    result = minimize(decay(cost, length), 16, method, integrator="rk4")
+    assert result.status is usual(method).status is Status.CONVERGED
+    torch.testing.assert_close(result.control.flat, usual(method).control.flat, rtol=1e-5, atol=1e-6)
 
 
 @METHODS
@@ -105,12 +111,10 @@ def test_an_optimum_of_the_grid_alone_is_no_success():
     assert "With half the step" in result.message
 
 
-@pytest.mark.parametrize(
-    ("start", "status"), [(0.0, Status.CONVERGED), (1.0, Status.UNRESOLVED), (5.0, Status.UNRESOLVED)]
-)
+@pytest.mark.parametrize(("start", "status"), [(3.0, Status.CONVERGED), (1.0, Status.UNRESOLVED)])
 def test_a_reactor_that_explodes_between_the_nodes_is_not_resolved(start, status):
     # A stirred tank reactor whose optima are 0.133 and 0.244: Luus & Galli (1991), "Multiplicity of solutions in using
-    # dynamic programming for optimal control". 50 steps have others, below 0.05, that are worth 0.3 on a fine grid.
+    # dynamic programming for optimal control". 25 steps have another, 0.04, that is worth 0.3 on a fine grid.
     def reactor(t, x, u):
         rate = (x[:, 1] + 0.5) * torch.exp(25 * x[:, 0] / (x[:, 0] + 2))
         return torch.stack((rate - (2 + u[0]) * (x[:, 0] + 0.25), 0.5 - x[:, 1] - rate), 1)
@@ -123,7 +127,7 @@ def test_a_reactor_that_explodes_between_the_nodes_is_not_resolved(start, status
         horizon=0.78,
         start=start,
     )
-    result = minimize(problem, 50, integrator="rk4")
+    result = minimize(problem, 25, integrator="rk4")
     assert result.status is status
     assert result.value > 0.13 or not result.success
 
