@@ -133,16 +133,16 @@ VECTOR_CASES = {
     "module": Case(ModuleDynamics(BLOCK), two_layers, (3,)),
 }
 IMAGE_CASES = {
-    "convolution tanh": Case(Convolution(2, 3, TANH), convolution(torch.tanh, 2, 3), (2, 4, 3)),
+    "convolution tanh": Case(Convolution(2, 3, TANH), convolution(torch.tanh, 2, 3), (2, 3, 2)),
     "convolution smooth relu": Case(Convolution(2, 1, SMOOTH_RELU), convolution(smooth_relu, 2, 1), (2, 3, 2)),
 }
 CASES = VECTOR_CASES | IMAGE_CASES
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(params=CASES)
 def case(request):
     """Every kind of dynamics."""
-    return request.param
+    return CASES[request.param]
 
 
 @pytest.fixture(params=VECTOR_CASES.values(), ids=VECTOR_CASES.keys())

@@ -57,7 +57,7 @@ PROBLEMS = {
 }
 
 
-def at(problem, scheme, rand, steps=7):
+def at(problem, scheme, rand, steps=5):
     objective = discretize(problem, steps, scheme)
     discretization, u = objective.discretization, 0.5 * rand(objective.space.dimension)
     states = torch.empty(steps + 1, 3, 2, dtype=torch.float64)
@@ -67,6 +67,7 @@ def at(problem, scheme, rand, steps=7):
 
 @pytest.mark.parametrize("scheme", ["euler", "heun", "rk4"])
 @pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.cover(1)
 def test_products_are_those_of_the_sweep_step_by_step(name, scheme, rand, unchanged):
     discretization, u, states = at(PROBLEMS[name], scheme, rand)
     with unchanged(u, states):

@@ -187,11 +187,13 @@ def agree(definition, rand):
     return check
 
 
+@pytest.mark.cover(1)
 def test_the_derivatives_are_those_of_autograd_through_the_definition(case, scheme, agree, rand):
     agree(case, with_everything(case.state), scheme, rand(5, *case.state))
 
 
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS.keys())
+@pytest.mark.parametrize("case", ["dense tanh", "convolution tanh", "function", "module"], indirect=True)
 @pytest.mark.parametrize("scheme", ["euler", "rk4", "crank_nicolson"])
 @pytest.mark.cover(2)
 def test_the_derivatives_of_each_cost_are_those_of_autograd_through_the_definition(case, cost, scheme, agree, rand):

@@ -102,6 +102,7 @@ TITLES = {
 
 @pytest.mark.parametrize("word", SMOOTHERS)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.cover(1)
 def test_every_method_runs_with_every_smoother(method, word):
     smoother = SMOOTHERS[word](0.1)
     result = solve("control", CONTROL, RunSpec(method, smoother, stop=Stop(max_iterations=60)))

@@ -73,9 +73,9 @@ def module_network():
 
 
 def image_network():
-    closing = module(nn.Flatten, lambda: nn.Linear(24, 3))
+    closing = module(nn.Flatten, lambda: nn.Linear(8, 3))
     labels = CrossEntropy(torch.tensor([0, 2]))
-    return residual_network(inputs(2, 2, 4, 3), labels, Convolution(2), closing=closing)
+    return residual_network(inputs(2, 2, 2, 2), labels, Convolution(2), closing=closing)
 
 
 def stable_network():
@@ -136,7 +136,7 @@ def test_a_right_derivative_passes_on_any_grid(problem, steps):
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_verdict_does_not_depend_on_the_directions(seed):
     report = verify(discretize(PROBLEMS["dense layer"], 8), seed=seed)
     assert report.passed, str(report)
@@ -379,7 +379,7 @@ def test_a_control_whose_objective_is_not_finite_is_refused(bad):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.cover(1)
 def test_single_precision_passes_with_wider_bounds(seed, general_scheme):
-    report = verify(discretize(pendulum(torch.float32), 8, general_scheme), seed=seed)
+    report = verify(discretize(pendulum(torch.float32), 4, general_scheme), seed=seed)
     assert report.passed, str(report)
 
 
