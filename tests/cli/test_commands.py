@@ -164,13 +164,13 @@ def test_the_version_is_printed(call):
 
 @pytest.mark.parametrize("text", [CONTROL, LEARNING], ids=["control", "learning"])
 def test_verify_prints_the_report_and_passes_what_is_right(call, write, text):
-    result = call("verify", write(text))
+    result = call("verify", write(text), "--steps", 4)
     assert result.exit_code == 0
     assert result.output.splitlines()[-1] == "All checks passed."
 
 
 def test_verify_exits_with_one_where_a_derivative_is_wrong(call, write):
-    result = call("verify", write(CORRUPTED))
+    result = call("verify", write(CORRUPTED), "--steps", 4)
     assert result.exit_code == 1
     assert "checks FAILED." in result.output.splitlines()[-1]
     assert "Traceback" not in result.output
@@ -180,7 +180,7 @@ def test_verify_exits_with_one_where_a_derivative_is_wrong(call, write):
 def test_verify_writes_its_report_whatever_the_verdict(call, write, tmp_path, text, passed):
     file = write(text)
     for _ in range(2):  # an earlier report is replaced
-        call("verify", file, "--json", tmp_path / "report.json")
+        call("verify", file, "--steps", 4, "--json", tmp_path / "report.json")
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["passed"] is passed
     assert saved["problem"] == file
@@ -831,7 +831,7 @@ def problem(size=1.0, power=2):
     x = torch.full((1, 1), size).double()
     return ControlProblem({dynamics}, x, lambda x: (x**power).sum(), control_size=1, start=0.1)
 """
-    result = call("solve", write(text), "--steps", 64, *options)
+    result = call("solve", write(text), "--steps", 16, *options)
     assert f"status: {status}" in result.output
     assert result.exit_code == code
 
@@ -845,9 +845,8 @@ def test_the_scheme_is_said_where_the_problem_suggests_none(call, write):
     for command in ("solve", "verify", "compare"):
         limits = () if command == "verify" else ("--max-iterations", 1)
         assert "mine.py suggests no scheme: 128 steps of euler" in call(command, write(SIMPLE), *limits).output
-        again = () if command == "verify" else ("--overwrite",)
+        again = ("--steps", 4) if command == "verify" else ("--overwrite",)
         assert "suggests" not in call(command, write(SIMPLE), *limits, *again, "--integrator", "rk4").output
-    assert "128 steps of euler" in call("verify", write(SIMPLE)).output
 
 
 def test_solve_can_check_the_derivative_first(call, write, tmp_path):

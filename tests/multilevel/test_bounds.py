@@ -132,7 +132,7 @@ SMOOTHING = {
 @every_limit
 @pytest.mark.parametrize("interpolation", [CONSTANT, LINEAR])
 @pytest.mark.parametrize("smoother", SMOOTHING.values(), ids=SMOOTHING.keys())
-@pytest.mark.cover(2)
+@pytest.mark.cover(1)
 def test_corrections_within_bounds_happen_and_need_no_projection(
     smoother, interpolation, bounds, started, run, on_shifted, watched, bounded
 ):

@@ -142,6 +142,7 @@ every_run = pytest.mark.parametrize(("method", "settings"), RUNS.values(), ids=R
 
 @pytest.mark.parametrize("size", [2, 3])
 @every_run
+@pytest.mark.cover(1)
 def test_processes_agree_to_the_last_bit_and_with_one_process_up_to_rounding(method, settings, size):
     settings = {"stop": Stop(tolerance=1e-9, max_iterations=12), **settings}
 

@@ -295,10 +295,8 @@ def test_several_samples_of_many_components_are_drawn_together():
     "options",
     [
         {},
-        {"bounds": True},
         {"n": 12, "m": 12, "bounds": True},
         {"n": 40, "m": 20, "bounds": True},
-        {"n": 3, "samples": 2},
         {"n": 9, "samples": 4, "m": 30},
         {"x": torch.full((STEPS + 1, 1, 2), nan)},
         {"x": torch.full((STEPS + 1, 1, 20), inf)},
