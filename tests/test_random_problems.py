@@ -147,7 +147,7 @@ def build(case):
             pieces.X0 = lambda q, r: start(q)
         # A start gives the parameters of the initial state their type.
         others["start"] = ocp.Control(ocp.ControlSpace(ocp.TimeGrid(horizon, 1), m, s), x0.new_zeros(m + s))
-        sizes = {"horizon": horizon, "control_size": m, "parameter_size": s}
+        sizes = {"horizon": horizon, "control_size": m, "parameters": s}
         return ocp.ControlProblem(pieces.f, start, terminal, **sizes, **others), pieces
     inputs, closing = x0, (lambda: nn.Sequential(nn.Flatten(), nn.Linear(n, 3))) if case.closing else nn.Identity
     ends = {

@@ -57,9 +57,9 @@ def inspect_abilities(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) 
             raise ValueError(
                 f"{name}: expected {written} to return what has the shapes and types of {expected}, got {got}"
             )
-    L, f = problem.running_cost, problem.dynamics
+    L, f = problem.equation.running_cost, problem.equation.dynamics
     t, points = (
-        torch.tensor([0.0, 0.4 * problem.horizon]).to(x),
+        torch.tensor([0.0, 0.4 * problem.grid(1).horizon]).to(x),
         nearby({"x": torch.stack((x, x)), "u": torch.stack((u, u))}),
     )
     batched = isinstance(L, Batched) and capability_applies(L, "derivative_along", "__call__", "derivative")
@@ -76,7 +76,8 @@ Method = tuple[str, str, Callable[..., Any], Mapping[str, Tensor], Mapping[str, 
 
 def _derivatives(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[Method]:
     """Piece, how the method is written, the method, its arguments, and what its results are like."""
-    f, X0, L, Phi = problem.dynamics, problem.initial_state, problem.running_cost, problem.terminal_cost
+    f, L = problem.equation.dynamics, problem.equation.running_cost
+    X0, Phi = problem.initial_state, problem.terminal_cost
     way = nearby({"dx": torch.zeros_like(x), "du": torch.zeros_like(u), "dq": torch.zeros_like(q)})
     dx, du, dq = ({name: d} for name, d in way.items())
     t, p = {"t": torch.zeros(())}, {"p": torch.ones_like(x)}

@@ -36,11 +36,14 @@ def locate(discretization: Discretization, control: Tensor) -> str:
 def _numbers(discretization: Discretization, control: Tensor) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
     """All that both sweeps compute, in this order."""
     problem, space, integrator = discretization.problem, discretization.space, discretization.integrator
-    q, points = space.parameters(control), list(zip(discretization.grid.nodes, space.path(control), strict=False))
+    q, points = (
+        space.parameters(control),
+        list(zip(discretization.grid.nodes, discretization.inputs(control), strict=False)),
+    )
     h, last, states = discretization.grid.h, problem.terminal_cost, [problem.initial_state(q)]
     yield "the initial state", (states[0],)
     for k, (t, u) in enumerate(points):
-        x, cost = integrator.step(problem, t, h, states[-1], u)
+        x, cost = integrator.step(problem.equation, t, h, states[-1], u)
         states.append(x)
         yield f"the running cost in step {k}", (cost,)
         yield f"the state after step {k}", (x,)
@@ -53,7 +56,7 @@ def _numbers(discretization: Discretization, control: Tensor) -> Iterator[tuple[
         p, pq = last.derivative(states[-1], q)
         yield "the derivative of the terminal cost", (p, pq)
     for k, (t, u) in reversed(list(enumerate(points))):
-        p, pu = integrator.pullback(problem, t, h, states[k], u, p)
+        p, pu = integrator.pullback(problem.equation, t, h, states[k], u, p)
         yield f"the adjoint of step {k}", (p, pu)
     yield "the derivative of the initial state", (problem.initial_state.vjp(q, p),)
     for control_cost in problem.control_cost:

@@ -20,8 +20,9 @@ from ocp.problem.differences import nearby
 from ocp.problem.division import check_division
 from ocp.problem.dynamics import FunctionDynamics
 from ocp.problem.functions import twice_differentiable
-from ocp.problem.initial_state import Opening
-from ocp.space.bounds import Box, feasible
+from ocp.problem.initial_state import FixedState, Opening
+from ocp.problem.shapes import FlatControl
+from ocp.space.bounds import Bounds, Box, feasible
 from ocp.space.control import Control, ControlSpace, at_midpoints
 from ocp.space.grid import TimeGrid
 
@@ -44,8 +45,10 @@ class Discretization:
     @cached_property
     def box(self) -> Box | None:
         """The controls within the bounds; None if the problem has none."""
-        bounds = self.problem.bounds
-        return None if bounds is None else bounds.on(self.space, self.example()[0])
+        bounds, parameters, x = self.problem.bounds, self.problem.parameters, self.example()[0]
+        if bounds is None and not parameters.bounded:
+            return None
+        return (bounds or Bounds()).on(self.space, x, parameters.bounds(x))
 
     def on(self, steps: int) -> Discretization:
         """The same problem on another number of steps."""
@@ -56,20 +59,40 @@ class Discretization:
         return replace(self, problem=self.problem.take(indices))
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """An initial state and the control of one step, both at the start of the problem."""
-        problem, start = self.problem, self.problem.start
-        x = problem.initial_state(self._parameters())
-        return x, start.path[0] if isinstance(start, Control) else x.new_zeros(problem.dynamics.control_size)
+        """An initial state and what is fixed during one step, both at the start of the problem."""
+        problem, start, q = self.problem, self.problem.start, self._parameters()
+        x = problem.initial_state(q)
+        u = start.path[0] if isinstance(start, Control) else x.new_zeros(problem.dynamics.control_size)
+        return x, torch.cat((u, q.to(u))) if problem.equation.parameter_size else u
+
+    def inputs(self, control: FlatControl) -> Tensor:
+        """What is fixed during each step, shape (N, m), or (N, m + s) if the equation depends on the parameters."""
+        path = self.space.path(control)
+        if not self.problem.equation.parameter_size:
+            return path
+        return torch.cat((path, self.space.parameters(control).expand(len(path), -1)), dim=1)
+
+    def by_inputs(self, derivative: FlatControl) -> Tensor:
+        """Storage for derivatives by the `inputs`, a view of a flat derivative where possible; see `collect`."""
+        path, s = self.space.path(derivative), self.problem.equation.parameter_size
+        return path.new_empty(len(path), path.shape[1] + s) if s else path
+
+    def collect(self, by_inputs: Tensor, derivative: FlatControl) -> None:
+        """Set the path of a derivative, and add to its parameters, what was written to `by_inputs`."""
+        if self.problem.equation.parameter_size:
+            m = self.space.control_size
+            self.space.path(derivative).copy_(by_inputs[:, :m])
+            self.space.parameters(derivative).add_(by_inputs[:, m:].sum(0))
 
     def _parameters(self) -> Tensor:
         """The parameters q at the start of the problem."""
         problem = self.problem
         if isinstance(problem.start, Control):
             return problem.start.parameters
-        # An opening computes in the type of its inputs; a function of the parameters gets the default type.
-        like = problem.initial_state.inputs if isinstance(problem.initial_state, Opening) else torch.empty(0)
-        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-        return like.new_zeros(problem.parameter_size, dtype=dtype)
+        # A state and an opening compute in the type of their numbers; a function gets that of the parameters.
+        X0, q = problem.initial_state, problem.parameters.start
+        like = X0.x if isinstance(X0, FixedState) else X0.inputs if isinstance(X0, Opening) else q
+        return q.to(like if like.is_floating_point() else q)
 
     def check(self) -> None:
         """Evaluate every piece a few times, and see that they fit and are functions of their arguments.
@@ -91,8 +114,8 @@ class Discretization:
         inspect_abilities(problem, q.to(x), x, u)
         if isinstance(self.integrator, SelectiveIntegrator):
             near = nearby({"x": x, "u": u}).values()
-            for t in (0.0, 0.4 * problem.horizon):
-                self.integrator.check(problem, t, self.grid.h, *near)
+            for t in (0.0, 0.4 * self.grid.horizon):
+                self.integrator.check(problem.equation, t, self.grid.h, *near)
         if not identical(problem.initial_state(q), x):
             raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
 
@@ -102,8 +125,8 @@ class Discretization:
         problem, q, (x, u) = self.problem, self._parameters(), self.example()
         at, end = tuple(nearby({"x": x, "u": u}).values()), tuple(nearby({"x": x, "q": q.to(x)}).values())
         pieces = {
-            "dynamics": (FunctionDynamics, problem.dynamics, (0.0,), at),
-            "running_cost": (RunningFunction, problem.running_cost, (0.0,), at),
+            "dynamics": (FunctionDynamics, problem.equation.dynamics, (0.0,), at),
+            "running_cost": (RunningFunction, problem.equation.running_cost, (0.0,), at),
             "terminal_cost": (TerminalFunction, problem.terminal_cost, (), end),
         }
         return tuple(
@@ -130,7 +153,7 @@ class Discretization:
         """
         space, start = self.space, self.problem.start
         x, path = self.example()[0], start.path if isinstance(start, Control) else start
-        parameters = start.parameters if isinstance(start, Control) else x.new_zeros(space.parameter_size)
+        parameters = self._parameters().to(x)
         if isinstance(path, Tensor) and path.ndim == 2:
             if self.grid.steps % len(path):
                 raise ValueError(

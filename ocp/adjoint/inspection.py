@@ -18,7 +18,6 @@ from ocp.problem.dynamics import FunctionDynamics
 from ocp.problem.initial_state import StateFunction
 from ocp.problem.protocols import Checked
 from ocp.space.control import time_hint
-from ocp.space.grid import TimeGrid
 
 __all__ = ["inspect_control_costs", "inspect_initial_state", "inspect_pieces"]
 
@@ -73,14 +72,15 @@ class _Piece:
         if "numpy()" in str(error):
             hint = hint or "; write it in operations of torch, which autograd can follow"
         if self.name == "terminal_cost" and "positional argument" in str(error):
-            hint = "; it is Phi(x, q) if parameter_size > 0, otherwise Phi(x)"
+            hint = "; it is Phi(x), or Phi(x, q) with parameters"
         return ValueError(
             f"{self.name}: expected {self.call} to take {given}, got {type(error).__name__}: {error}{hint}"
         )
 
 
 def _pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, t: float = 0.0) -> Iterator[_Piece]:
-    f, X0, L, Phi = problem.dynamics, problem.initial_state, problem.running_cost, problem.terminal_cost
+    f, L = problem.equation.dynamics, problem.equation.running_cost
+    X0, Phi = problem.initial_state, problem.terminal_cost
     yield _Piece("initial_state", "X0(q)", "vjp(q, p)", X0, X0.vjp, {"q": q})
     yield _Piece("dynamics", "f(t, x, u)", "vjp(t, x, u, p)", f, f.vjp, {"x": x, "u": u}, (t,))
     if L is not None:
@@ -119,7 +119,7 @@ def inspect_pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> 
 
 def inspect_control_costs(problem: ControlProblem, x: Tensor) -> None:
     """As `inspect_pieces`, for the costs of the control, on a grid of three steps; x shows type and device."""
-    space = problem.space(TimeGrid(problem.horizon, 3))
+    space = problem.space(problem.grid(3))
     flat = nearby({"flat": x.new_zeros(space.dimension)})
     for R in problem.control_cost:
         value, derivative = partial(R, space), partial(R.derivative, space)
@@ -130,7 +130,7 @@ def inspect_control_costs(problem: ControlProblem, x: Tensor) -> None:
 def _refuse_disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> None:
     """Refuse functions whose derivative disagrees with differences, at two times and near the given point."""
     q, x, u = nearby({"q": q, "x": x, "u": u}).values()
-    for t in (0.0, 0.4 * problem.horizon):
+    for t in (0.0, 0.4 * problem.grid(1).horizon):
         for piece in _pieces(problem, q, x, u, t):
             # Not those whose derivatives are overridden, nor again those without a time.
             if type(piece.piece) not in FUNCTIONS or (t > 0 and not piece.times):

@@ -25,7 +25,7 @@ class Linearization:
         problem, grid, integrator = discretization.problem, discretization.grid, discretization.integrator
 
         def step(t: float, x: Tensor, u: Tensor) -> Tensor:
-            end, cost = integrator.step(problem, t, grid.h, x, u)
+            end, cost = integrator.step(problem.equation, t, grid.h, x, u)
             return torch.cat((end.flatten(), x.new_zeros(1) if cost is None else cost.view(1)))
 
         with torch.enable_grad():

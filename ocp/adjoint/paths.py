@@ -53,14 +53,14 @@ def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u:
 def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -> Tape | None:
     """The fastest tape for ``capacity`` steps that the problem supports; None if only `Stepwise` applies."""
     problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
-    f, L, whole = problem.dynamics, problem.running_cost, capacity == grid.steps
+    f, L, whole = problem.equation.dynamics, problem.equation.running_cost, capacity == grid.steps
     applies = capability_applies(integrator, "explicit_tableau", "step", "pullback")
     tableau = integrator.explicit_tableau if isinstance(integrator, StageWiseIntegrator) and applies else None
     on_cuda = x.is_cuda and os.environ.get("OCP_CUDA_FAST_PATHS") == "1"
     if on_cuda:
         from ocp.adjoint.cuda import fused, graphs  # here, since importing Triton takes a while
 
-        if fused.supports(tableau, problem, x):
+        if fused.supports(tableau, problem.equation, x):
             kernel = fused.Fused(grid, capacity, x)
             return graphs.Graphed(kernel) if whole else kernel
     by_autograd = (
@@ -82,7 +82,7 @@ def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -
 def supports_linearization(discretization: Discretization) -> bool:
     """Whether all steps can be linearized at once: explicit steps of functions that vmap can map, of few numbers."""
     problem, integrator = discretization.problem, discretization.integrator
-    f, L = problem.dynamics, problem.running_cost
+    f, L = problem.equation.dynamics, problem.equation.running_cost
     return (
         _is_traceable(integrator, "step", "pullback", "tangent", "pullback_tangent")
         and (L is None or _is_traceable(L, "__call__", "derivative", "hvp"))

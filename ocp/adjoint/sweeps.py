@@ -32,7 +32,7 @@ def forward(discretization: Discretization, control: FlatControl, states: NodeSt
     problem, space = discretization.problem, discretization.space
     steps = Stepwise(discretization.integrator, discretization.grid, states) if isinstance(states, Tensor) else states
     q, value = space.parameters(control), control.new_zeros(())
-    running = steps.forward(problem, 0, problem.initial_state(q), space.path(control))
+    running = steps.forward(problem.equation, 0, problem.initial_state(q), discretization.inputs(control))
     if running is not None:
         value += running
     if problem.terminal_cost is not None:
@@ -60,7 +60,7 @@ def adjoint(
     problem, space = discretization.problem, discretization.space
     q, end = space.parameters(control), states[-1] if isinstance(states, Tensor) else states.end
     derivative = torch.empty_like(control) if out is None else out
-    by_path, by_parameters = space.path(derivative), space.parameters(derivative).zero_()
+    by_inputs, by_parameters = discretization.by_inputs(derivative), space.parameters(derivative).zero_()
     p = torch.zeros_like(end)
     if problem.terminal_cost is not None:
         p, pq = problem.terminal_cost.derivative(end, q)
@@ -68,9 +68,10 @@ def adjoint(
     if isinstance(states, Tensor) or costates is not None:
         x = states if isinstance(states, Tensor) else states.states
         steps = Stepwise(discretization.integrator, discretization.grid, x)
-        p = steps.resume(problem, 0, space.path(control)).backward(p, by_path, costates)
+        p = steps.resume(problem.equation, 0, discretization.inputs(control)).backward(p, by_inputs, costates)
     else:
-        p = states.backward(p, by_path)
+        p = states.backward(p, by_inputs)
+    discretization.collect(by_inputs, derivative)
     by_parameters += problem.initial_state.vjp(q, p)
     for cost in problem.control_cost:
         derivative += cost.derivative(space, control)
@@ -91,14 +92,14 @@ def tangent(
     """
     problem, grid, space = discretization.problem, discretization.grid, discretization.space
     step, h, t = discretization.integrator.tangent, grid.h, grid.nodes
-    x, u, q = states.unbind(0), space.path(control).unbind(0), space.parameters(control)
-    du, dq = space.path(direction).unbind(0), space.parameters(direction)
+    x, u, q = states.unbind(0), discretization.inputs(control).unbind(0), space.parameters(control)
+    du, dq = discretization.inputs(direction).unbind(0), space.parameters(direction)
     dx = problem.initial_state.jvp(q, dq)
     dvalue = states.new_zeros(())
     for k in range(grid.steps):
         if tangents is not None:
             tangents[k].copy_(dx)
-        dx, running = step(problem, t[k], h, x[k], u[k], dx, du[k])
+        dx, running = step(problem.equation, t[k], h, x[k], u[k], dx, du[k])
         if running is not None:
             dvalue += running
     if tangents is not None:
@@ -114,8 +115,8 @@ def tangent(
 @torch.no_grad()
 def linearize(discretization: Discretization, control: FlatControl, states: NodeStates) -> Linearization | None:
     """All steps at once, for `second_adjoint` at this control in many directions; None if that is not supported."""
-    p, path = _last_costate(discretization, control, states[-1]), discretization.space.path(control)
-    return Linearization(discretization, states, path, p) if supports_linearization(discretization) else None
+    p, inputs = _last_costate(discretization, control, states[-1]), discretization.inputs(control)
+    return Linearization(discretization, states, inputs, p) if supports_linearization(discretization) else None
 
 
 def _last_costate(discretization: Discretization, control: FlatControl, end: Tensor) -> Tensor:
@@ -141,27 +142,28 @@ def second_adjoint(
     problem: Any = discretization.problem
     integrator: Any = discretization.integrator
     grid, space = discretization.grid, discretization.space
-    q, dq, dpath = space.parameters(control), space.parameters(direction), space.path(direction)
+    q, dq, dinputs = space.parameters(control), space.parameters(direction), discretization.inputs(direction)
     if steps is None:
         tangent(discretization, control, direction, states, tangents)
     else:
-        tangents.copy_(steps.tangents(problem.initial_state.jvp(q, dq), dpath))
+        tangents.copy_(steps.tangents(problem.initial_state.jvp(q, dq), dinputs))
     product, last, end = torch.zeros_like(control), problem.terminal_cost, states[-1]
-    by_path, by_parameters, dp = space.path(product), space.parameters(product), torch.zeros_like(end)
+    by_inputs, by_parameters, dp = discretization.by_inputs(product), space.parameters(product), torch.zeros_like(end)
     if last is not None:
         dp, hq = last.hvp(end, q, tangents[-1], dq)
         by_parameters += hq
     if steps is None:
         h, t, x, dx = grid.h, grid.nodes, states.unbind(0), tangents.unbind(0)
-        u, du, by_step = space.path(control).unbind(0), dpath.unbind(0), by_path.unbind(0)
+        u, du, by_step = discretization.inputs(control).unbind(0), dinputs.unbind(0), by_inputs.unbind(0)
         p = _last_costate(discretization, control, end)
         for k in reversed(range(grid.steps)):
-            p, dp, dpu = integrator.pullback_tangent(problem, t[k], h, x[k], u[k], p, dx[k], du[k], dp)
+            p, dp, dpu = integrator.pullback_tangent(problem.equation, t[k], h, x[k], u[k], p, dx[k], du[k], dp)
             by_step[k].copy_(dpu)
     else:
         p = steps.costate
-        dp, second = steps.second(tangents, dpath, dp)
-        by_path.copy_(second)
+        dp, second = steps.second(tangents, dinputs, dp)
+        by_inputs.copy_(second)
+    discretization.collect(by_inputs, product)
     by_parameters += problem.initial_state.vjp(q, dp) + problem.initial_state.hvp(q, p, dq)
     for cost in problem.control_cost:
         product += cost.hvp(space, control, direction)

@@ -27,7 +27,6 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import ordinary, outside
 from ocp.space.bounds import Box
 from ocp.space.control import Control, ControlSpace
-from ocp.space.grid import TimeGrid
 
 __all__ = ["ReducedEvaluation", "ReducedObjective", "discretize"]
 
@@ -177,13 +176,13 @@ class ReducedObjective:
         """
         if self.processes.size > 1:
             return ReducedObjective(self.discretization, self.work, self.schedule).trajectory(control)
-        point, space, box = self.at(control), self.space, self.box
-        states = point.states
+        point, space, box, problem = self.at(control), self.space, self.box, self.discretization.problem
+        states, q = point.states, space.parameters(point.control)
         costates = torch.empty_like(states)
         derivative = sweeps.adjoint(self.discretization, point.control, states, costates)
         self._charge(1 - FORWARD_SHARE)
         return Trajectory(
-            t=torch.tensor(space.grid.nodes).to(states),
+            t=torch.tensor(space.grid.nodes).to(states) * (problem.duration(q) / space.grid.horizon),
             x=states.clone(),
             p=costates,
             u=space.path(point.control).clone(),
@@ -361,6 +360,6 @@ def discretize(
     """
     if not isinstance(problem, ControlProblem):
         raise TypeError(f"problem: expected a ControlProblem, got {type(problem).__name__}")
-    discretization = Discretization(problem, TimeGrid(problem.horizon, steps), as_integrator(integrator))
+    discretization = Discretization(problem, problem.grid(steps), as_integrator(integrator))
     discretization.check()
     return ReducedObjective(discretization, schedule=as_schedule(schedule, discretization.integrator))

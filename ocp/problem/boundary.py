@@ -52,7 +52,7 @@ def data(name: str, tensor: Any, expected: str = "a tensor") -> Tensor:
     return ordinary(tensor)
 
 
-def with_data(piece: Piece, **tensors: Tensor) -> Piece:
+def with_data(piece: Piece, **tensors: Any) -> Piece:
     """A copy of a frozen piece that holds other data, which were checked before."""
     piece = copy.copy(piece)
     vars(piece).update(tensors)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ocp.problem.boundary import call, check_order, data, take, uncompiled, with_data
 from ocp.problem.functions import Mapped, hvp, jvp, pullback
 from ocp.problem.modules import FlatModule
+from ocp.problem.parameters import ParameterSet, takes_parameters
 from ocp.problem.protocols import Classifier, ControlCost, RunningCost, SecondOrder, TerminalCost
 from ocp.problem.shapes import BatchState, Cotangent, FlatControl, Parameters, Scalar, StepControl
 from ocp.space.control import ControlSpace
@@ -28,28 +29,33 @@ __all__ = [
     "Tikhonov",
     "TimeSmoothness",
     "as_control_costs",
-    "as_cost",
+    "as_running_cost",
+    "as_terminal_cost",
 ]
 
 
 @dataclass(frozen=True)
 class TerminalFunction:
-    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` if the problem has parameters."""
+    """A plain function as terminal cost: ``Phi(x)``, or ``Phi(x, q)`` with the parameters of a problem."""
 
     function: Callable[..., Tensor]
+    parameters: ParameterSet | None = field(default=None, repr=False)
+    _takes: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_order("terminal_cost", self.function, "x", "q")
+        object.__setattr__(self, "_takes", takes_parameters(self.function, 1))
 
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
-        arguments = {"x": x, "q": q} if q.numel() else {"x": x}
-        return call("terminal_cost", self.function, **arguments)
+        if not self._takes:
+            return call("terminal_cost", self.function, x=x)
+        return call("terminal_cost", self.function, x=x, q=q if self.parameters is None else self.parameters(q))
 
     def derivative(self, x: BatchState, q: Parameters) -> tuple[BatchState, Parameters]:
         return pullback(self, (x, q))
 
     def hvp(self, x: BatchState, q: Parameters, dx: BatchState, dq: Parameters) -> tuple[BatchState, Parameters]:
-        return hvp(TerminalFunction(uncompiled(self.function)), (x, q), (dx, dq))
+        return hvp(replace(self, function=uncompiled(self.function)), (x, q), (dx, dq))
 
     def take(self, indices: Tensor) -> TerminalFunction:
         return self  # functions are assumed to treat all samples alike
@@ -57,7 +63,7 @@ class TerminalFunction:
 
 @dataclass(frozen=True)
 class RunningFunction:
-    """A plain function ``L(t, x, u)`` as running cost."""
+    """A plain function ``L(t, x, u)`` as running cost; an `Equation` turns one of (t, x, u, q) into such a function."""
 
     function: Callable[[float, Tensor, Tensor], Tensor]
     _mapped: Mapped = field(init=False, repr=False, compare=False)
@@ -65,6 +71,7 @@ class RunningFunction:
 
     def __post_init__(self) -> None:
         check_order("running_cost", self.function, "t", "x", "u")
+        check_order("running_cost", self.function, "t", "x", "u", "q")
         object.__setattr__(self, "_mapped", Mapped(self.function, "running_cost"))
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> Scalar:
@@ -359,13 +366,24 @@ class TimeSmoothness:
         return self.derivative(space, direction)  # linear in its argument
 
 
-def as_cost(name: str, cost: Any, kind: type, adapter: Callable[[Any], Any], signature: str) -> Any:
-    """A terminal or running cost from a function, a cost of the kind, or None."""
-    if cost is None or isinstance(cost, kind):
+def as_terminal_cost(cost: Any, parameters: ParameterSet) -> TerminalCost | None:
+    """A terminal cost from a function, a `TerminalCost` or None; a TypeError for anything else."""
+    if isinstance(cost, TerminalFunction):
+        return with_data(cost, parameters=parameters)
+    if cost is None or isinstance(cost, TerminalCost):
         return cost
-    if callable(cost):
-        return adapter(cost)
-    raise TypeError(f"{name}: expected a function {signature} or a {kind.__name__}, got {type(cost).__name__}")
+    if not callable(cost):
+        raise TypeError(f"terminal_cost: expected a function Phi(x) or a TerminalCost, got {type(cost).__name__}")
+    return TerminalFunction(cost, parameters)
+
+
+def as_running_cost(cost: Any) -> RunningCost | None:
+    """A running cost from a function, a `RunningCost` or None; a TypeError for anything else."""
+    if cost is None or isinstance(cost, RunningCost):
+        return cost
+    if not callable(cost):
+        raise TypeError(f"running_cost: expected a function L(t, x, u) or a RunningCost, got {type(cost).__name__}")
+    return RunningFunction(cost)
 
 
 def as_control_costs(costs: Any) -> tuple[ControlCost, ...]:

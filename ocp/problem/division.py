@@ -29,12 +29,12 @@ def check_division(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> 
     """
     problem.take(torch.arange(len(x), device=x.device))  # raises if a piece cannot be divided
     if len(x) > 1:
-        for distance, t in ((0.01, 0.0), (1.0, 0.4 * problem.horizon)):
+        for distance, t in ((0.01, 0.0), (1.0, 0.4 * problem.grid(1).horizon)):
             _check_at(problem, t, *nearby({"q": q, "x": x, "u": u}, distance).values())
 
 
 def _check_at(problem: ControlProblem, t: float, q: Tensor, x: Tensor, u: Tensor) -> None:
-    f, L, Phi = problem.dynamics, problem.running_cost, problem.terminal_cost
+    f, L, Phi = problem.equation.dynamics, problem.equation.running_cost, problem.terminal_cost
     _check_states("initial_state", problem.initial_state(q), lambda part: problem.take(part).initial_state(q))
     _check_states("dynamics", f(t, x, u), lambda part: f(t, x[part], u))
     if L is not None:

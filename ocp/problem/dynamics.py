@@ -43,6 +43,7 @@ class FunctionDynamics:
 
     def __init__(self, function: Callable[[float, Tensor, Tensor], Tensor], control_size: int):
         check_order("dynamics", function, "t", "x", "u")
+        check_order("dynamics", function, "t", "x", "u", "q")
         self.function, self._plain = function, uncompiled(function)
         self.control_size = control_size
         self._mapped = Mapped(function, "dynamics")
@@ -192,8 +193,8 @@ def as_dynamics(dynamics: Any, control_size: int | None) -> Dynamics:
             "dynamics: expected a function f(t, x, u), an nn.Module, or Dynamics with control_size, __call__(t, x, u), "
             f"vjp and jvp, got {type(dynamics).__name__} without {', '.join(lacks)}"
         )
-    if not isinstance(control_size, int) or control_size < 1:
+    if not isinstance(control_size, int) or control_size < 0:
         raise ValueError(
-            f"control_size: expected the length of u (an integer >= 1) for a plain function, got {control_size!r}"
+            f"control_size: expected the length of u (an integer >= 0) for a plain function, got {control_size!r}"
         )
     return FunctionDynamics(dynamics, control_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ocp.problem.boundary import call, data, uncompiled, with_data
 from ocp.problem.functions import hvp, jvp, pullback
 from ocp.problem.inference import outside
 from ocp.problem.modules import FlatModule
+from ocp.problem.parameters import Named, ParameterSet
 from ocp.problem.protocols import InitialState
 from ocp.problem.shapes import BatchState, Parameters
 
@@ -57,19 +58,27 @@ class FixedState:
 class StateFunction:
     """A plain function q -> x_0 as initial state."""
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Any], Tensor]
+    parameters: ParameterSet | None = field(default=None, repr=False)
 
     def __call__(self, q: Parameters) -> BatchState:
-        return call("initial_state", self.function, q=q)
+        return call("initial_state", self.function, q=self._named(q))
 
     def vjp(self, q: Parameters, p: BatchState) -> Parameters:
         return pullback(self, (q,), p)[0]
 
     def jvp(self, q: Parameters, dq: Parameters) -> BatchState:
-        return jvp(uncompiled(self.function), (q,), (dq,))[1]
+        return jvp(self._plain, (q,), (dq,))[1]
 
     def hvp(self, q: Parameters, p: BatchState, dq: Parameters) -> Parameters:
-        return hvp(uncompiled(self.function), (q,), (dq,), p)[0]
+        return hvp(self._plain, (q,), (dq,), p)[0]
+
+    def _plain(self, q: Tensor) -> Tensor:
+        value: Tensor = uncompiled(self.function)(self._named(q))
+        return value
+
+    def _named(self, q: Tensor) -> Tensor | Named:
+        return q if self.parameters is None else self.parameters(q)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +110,21 @@ class Opening:
         return with_data(self, inputs=self.inputs[indices])
 
 
-def as_initial_state(x: Any) -> InitialState:
+def as_initial_state(x: Any, parameters: ParameterSet) -> InitialState:
     """The initial state from a tensor, a function of the parameters, or an `InitialState`.
 
     Raises
     ------
     TypeError, ValueError
-        If it is something else, or a tensor of the wrong kind or with numbers that are not finite.
+        If it is something else, a tensor of the wrong kind or with numbers that are not finite, or a function although
+        there are no parameters.
     """
+    if isinstance(x, StateFunction):
+        return with_data(x, parameters=parameters)
     if isinstance(x, InitialState):
         return x
     if callable(x):
-        return StateFunction(x)
+        if not parameters.size:
+            raise ValueError("parameters: expected some for an initial state that is a function of them, got none")
+        return StateFunction(x, parameters)
     return FixedState(x)

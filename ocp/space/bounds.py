@@ -51,7 +51,7 @@ def masked(vector: Tensor, free: Tensor | None) -> Tensor:
 class Bounds:
     """Bounds lower <= u(t) <= upper on the path of the control, imposed at the midpoint of each step.
 
-    Parameters have no bounds. Bounds compare by identity, like everything that may hold tensors.
+    Bounds compare by identity, like everything that may hold tensors.
 
     Parameters
     ----------
@@ -70,14 +70,15 @@ class Bounds:
     lower: TimeFunction = -inf
     upper: TimeFunction = inf
 
-    def on(self, space: ControlSpace, like: Tensor) -> Box:
-        """The box in a control space, with the dtype and device of ``like``.
+    def on(self, space: ControlSpace, like: Tensor, parameters: tuple[Tensor, Tensor] | None = None) -> Box:
+        """The box in a control space, with the dtype and device of ``like``, and bounds of the parameters, if any.
 
         Raises TypeError or ValueError if a bound has the wrong type or shape, or if nothing finite lies between them.
         """
         none = like.new_full((space.parameter_size,), inf)
-        lower = space.join(at_midpoints("bounds: expected the lower one", self.lower, space, like), -none)
-        upper = space.join(at_midpoints("bounds: expected the upper one", self.upper, space, like), none)
+        below, above = parameters or (-none, none)
+        lower = space.join(at_midpoints("bounds: expected the lower one", self.lower, space, like), below)
+        upper = space.join(at_midpoints("bounds: expected the upper one", self.upper, space, like), above)
         crossed = torch.nonzero(~((lower <= upper) & (lower < inf) & (upper > -inf))).flatten().tolist()
         if crossed:
             k, (low, high) = crossed[0], (float(bound[crossed[0]]) for bound in (lower, upper))

@@ -58,7 +58,9 @@ class ControlSpace:
         return self.grid.steps * self.control_size
 
     def steps_of(self, flat: Tensor) -> int:
-        """Number of steps of a control of the same problem on any grid, from its length."""
+        """Number of steps of a control of the same problem on any grid, from its length; with m = 0, of this grid."""
+        if not self.control_size:
+            return self.grid.steps
         return (flat.numel() - self.parameter_size) // self.control_size
 
     def path(self, flat: Tensor) -> Tensor:

@@ -109,8 +109,13 @@ class Transfer:
                 slack.scatter_reduce_(0, index, least, "amin")
             moves.scatter_reduce_(0, index, counts.to(moves), "amax")
         rows = float(((1 - weight).abs() + weight.abs()).max())
-        none = u.new_full((self.fine.parameter_size,), inf)
-        down, up = (self.coarse.join(slack.where(moves > 0, 0.0) / rows, none) for slack in (down, up))
+        down, up = (
+            self.coarse.join(
+                slack.where(moves > 0, 0.0) / rows,
+                self.fine.parameters(room).where(self.fine.parameters(free), 0.0),
+            )
+            for slack, room in ((down, u - box.lower), (up, box.upper - u))
+        )
         return Box(origin - down, origin + up)
 
     def prolong_dual(self, derivative: Tensor) -> Tensor:

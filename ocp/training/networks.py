@@ -365,6 +365,6 @@ def _assemble(
         terminal_cost=Readout(last, cost),
         control_cost=control_cost,
         horizon=horizon,
-        parameter_size=space.parameter_size,
+        parameters=space.parameter_size,
         start=Control(space, space.join(weights, parameters)),
     )

@@ -17,7 +17,6 @@ from ocp.adjoint.sweeps import without_hvp
 from ocp.objective.evaluation import Evaluation, Objective, SecondOrderEvaluation
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective
 from ocp.objective.shifted import ShiftedEvaluation, ShiftedObjective
-from ocp.problem.costs import Tikhonov
 from ocp.problem.differences import normal
 from ocp.space.control import Control
 from ocp.space.transfer import CONSTANT, LINEAR, Transfer
@@ -293,14 +292,14 @@ def _transpose_checks(objective: ReducedObjective, point: Evaluation, generator:
     scale = max(space.dual_norm(derivative), 1e-3 * abs(point.value)) * space.norm(direction)
     slope, tangent = float(torch.dot(derivative, direction)), objective.directional(u, direction)
     k = space.grid.steps // 2
-    x, uk, t = objective.trajectory(u).x[k], space.path(u)[k], space.grid.nodes[k]
+    x, uk, t = objective.trajectory(u).x[k], discretization.inputs(u)[k], space.grid.nodes[k]
     dx, p, du = normal(x, generator), normal(x, generator), normal(uk, generator)
 
     def pair(name: str, tangent: Tensor, *transposed: tuple[Tensor, Tensor]) -> Check:
         left, right = float((p * tangent).sum()), float(sum((a * b).sum() for a, b in transposed))
         return _agreement(name, left, right, float((p * tangent).abs().sum()), u.dtype)
 
-    f, plain = problem.dynamics, replace(problem, running_cost=None, control_cost=(Tikhonov(0.0),))
+    f, plain = problem.equation.dynamics, replace(problem.equation, running_cost=None)
     fx, fu = f.vjp(t, x, uk, p)
     step, _ = integrator.tangent(plain, t, h, x, uk, dx, du)
     px, pu = integrator.pullback(plain, t, h, x, uk, p)

@@ -77,7 +77,7 @@ def test_a_coarser_start_is_repeated(steps):
     ids=["number", "(m,)", "(n, m)", "function", "function of vectors"],
 )
 def test_a_start_may_be_written_in_short(given, expected):
-    start = discretization(4, start=given, horizon=1.0, parameter_size=1, terminal_cost=lambda x, q: x.sum()).start()
+    start = discretization(4, start=given, horizon=1.0, parameters=1, terminal_cost=lambda x, q: x.sum()).start()
     assert start.path.tolist() == expected
     assert (start.parameters.tolist(), start.flat.dtype) == ([0.0], torch.float64)
 
@@ -98,7 +98,7 @@ def test_a_start_that_does_not_fit_the_grid_is_refused(given, message):
 
 def test_parameters_of_the_start_pass_unchanged():
     given = start_on(2, s=3)
-    start = discretization(start=given, parameter_size=3, terminal_cost=lambda x, q: x.sum()).start()
+    start = discretization(start=given, parameters=3, terminal_cost=lambda x, q: x.sum()).start()
     assert torch.equal(start.parameters, given.parameters)
 
 
@@ -115,7 +115,7 @@ def test_without_a_start_an_opening_computes_in_the_type_of_its_inputs(dtype):
         dynamics=Dense(2),
         control_size=None,
         initial_state=opening,
-        parameter_size=8,
+        parameters=8,
         terminal_cost=lambda x, q: x.sum(),
     )
     network.check()
@@ -129,13 +129,13 @@ def test_without_a_start_an_opening_computes_in_the_type_of_its_inputs(dtype):
         {"start": start_on(2)},
         {"running_cost": None},
         {"terminal_cost": None},
-        {"parameter_size": 3, "terminal_cost": lambda x, q: x.sum() * q.sum(), "start": start_on(2, s=3)},
-        {"parameter_size": 3, "terminal_cost": lambda x, q: x.sum() * q.sum()},
+        {"parameters": 3, "terminal_cost": lambda x, q: x.sum() * q.sum(), "start": start_on(2, s=3)},
+        {"parameters": 3, "terminal_cost": lambda x, q: x.sum() * q.sum()},
         {
             "dynamics": Dense(2),
             "control_size": None,
             "initial_state": Opening(FlatModule(nn.Linear(3, 2)), torch.ones(4, 3)),
-            "parameter_size": 8,
+            "parameters": 8,
             "terminal_cost": CrossEntropy(torch.tensor([0, 1, 1, 0])),
         },
     ],

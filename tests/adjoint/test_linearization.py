@@ -52,7 +52,7 @@ PROBLEMS = {
         lambda x, q: (x * q[0]).pow(4).sum() + q[1] ** 3,
         running_cost=running,
         control_size=2,
-        parameter_size=2,
+        parameters=2,
     ),
 }
 

@@ -136,7 +136,7 @@ def test_an_image_may_be_laid_out_with_its_channels_last(rand):
 
 def test_an_initial_state_from_parameters_may_be_expanded(rand):
     def problem(initial):
-        return ControlProblem(swing, initial, lambda x, q: x.pow(3).sum(), control_size=2, parameter_size=4)
+        return ControlProblem(swing, initial, lambda x, q: x.pow(3).sum(), control_size=2, parameters=4)
 
     given, copied = (
         discretize(problem(initial), 5, "rk4")

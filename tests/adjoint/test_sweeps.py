@@ -41,7 +41,7 @@ def discretization(case, inputs, scheme):
         running,
         (Tikhonov(0.1), TimeSmoothness(0.2)),
         horizon=HORIZON,
-        parameter_size=n * n + n,
+        parameters=n * n + n,
     )
     return Discretization(problem, TimeGrid(HORIZON, STEPS), INTEGRATORS[scheme])
 

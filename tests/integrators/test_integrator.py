@@ -151,7 +151,7 @@ def test_the_order_of_accuracy_of_state_and_cost_is_the_stated_one(general_schem
 def test_the_derivative_by_the_initial_state_has_the_order_of_the_scheme(general_scheme):
     integrator = INTEGRATORS[general_scheme]
     problem = ControlProblem(
-        logistic, lambda q: q.view(1, 1), lambda x, q: x.sum(), horizon=1.5, control_size=1, parameter_size=1
+        logistic, lambda q: q.view(1, 1), lambda x, q: x.sum(), horizon=1.5, control_size=1, parameters=1
     )
     decay = exp(-STEEP * END)
     exact = decay / (LOW + (1 - LOW) * decay) ** 2  # that of x(T) = 1 / (1 + (1/q - 1) decay)

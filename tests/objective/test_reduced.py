@@ -161,13 +161,13 @@ def definition(rollout):
 def agree(definition, rand):
     """Value, derivative and Hessian agree with autograd through the definition to rounding errors."""
 
-    def check(case, cost, scheme, x, given=None, parameter_size=0):
-        s = cost.parameter_size + parameter_size
+    def check(case, cost, scheme, x, given=None, parameters=0):
+        s = cost.parameter_size + parameters
         problem = ControlProblem(
             case.dynamics,
             x if given is None else given,
             horizon=HORIZON,
-            parameter_size=s,
+            parameters=s,
             start=zero_start(case.dynamics.control_size, s, HORIZON),
             **cost.pieces,
         )
@@ -209,7 +209,7 @@ def test_the_derivatives_of_the_cross_entropy_of_the_state_are_those_of_autograd
 @pytest.mark.cover(1)
 def test_the_derivatives_by_the_parameters_of_an_initial_state_are_those_of_autograd(vector_case, scheme, agree, rand):
     x = rand(5, *vector_case.state)
-    agree(vector_case, with_terminal(vector_case.state), scheme, lambda q: x * q[0] + torch.sin(q[1]), parameter_size=2)
+    agree(vector_case, with_terminal(vector_case.state), scheme, lambda q: x * q[0] + torch.sin(q[1]), parameters=2)
 
 
 @pytest.mark.cover(1)
@@ -220,7 +220,7 @@ def test_the_derivatives_by_the_parameters_of_an_opening_are_those_of_autograd(c
     def x0(q):
         return torch.tanh(inputs @ q[: n * n].reshape(n, n).T)
 
-    agree(case, with_terminal(case.state), scheme, x0, given=opening, parameter_size=n * n)
+    agree(case, with_terminal(case.state), scheme, x0, given=opening, parameters=n * n)
 
 
 def network(rand, dtype=torch.float64):
@@ -232,7 +232,7 @@ def network(rand, dtype=torch.float64):
         Readout(last, CrossEntropy(LABELS)),
         QuadraticRunning(0.1, 0.2),
         (Tikhonov(1e-2), TimeSmoothness(1e-2)),
-        parameter_size=first.size + last.size,
+        parameters=first.size + last.size,
         start=zero_start(12, first.size + last.size, 1.0, dtype),
     )
 

@@ -120,7 +120,7 @@ class Whole:
 @pytest.mark.parametrize(
     ("changes", "piece", "kind"),
     [
-        ({"initial_state": lambda q: torch.ones(4, 2), "parameter_size": 1}, "initial_state", "StateFunction"),
+        ({"initial_state": lambda q: torch.ones(4, 2), "parameters": 1}, "initial_state", "StateFunction"),
         ({"terminal_cost": Whole()}, "terminal_cost", "Whole"),
     ],
     ids=["initial state", "terminal cost"],
@@ -137,7 +137,7 @@ def test_plain_functions_and_tensors_become_pieces():
     assert isinstance(problem.running_cost, RunningFunction)
     assert problem.control_cost == (Tikhonov(0.1),)
     assert problem.horizon == 2.0
-    assert isinstance(build(initial_state=lambda q: q.expand(4, 2), parameter_size=1).initial_state, StateFunction)
+    assert isinstance(build(initial_state=lambda q: q.expand(4, 2), parameters=1).initial_state, StateFunction)
 
 
 def test_costs_are_taken_as_they_are():
@@ -148,13 +148,13 @@ def test_costs_are_taken_as_they_are():
 
 
 def test_dynamics_state_their_control_size_to_the_problem():
-    problem = build(dynamics=Dense(2), control_size=None, parameter_size=5)
+    problem = build(dynamics=Dense(2), control_size=None, parameters=5)
     assert problem.control_size == 6
     assert problem.space(TimeGrid(1.0, 10)).dimension == 65
 
 
 def test_a_plain_terminal_cost_sees_parameters_where_there_are_any():
-    problem = build(terminal_cost=lambda x, q: x.sum() * q.sum(), parameter_size=3)
+    problem = build(terminal_cost=lambda x, q: x.sum() * q.sum(), parameters=3)
     assert float(problem.terminal_cost(torch.ones(4, 2), torch.ones(3))) == 24.0
 
 
@@ -186,14 +186,14 @@ def test_an_initial_state_of_another_kind_is_refused():
 
 @pytest.mark.parametrize("horizon", [0.0, -1.0, inf, nan, "1"])
 def test_a_horizon_that_is_not_finite_and_positive_is_refused(horizon):
-    with pytest.raises(ValueError, match=f"horizon: expected a finite number > 0, got {horizon!r}"):
+    with pytest.raises(ValueError, match=f"horizon: expected a finite number > 0, or a Parameter, got {horizon!r}"):
         build(horizon=horizon)
 
 
 @pytest.mark.parametrize("size", [-1, 1.5])
-def test_a_parameter_size_that_is_no_natural_number_is_refused(size):
-    with pytest.raises(ValueError, match=f"parameter_size: expected an integer >= 0, got {size}"):
-        build(parameter_size=size)
+def test_a_number_of_parameters_that_is_no_natural_number_is_refused(size):
+    with pytest.raises(TypeError, match=f"parameters: expected a mapping .* an integer >= 0, .* got {size}"):
+        build(parameters=size)
 
 
 def test_a_problem_without_any_cost_is_refused():
@@ -269,7 +269,7 @@ def test_a_piece_of_the_wrong_kind_is_refused(changes, error, message):
 def test_a_readout_may_follow_an_opening_in_one_vector_of_parameters(rand):
     first, last = FlatModule(nn.Linear(2, 3)), FlatModule(nn.Linear(3, 2), offset=9)
     readout = Readout(last, CrossEntropy(torch.tensor([0, 1, 1, 0, 1])))
-    problem = ControlProblem(Dense(3), Opening(first, INPUTS), readout, parameter_size=first.size + last.size)
+    problem = ControlProblem(Dense(3), Opening(first, INPUTS), readout, parameters=first.size + last.size)
     q, x = rand(17), rand(5, 3)
     V, c = q[9:15].view(2, 3), q[15:]
     expected = nn.functional.cross_entropy(x @ V.T + c, readout.cost.labels)

@@ -294,7 +294,7 @@ def test_calls_in_inference_mode_give_the_same_numbers():
             r"running_cost: expected the arguments \(t, x, u\), got \(x, u, t\)",
         ),
         (
-            {"terminal_cost": lambda q, x: x.sum(), "parameter_size": 2},
+            {"terminal_cost": lambda q, x: x.sum(), "parameters": 2},
             r"terminal_cost: expected the arguments \(x, q\), got \(q, x\)",
         ),
         ({"dynamics": lambda a, b, c: b - a[:, 0]}, "dynamics: expected f.* not subscriptable; t is a float"),
@@ -306,13 +306,16 @@ def test_calls_in_inference_mode_give_the_same_numbers():
         ({"start": lambda t: torch.sin(t)}, r"start: expected it to take a time t, .* math.sin\(t\)"),
         ({"running_cost": lambda x, u: u.sum()}, r"running_cost: expected L\(t, x, u\) to take t, x .* takes 2 pos"),
         (
-            {"terminal_cost": lambda x: x.sum(), "parameter_size": 2},
-            r"terminal_cost: expected Phi\(x, q\) .* it is Phi\(x, q\) if parameter_size > 0, otherwise Phi\(x\)",
+            {"terminal_cost": lambda x, q: x.sum()},
+            r"parameters: expected some for terminal_cost, which takes 2 arguments \(x, q\), got none",
         ),
-        ({"terminal_cost": lambda x, q: x.sum()}, r"terminal_cost: expected Phi\(x\) .* it is Phi\(x, q\) if"),
+        (
+            {"dynamics": lambda t, x, u, q: x},
+            r"parameters: expected some for dynamics, which takes 4 arguments \(t, x, u, q\), got none",
+        ),
         (
             {"initial_state": lambda q: torch.cat((torch.ones(1, 1), q.view(1, -1)), dim=1)},
-            "parameter_size: expected the length of q",
+            "parameters: expected some for an initial state that is a function",
         ),
     ],
 )

@@ -683,7 +683,7 @@ MISUSES = {
         "running_cost: expected L.t, x, u. to take t, x of shape .*, got TypeError",
     ),
     "arguments of the initial state": (
-        {"problem": cubic(initial_state=lambda: torch.ones(1, 1), parameter_size=1)},
+        {"problem": cubic(initial_state=lambda: torch.ones(1, 1), parameters=1)},
         ValueError,
         r"initial_state: expected X0.q. to take q of shape .*, got TypeError",
     ),

@@ -346,7 +346,7 @@ def test_a_trajectory_has_the_precision_of_the_problem():
         ControlProblem(lambda t, x, u: x, torch.ones(1, 1).double(), lambda x: x.sum(), control_size=1),
         ControlProblem(lambda t, x, u: x, torch.ones(1, 1).double(), lambda x: x.sum(), horizon=2.0, control_size=1),
         ControlProblem(
-            lambda t, x, u: x, torch.ones(1, 1).double(), lambda x, q: x.sum(), control_size=1, parameter_size=2
+            lambda t, x, u: x, torch.ones(1, 1).double(), lambda x, q: x.sum(), control_size=1, parameters=2
         ),
     ],
     ids=["parameters and horizon", "parameters", "horizon"],

@@ -305,10 +305,13 @@ def test_infinite_bounds_bind_nothing(transfer, rand):
 
 
 @pytest.mark.cover(2)
-def test_parameters_are_bound_on_no_grid(constrained):
-    coarse = constrained.transfer.coarse
-    assert torch.isinf(coarse.parameters(constrained.coarse.lower)).all()
-    assert torch.isinf(coarse.parameters(constrained.coarse.upper)).all()
+def test_parameters_keep_their_room_or_are_held(constrained):
+    fine, coarse = constrained.transfer.fine, constrained.transfer.coarse
+    free, origin = fine.parameters(constrained.free), coarse.parameters(constrained.origin)
+    for side in ("lower", "upper"):
+        room = fine.parameters(getattr(constrained.box, side) - constrained.u)
+        expected = origin + torch.where(free, room, 0.0)
+        torch.testing.assert_close(coarse.parameters(getattr(constrained.coarse, side)), expected)
 
 
 @pytest.mark.parametrize(("steps", "coarsest", "levels"), [(128, 16, 4), (100, 16, 3), (7, 1, 1), (8, 1, 4), (8, 9, 1)])

@@ -92,7 +92,7 @@ def free_start():
         lambda q: torch.stack((q[0] * q[1], torch.exp(q[1]))).reshape(1, 2),
         lambda x, q: (x - 1).square().sum() + q.square().sum(),
         control_size=1,
-        parameter_size=2,
+        parameters=2,
         start=Control(ControlSpace(TimeGrid(1.0, 1), 1, 2), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)),
     )
 
