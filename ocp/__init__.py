@@ -29,6 +29,7 @@ from ocp.problem import layers
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
+from ocp.problem.parameters import Parameter
 from ocp.problem.protocols import Dynamics
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
@@ -67,9 +68,9 @@ __all__ = [
     "Checkpoint", "ConstantJacobian", "Control", "ControlProblem", "ControlSpace", "CrossEntropy", "Cycle", "DenseLU",
     "Dynamics", "Earned", "Evaluation", "Forgetful", "FunctionDynamics", "GradientDescent", "InteriorPoint",
     "LeastSquares", "Measured", "Method", "ModuleDynamics", "Nested", "NewtonCG", "NonlinearCG", "Objective",
-    "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report", "Result", "Reversible", "RungeKutta",
-    "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError", "State", "Status", "Stop", "StoreAll",
-    "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid", "TimeSmoothness", "TorchOptimizer",
+    "Parameter", "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report", "Result", "Reversible",
+    "RungeKutta", "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError", "State", "Status", "Stop",
+    "StoreAll", "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid", "TimeSmoothness", "TorchOptimizer",
     "Trajectory", "Transfer", "TrustRegion", "Verlet", "Visit", "Watch", "accuracy", "discretize", "drift", "layers",
     "minimize", "network", "plots", "quick_check", "residual_network", "taylor_test", "verify",
 ]

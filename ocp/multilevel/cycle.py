@@ -104,6 +104,7 @@ class Cycle:
             )
 
     def init(self, objective: Objective, point: Evaluation) -> State:
+        objective.space.check_path()
         coarse_grids(objective.work.steps, self.levels, self.factor)  # raises where there is no such hierarchy
         return State(point, {})
 

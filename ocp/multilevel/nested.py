@@ -32,6 +32,7 @@ class Forgetful:
         as_method("method", self.method)
 
     def init(self, objective: Objective, point: Evaluation) -> State:
+        objective.space.check_path()
         return self.method.init(objective, point)
 
     def step(self, objective: Objective, state: State) -> State:
@@ -87,6 +88,7 @@ class Nested:
         as_method("method", self.method)
 
     def init(self, objective: Objective, point: Evaluation) -> State:
+        objective.space.check_path()
         grids = self._grids(objective)
         for level in range(len(grids) - 1, 0, -1):
             coarse = objective.on(grids[level])

@@ -20,6 +20,7 @@ from ocp.multilevel.nested import MGOPT
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.solution import control_and_scheme
+from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method, State, as_method, on_full_batches
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
@@ -64,7 +65,8 @@ def minimize(
         discretization error of the optimum is small enough; work is then counted in gradients on the last grid.
     method : Method, optional
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()``. The default is MG/OPT with
-        L-BFGS on all grids that halving the steps gives. Mini-batches require a method.
+        L-BFGS on all grids that halving the steps gives, or L-BFGS if there are parameters only.
+        Mini-batches require a method.
     integrator : str or Integrator
     schedule : Schedule
         Which states are stored: all by default; a few with ``Binomial(slots)``, which repeats the steps between them;
@@ -122,7 +124,7 @@ def minimize(
     if processes.size > 1:
         objective = _shared(objective, processes)
     _check_arguments(method, batches, stop, watch, adaptive)
-    method = MGOPT(levels=depth(steps, 1)) if method is None else method
+    method = (MGOPT(levels=depth(steps, 1)) if problem.control_size else LBFGS()) if method is None else method
     for n in [n for n in (steps, 2 * steps) if adaptive is not None and n <= adaptive.limit]:
         look = ReducedObjective(objective.discretization.on(n))  # its work is not counted
         method.init(look, look.at(look.discretization.start()))  # raises if the method has a finest grid of its own

@@ -63,6 +63,11 @@ class ControlSpace:
             return self.grid.steps
         return (flat.numel() - self.parameter_size) // self.control_size
 
+    def check_path(self) -> None:
+        """Raise a ``ValueError`` if controls have no path, so that there is nothing to coarsen."""
+        if not self.control_size:
+            raise ValueError("method: expected one without coarser grids for a problem whose control_size is 0")
+
     def path(self, flat: Tensor) -> Tensor:
         """The path, a view of shape (N, m)."""
         return flat[: self._length].view(self.grid.steps, self.control_size)
@@ -146,7 +151,11 @@ class Control:
 def time_hint(error: Exception) -> str:
     """What an error mostly means in a function of time."""
     signs = ("must be Tensor, not float", "but got float", "'float' object")
-    return "; t is a float: write math.sin(t), or torch.as_tensor(t)" if any(s in str(error) for s in signs) else ""
+    return (
+        "; t is a float: write math.sin(t), or torch.as_tensor(t, dtype=x.dtype)"
+        if any(s in str(error) for s in signs)
+        else ""
+    )
 
 
 def at_midpoints(expected: str, function: TimeFunction, space: ControlSpace, like: Tensor) -> Tensor:

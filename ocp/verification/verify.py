@@ -318,7 +318,7 @@ def _multilevel_checks(point: Evaluation, generator: torch.Generator) -> list[Ch
     """Transposes of the transfers, and first-order coherence on two and, where possible, three levels."""
     checks: list[Check] = []
     fine, u, derivative = point.objective, point.control, point.derivative
-    for levels in (2, 3):
+    for levels in (2, 3) if fine.space.control_size else ():
         steps = fine.space.grid.steps
         factor = next((k for k in range(2, steps + 1) if steps % k == 0), None)
         if factor is None:

@@ -228,7 +228,7 @@ def corrupted(problem, piece, factor):
         "terminal cost": lambda: {"terminal_cost": ScaledCost(problem.terminal_cost, factor)},
         "running cost": lambda: {"running_cost": ScaledCost(problem.running_cost, factor)},
         "control cost": lambda: {"control_cost": (ScaledCost(problem.control_cost[0], factor),)},
-        "initial state": lambda: {"initial_state": ScaledState(problem.initial_state.function, factor)},
+        "initial state": lambda: {"initial_state": ScaledState(problem.initial_state.function, factor=factor)},
     }
     return replace(problem, **pieces[piece]())
 
