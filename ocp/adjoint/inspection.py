@@ -15,6 +15,7 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import RunningFunction, TerminalFunction
 from ocp.problem.differences import disagreement, nearby
 from ocp.problem.dynamics import FunctionDynamics
+from ocp.problem.functions import pullback
 from ocp.problem.initial_state import StateFunction
 from ocp.problem.protocols import Checked
 from ocp.space.control import time_hint
@@ -23,6 +24,8 @@ __all__ = ["inspect_control_costs", "inspect_initial_state", "inspect_pieces"]
 
 #: Pieces whose derivatives are those of autograd.
 FUNCTIONS = (FunctionDynamics, RunningFunction, StateFunction, TerminalFunction)
+#: How the names of pieces end that may have derivatives of their own; those of constraints are by autograd.
+OWN = ("dynamics", "state", "cost")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,24 @@ def _pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, t: float =
     if Phi is not None:
         written = "Phi(x, q)" if len(q) else "Phi(x)"
         yield _Piece("terminal_cost", written, "derivative(x, q)", Phi, Phi.derivative, {"x": x, "q": q})
+    constraints = problem.constraints
+    if (c := constraints.path) is not None:
+        yield _constraint("path_constraint", "c(t, x, u)", c, {"x": x, "u": u}, (t,))
+    for name, g in (("terminal_equality", constraints.equality), ("terminal_inequality", constraints.inequality)):
+        if g is not None:
+            yield _constraint(name, "g(x, q)" if len(q) else "g(x)", g, {"x": x, "q": q})
+
+
+def _constraint(
+    name: str, written: str, function: Any, arguments: Mapping[str, Tensor], times: tuple[float, ...] = ()
+) -> _Piece:
+    """A constraint, with its derivative by autograd."""
+
+    def pull(*given: Any) -> tuple[Tensor, ...]:
+        t, (*at, p) = given[: len(times)], given[len(times) :]
+        return pullback(partial(function, *t), tuple(at), p)
+
+    return _Piece(name, written, f"autograd of {written}", function, pull, arguments, times)
 
 
 def inspect_initial_state(problem: ControlProblem, q: Tensor) -> Tensor:
@@ -109,11 +130,14 @@ def inspect_pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> 
         If a piece fails, returns the wrong shape or type, changes its arguments, differs when called again, or, being a
         function that autograd differentiates, has a derivative that disagrees with its values. The message names it.
     """
-    _, f, *costs = _pieces(problem, q, x, u)
+    _, f, *others = _pieces(problem, q, x, u)
     fits = f"f(t, x, u) of the shape of the state {tuple(x.shape)} and of {x.dtype}"
     _inspect(f, lambda y: "" if isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype else fits)
-    for cost in costs:
-        _inspect(cost, lambda y: "" if _is_number(y) else "a scalar tensor of shape ()")
+    for piece in others:
+        if piece.name.endswith("cost"):
+            _inspect(piece, lambda y: "" if _is_number(y) else "a scalar tensor of shape ()")
+        else:
+            _inspect(piece, lambda y: "" if y.is_floating_point() and y.numel() else "one or more real numbers")
     _refuse_disagreements(problem, q, x, u)
 
 
@@ -133,7 +157,8 @@ def _refuse_disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tens
     for t in (0.0, 0.4 * problem.grid(1).horizon):
         for piece in _pieces(problem, q, x, u, t):
             # Not those whose derivatives are overridden, nor again those without a time.
-            if type(piece.piece) not in FUNCTIONS or (t > 0 and not piece.times):
+            differentiated = type(piece.piece) in FUNCTIONS or not piece.name.endswith(OWN)
+            if not differentiated or (t > 0 and not piece.times):
                 continue
             with torch.no_grad():
                 found = disagreement(piece.value, partial(_scaled, piece), piece.arguments)

@@ -12,7 +12,16 @@ from ocp.objective.evaluation import Evaluation, Objective
 from ocp.optimize.status import Status
 from ocp.space.transfer import Transfer
 
-__all__ = ["FullBatch", "Method", "State", "Visit", "as_method", "on_full_batches"]
+__all__ = [
+    "ForConstraints",
+    "FullBatch",
+    "Method",
+    "State",
+    "Visit",
+    "as_method",
+    "keeps_constraints",
+    "on_full_batches",
+]
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,20 @@ class FullBatch(Protocol):
     @property
     def full_batch(self) -> bool:
         """Whether it does."""
+
+
+@runtime_checkable
+class ForConstraints(Protocol):
+    """A method that keeps path and terminal constraints."""
+
+    @property
+    def keeps_constraints(self) -> bool:
+        """Whether it does."""
+
+
+def keeps_constraints(method: object) -> bool:
+    """Whether a method keeps path and terminal constraints."""
+    return isinstance(method, ForConstraints) and method.keeps_constraints
 
 
 def on_full_batches(method: Any) -> Any:

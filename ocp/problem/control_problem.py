@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ocp.problem.boundary import check_finite, data, take
+from ocp.problem.constraints import Constraints, as_constraints
 from ocp.problem.costs import RunningFunction, TerminalFunction, as_control_costs, as_running_cost, as_terminal_cost
 from ocp.problem.dynamics import FunctionDynamics, as_dynamics
 from ocp.problem.equation import Equation, as_equation
@@ -99,6 +100,7 @@ class ControlProblem:
     terminal_equality: Callable[..., Tensor] | None = None
     terminal_inequality: Callable[..., Tensor] | None = None
     equation: Equation = field(init=False, repr=False)
+    constraints: Constraints = field(init=False, repr=False)
 
     def __init__(
         self,
@@ -138,6 +140,9 @@ class ControlProblem:
         )
         self._check_functions()
         vars(self)["equation"] = self._equation()
+        vars(self)["constraints"] = as_constraints(
+            path_constraint, terminal_equality, terminal_inequality, dynamics.control_size, parameters
+        )
         if parameters.free_horizon and self.control_cost:
             raise ValueError(
                 "control_cost: expected none with a free horizon, whose grids divide [0, 1]; use running_cost"

@@ -21,7 +21,7 @@ from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.solution import control_and_scheme
 from ocp.optimize.lbfgs import LBFGS
-from ocp.optimize.method import Method, State, as_method, on_full_batches
+from ocp.optimize.method import Method, State, as_method, keeps_constraints, on_full_batches
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
@@ -125,6 +125,8 @@ def minimize(
         objective = _shared(objective, processes)
     _check_arguments(method, batches, stop, watch, adaptive)
     method = (MGOPT(levels=depth(steps, 1)) if problem.control_size else LBFGS()) if method is None else method
+    if problem.constraints and not keeps_constraints(method):
+        raise ValueError(f"method: expected one that keeps constraints, such as InteriorPoint(), got {method!r}")
     for n in [n for n in (steps, 2 * steps) if adaptive is not None and n <= adaptive.limit]:
         look = ReducedObjective(objective.discretization.on(n))  # its work is not counted
         method.init(look, look.at(look.discretization.start()))  # raises if the method has a finest grid of its own

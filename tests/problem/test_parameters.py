@@ -196,3 +196,45 @@ def test_a_parameter_whose_bounds_do_not_fit_is_refused(arguments, message):
 def test_a_name_that_is_unknown_is_an_attribute_error():
     with pytest.raises(ValueError, match=r"dynamics: .* expected one of the parameters mass, spring, got 'length'"):
         discretize(problem(dynamics=lambda t, x, u, q: x * q.length), 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"path_constraint": 1.0}, TypeError, r"path_constraint: expected a function, got float"),
+        ({"path_constraint": lambda x, u, t: x}, ValueError, r"path_constraint: expected the arguments \(t, x, u\)"),
+        ({"path_constraint": lambda t, x, u: 1.0}, ValueError, r"path_constraint: expected a tensor, got float"),
+        (
+            {"terminal_equality": lambda x: x[:, :0]},
+            ValueError,
+            r"terminal_equality: expected one or more real numbers",
+        ),
+        (
+            {"terminal_equality": lambda x: x.detach()},
+            ValueError,
+            r"terminal_equality: expected operations that autogr",
+        ),
+        (
+            {"path_constraint": lambda t, x, u, q: x * q.mass.item()},
+            ValueError,
+            r"path_constraint: expected operations that autograd can follow",
+        ),
+    ],
+)
+def test_constraints_that_do_not_fit_are_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        discretize(problem(**given), 4)
+
+
+def test_a_method_without_constraints_is_refused_for_a_problem_with_some():
+    with pytest.raises(ValueError, match=r"method: expected one that keeps constraints, .* got LBFGS"):
+        ocp.minimize(problem(terminal_equality=lambda x: x), 4, ocp.LBFGS())
+
+
+def test_constraints_are_vectors_of_all_samples():
+    c = lambda t, x, u, q: torch.stack((x[:, 0] - q.mass, u[0] - x[:, 1]), dim=1)  # noqa: E731
+    constraints = problem(path_constraint=c, terminal_inequality=lambda x: x).constraints
+    v = torch.tensor([2.0, 0.5, 0.0, 0.0], dtype=torch.float64)
+    assert constraints.path(0.0, X0, v).tolist() == pytest.approx([-0.2, 2.2, 0.5, 1.5])
+    assert constraints.inequality(X0, v[1:]).tolist() == X0.flatten().tolist()
+    assert constraints.equality is None

@@ -32,6 +32,8 @@ def check(discretization: Discretization) -> None:
         raise ValueError(
             f"method: InteriorPoint expected at most {MOST} numbers in state and control, got {x.numel() + u.numel()}"
         )
+    if problem.constraints:
+        raise ValueError("method: InteriorPoint expected a problem without constraints other than bounds")
     for cost in problem.control_cost:
         if not isinstance(cost, Tikhonov):
             raise ValueError(f"method: InteriorPoint expected control costs of the kind Tikhonov, got {cost!r}")
@@ -51,19 +53,20 @@ def program_of(discretization: Discretization, q: Tensor) -> Program:
     Samples are parts of one long state.
     """
     problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
-    (x, u), space = discretization.example(), discretization.space
-    f, L, Phi, X0 = problem.dynamics, problem.running_cost, problem.terminal_cost, problem.initial_state
-    shape, n, m, s = x.shape, x.numel(), u.numel(), q.numel()
-    row, last, times = torch.cat((x.flatten(), u, q)), torch.cat((x.flatten(), q)), x.new_tensor(grid.nodes[:-1])
+    (x, u), space, equation = discretization.example(), discretization.space, problem.equation
+    f, L, Phi, X0 = equation.dynamics, equation.running_cost, problem.terminal_cost, problem.initial_state
+    shape, n, m, s = x.shape, x.numel(), space.control_size, q.numel()
+    row, last, times = torch.cat((x.flatten(), u[:m], q)), torch.cat((x.flatten(), q)), x.new_tensor(grid.nodes[:-1])
+    size = m + equation.parameter_size
     none = x.new_zeros(1)
 
     def rates(t: float, x: Tensor, v: Tensor) -> Tensor:
-        state, control = x.view(shape), v[:m]
+        state, control = x.view(shape), v[:size]
         cost = none if L is None else L(t, state, control).view(1)
         return torch.cat((f(t, state, control).flatten(), cost))
 
     def step(t: float, x: Tensor, v: Tensor) -> Tensor:
-        end, cost = integrator.step(problem, t, grid.h, x.view(shape), v[:m])
+        end, cost = integrator.step(equation, t, grid.h, x.view(shape), v[:size])
         return torch.cat((end.flatten(), none if cost is None else cost.view(1)))
 
     def final(t: float, x: Tensor, q: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def test_value_and_derivative_are_those_of_the_sweeps():
         running_cost=lambda t, x, u: (x[0] * x[1]).sum() + u.square().sum(),
         control_cost=ocp.Tikhonov(0.3),
         control_size=1,
-        parameter_size=2,
+        parameters=2,
         bounds=(-0.4, 0.3),
         start=ocp.Control(
             ocp.ControlSpace(ocp.TimeGrid(1.0, 1), 1, 2), torch.tensor([0.1, 0.3, -0.6], dtype=torch.float64)
