@@ -673,9 +673,9 @@ MISUSES = {
         "dynamics: expected f.t, x, u. to take t, x of shape .*, got TypeError: .* takes 2 positional arguments",
     ),
     "arguments of the cost": (
-        {"problem": cubic(terminal_cost=lambda x, q: x.sum())},
+        {"problem": cubic(terminal_cost=lambda: torch.zeros(()))},
         ValueError,
-        "terminal_cost: expected Phi.x. to take x .*, got TypeError: .* missing 1 required",
+        "terminal_cost: expected Phi.x. to take x .*, got TypeError: .* takes 0 positional arguments",
     ),
     "arguments of the running cost": (
         {"problem": cubic(running_cost=lambda x, u: u.sum())},
