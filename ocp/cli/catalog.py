@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, signature
@@ -70,16 +71,13 @@ def make(name: str, **options: Any) -> Study | ControlProblem:
     missing = [k for k, p in accepted.items() if p.default is p.empty and p.kind in single and k not in given]
     if missing:
         raise ValueError(f"{name}: expected a value for {', '.join(missing)}, got none")
-    if name in names():
-        for key, value in given.items():
-            _check_number(key, str(accepted[key].annotation), value)
+    shipped = name in names()
+    for key, value in given.items():
+        if key in accepted:
+            _check(key, accepted[key], value, shipped)
+    arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    with nullcontext() if shipped else user_code(Path(name), f", in problem({arguments})"):
         made = function(**given)
-    else:
-        for key, value in given.items():
-            _check_kind(key, accepted[key].default if key in accepted else None, value)
-        arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
-        with user_code(Path(name), f", in problem({arguments})"):
-            made = function(**given)
     if isinstance(made, ControlProblem | Study):
         return made
     raise ValueError(f"{name}: expected problem() to return a ControlProblem or a Study, got {type(made).__name__}")
@@ -91,21 +89,15 @@ def takes(name: str, option: str) -> bool:
     return option in accepted or (option == "seed" and any(p.kind is p.VAR_KEYWORD for p in accepted.values()))
 
 
-def _check_kind(key: str, default: Any, value: Any) -> None:
-    """Refuse an argument of another kind than its default, where that is a truth value or a number."""
+def _check(key: str, parameter: Parameter, value: Any, shipped: bool) -> None:
+    """Refuse an argument of another kind than its default; of problems that ship, also an integer out of range."""
+    default, least = parameter.default, 0 if key.endswith("seed") else 1
     if isinstance(default, bool) and not isinstance(value, bool):
         raise ValueError(f"{key}: expected True or False, as its default is {default}, got {value!r}")
+    if shipped and str(parameter.annotation).startswith("int") and not (isinstance(value, int) and value >= least):
+        raise ValueError(f"{key}: expected an integer >= {least}, got {value!r}")
     if isinstance(default, int | float) and not isinstance(value, int | float):
         raise ValueError(f"{key}: expected a number, as its default is {default}, got {value!r}")
-
-
-def _check_number(key: str, annotation: str, value: Any) -> None:
-    """Refuse an argument of a shipped problem that does not fit its annotation, or is out of range."""
-    least = 0 if key.endswith("seed") else 1
-    if annotation.startswith("int") and not (isinstance(value, int) and value >= least):
-        raise ValueError(f"{key}: expected an integer >= {least}, got {value!r}")
-    if annotation == "float" and not isinstance(value, int | float):
-        raise ValueError(f"{key}: expected a number, got {value!r}")
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -58,11 +58,7 @@ _SCHEME = click.option(
 )
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace a result of other options.")
 _SET = click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An argument for problem(), such as width=32.",
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An argument for problem(), such as width=32."
 )
 # Digits (width 16, two cores): two threads took 1.3 times as long as one on an idle machine, 25 times on a busy one.
 _THREADS = click.option(
@@ -80,11 +76,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that ``solve`` and ``compare`` share."""
     options = (
         click.option("--smoother", type=click.Choice(list(SMOOTHERS)), help="Method on each grid."),
-        click.option(
-            "--learning-rate",
-            type=_Number(0, min_open=True),
-            help="For adam and sgd; the default is 0.01.",
-        ),
+        click.option("--learning-rate", type=_Number(0, min_open=True), help="For adam and sgd; the default is 0.01."),
         _STEPS,
         click.option("--levels", type=_COUNT, help="Grids of nested and mgopt; the default is the problem's own."),
         _SCHEME,
@@ -93,11 +85,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--max-work", type=_LIMIT, help="Limit of work, in gradients on the finest grid."),
         click.option("--max-iterations", type=_Integer(0), help="Limit of iterations."),
-        click.option(
-            "--tolerance",
-            type=_LIMIT,
-            help="Norm of the derivative to stop at, relative to the start.",
-        ),
+        click.option("--tolerance", type=_LIMIT, help="Norm of the derivative to stop at, relative to the start."),
         click.option("--device", help="Device, such as cpu or cuda."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision; the default is the problem's own."),
         _THREADS,
@@ -142,15 +130,10 @@ def _load(name: str, seed: int, options: Mapping[str, Any]) -> tuple[Study, str]
     note = ""
     if isinstance(made, ControlProblem) and options["integrator"] is None:
         steps = options["steps"] or study.steps
-        note = f"{name} suggests no scheme: {steps} steps of {study.integrator}; see --integrator."
+        note = f"{name} suggests no scheme: {steps} steps of {study.integrator}; see --integrator.\n"
     limits = {key: options.get(key) for key in ("max_work", "max_iterations", "tolerance", "target")}
     stop = replace(study.stop, **{key: n for key, n in limits.items() if n is not None})
     return replace(study, stop=stop), note
-
-
-def _say(note: str) -> None:
-    if note:
-        click.echo(note, err=True)
 
 
 def _spec(method: str, options: Mapping[str, Any]) -> RunSpec:
@@ -193,7 +176,7 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
         replaceable(file, "checks")
     dtype = "float64" if catalog.takes(name, "dtype") else None
     study, note = _load(name, seed, {**options, "device": None, "dtype": dtype})
-    _say(note)
+    click.echo(note, err=True, nl=False)
     steps, integrator = options["steps"] or study.steps, options["integrator"] or study.integrator
     report = verify(discretize(study.problem, steps, integrator), seed=seed)
     click.echo(f"{name}, {steps} steps of {integrator if isinstance(integrator, str) else integrator.name}")
@@ -253,7 +236,7 @@ def solve_(name: str, method: str, target: str | None, out: Path | None, **optio
             claim(folder, RESULT, own, options["overwrite"], resumed)
             if options["checkpoint"]:
                 place("checkpoint", Path(options["checkpoint"]))
-            _say(note)
+            click.echo(note, err=True, nl=False)
         result = solve(name, study, replace(run, processes=processes))
     if first:
         _report(study, method, result.describe(options=own), goal, folder)
@@ -330,7 +313,7 @@ def compare_(name: str, methods: str, seeds: int | None, target: str | None, out
     def make(seed: int) -> Study:
         return study if seed == 0 else _load(name, seed, options)[0]
 
-    _say(note)
+    click.echo(note, err=True, nl=False)
     comparison = compare(name, make, runs, seeds or 3, goal, save)
     ocp.plots.convergence(comparison.runs, comparison.target).savefig(folder / "convergence.png", dpi=150)
     click.echo(str(comparison))

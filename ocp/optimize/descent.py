@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ocp.objective.evaluation import Evaluation, Objective, free_part
+from ocp.objective.evaluation import Objective, free_part
 from ocp.optimize.line_search import Armijo, LineSearch, StrongWolfe, first_step
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
@@ -27,9 +27,6 @@ class GradientDescent(Method):
     search: LineSearch = Armijo()
     first: float = 1.0
     full_batch: ClassVar[bool] = True
-
-    def init(self, objective: Objective, point: Evaluation) -> State:
-        return State(point, None)
 
     def step(self, objective: Objective, state: State) -> State:
         direction = -objective.space.gradient(state.point.derivative)

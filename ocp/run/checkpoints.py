@@ -81,7 +81,7 @@ def _identity(plan: Checkpoint, run: Run) -> dict[str, Any]:
     objective, space, box = run.objective, run.objective.space, run.objective.box
     bounds = b"" if box is None else torch.stack((box.lower, box.upper)).double().cpu().numpy().tobytes()
     return {
-        "the name": plan.name,
+        "the name": plan.name or "none",
         "the integrator": objective.discretization.integrator.name,
         "the steps of the first grid": space.grid.steps,
         "the horizon": space.grid.horizon,
@@ -182,8 +182,6 @@ class Saves:
             raise ValueError(f"resume: {files[0]}: {error}{before}") from error
         for name, own in self.identity.items():
             other = saved["identity"].get(name)
-            if other != own and name == "the name":
-                raise ValueError(f"resume: the checkpoint {files[0]} is of {_named(other)}; this run is {_named(own)}")
             if other != own:
                 raise ValueError(f"resume: expected {name} as in {files[0]}, {other}, got {own}")
         processes.broadcast(data)
@@ -208,10 +206,6 @@ class Saves:
                 warnings.warn(f"checkpoint: not written to {plan.folder}: {error}", RuntimeWarning, stacklevel=4)
         self.last = (run.iteration, time.monotonic())
         return failed and plan.required
-
-
-def _named(name: str) -> str:
-    return name or "a run without a name"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -122,7 +122,10 @@ def minimize(
     if batches is not None or processes.size > 1:
         objective.discretization.check_division()
     if processes.size > 1:
-        objective = _shared(objective, processes)
+        if objective.work.samples < processes.size:
+            got = f"the {objective.work.samples} samples, got {processes.size}"
+            raise ValueError(f"processes: expected at most one for each of {got}")
+        objective = ReducedObjective(objective.discretization, schedule=schedule, processes=processes)
     _check_arguments(method, batches, stop, watch, adaptive)
     method = (MGOPT(levels=depth(steps, 1)) if problem.control_size else LBFGS()) if method is None else method
     if problem.constraints and not keeps_constraints(method):
@@ -269,14 +272,6 @@ def _check_arguments(method: Any, batches: Any, stop: Any, watch: Any, adaptive:
         )
     if stop.target is not None and stop.target.quantity == "accuracy" and watch.validation is None:
         raise ValueError("target: an accuracy requires watch=Watch(validation=problem), got None")
-
-
-def _shared(objective: ReducedObjective, processes: Processes) -> ReducedObjective:
-    """The objective among several processes."""
-    samples = objective.work.samples
-    if samples < processes.size:
-        raise ValueError(f"processes: expected at most one for each of the {samples} samples, got {processes.size}")
-    return ReducedObjective(objective.discretization, schedule=objective.schedule, processes=processes)
 
 
 def accuracy(problem: ControlProblem, solution: Result | Control, integrator: Integrator | str | None = None) -> float:

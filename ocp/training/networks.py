@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,19 +176,17 @@ def from_sequential(model: nn.Sequential, inputs: Tensor, cost: Any, control_cos
             y = flat(flat.start().to(**like), x)
             kinds.append(_kind(child) if flat.size and y.shape == x.shape else None)
             x = y
-    best, end = range(0), 0
-    for kind, group in groupby(kinds):
-        begin, end = end, end + len(list(group))
-        if kind is not None and end - begin > len(best):
-            best = range(begin, end)
+    runs = ([k for k, _ in run] for kind, run in groupby(enumerate(kinds), itemgetter(1)) if kind is not None)
+    best = max(runs, key=len, default=[])
     if len(best) < 2:
         raise ValueError(
             "model: expected at least 2 consecutive residual blocks of one class with equal parameter shapes "
             "and an output of the shape of their input, got the children "
             f"{', '.join(type(child).__name__ for child in children)}"
         )
-    opening, closing = nn.Sequential(*children[: best.start]), nn.Sequential(*children[best.stop :])
-    return from_blocks(opening, children[best.start : best.stop], closing, inputs, cost, control_cost)
+    begin, end = best[0], best[-1] + 1
+    opening, closing = nn.Sequential(*children[:begin]), nn.Sequential(*children[end:])
+    return from_blocks(opening, children[begin:end], closing, inputs, cost, control_cost)
 
 
 def to_module(

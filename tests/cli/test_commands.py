@@ -477,7 +477,7 @@ def test_an_unknown_command_gives_one_clear_line(call):
         ("spiral", "width=0", "width: expected an integer >= 1, got 0"),
         ("peaks", "samples=2.5", "samples: expected an integer >= 1, got 2.5"),
         ("digits", "data_seed=-1", "data_seed: expected an integer >= 0, got -1"),
-        ("burgers", "alpha=small", "alpha: expected a number, got 'small'"),
+        ("burgers", "alpha=small", "alpha: expected a number, as its default is 0.05, got 'small'"),
     ],
 )
 def test_an_argument_that_does_not_fit_a_problem_of_ours_gives_one_clear_line(call, name, setting, message):
@@ -636,8 +636,8 @@ def test_a_checkpoint_of_another_problem_is_named(call, write, tmp_path):
     options = ["--checkpoint", tmp_path / "saves", "--resume", "--max-iterations", 1]
     call("solve", write(CONTROL), *options, "--out", tmp_path / "one")
     message = complaint(call("solve", write(CONTROL, "other.py"), *options, "--out", tmp_path / "two"))
-    one, other = tmp_path / "mine.py", tmp_path / "other.py"
-    assert message.endswith(f"000000001.ocp is of {one}, seed 0; this run is {other}, seed 0")
+    one, other, path = tmp_path / "mine.py", tmp_path / "other.py", tmp_path / "saves" / "000000001.ocp"
+    assert message.endswith(f"expected the name as in {path}, {one}, seed 0, got {other}, seed 0")
 
 
 def test_an_earlier_result_of_other_options_is_kept(call, write, tmp_path):

@@ -255,7 +255,7 @@ REFUSED = {
     ),
     "another name": (
         {"checkpoint": lambda folder: Checkpoint(folder, name="seed 1", resume=True)},
-        r"resume: .*6\.ocp is of a run without a name; this run is seed 1$",
+        r"resume: expected the name as in .*6\.ocp, none, got seed 1$",
     ),
     "another problem": (
         {"problem": replace(control(), running_cost=QuadraticRunning(2.0, 0.5))},
