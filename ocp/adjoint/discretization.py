@@ -109,6 +109,8 @@ class Discretization:
         self.box  # noqa: B018  raises where the bounds do not fit
         if x.dtype != u.dtype:
             raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")
+        if len(names := problem.names.get("x", ())) not in (0, x[0].numel()):
+            raise ValueError(f"names: expected {x[0].numel()} for x, one for each number in the state, got {names!r}")
         inspect_pieces(problem, q.to(x), x, u)
         inspect_control_costs(problem, x)
         inspect_abilities(problem, q.to(x), x, u)

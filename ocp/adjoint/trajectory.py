@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Trajectory:
         Hamiltonian p f + L by u. Zero where an optimal control is free, and of one sign where a bound holds it.
     lower, upper : Tensor or None
         Shape (N, m): the bounds on the control; None if the problem has none.
+    names : mapping
+        Names of the numbers in the state under ``"x"``, and in the control under ``"u"``, if they have any.
     """
 
     t: Tensor
@@ -38,6 +41,7 @@ class Trajectory:
     gradient: Tensor
     lower: Tensor | None = None
     upper: Tensor | None = None
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def take(self, indices: Tensor) -> Trajectory:
         """The states and costates of some of the samples; the control is the same for all."""
@@ -46,8 +50,9 @@ class Trajectory:
     def save(self, path: str | Path) -> Path:
         """Write a table of comma-separated values, with a row for each node.
 
-        The columns are t, u1, u2, ..., x1, x2, ..., p1, p2, ... The control of a step is in the row of the node at
-        which the step begins; in the last row it is empty. The folder is created if necessary.
+        The columns are t, u1, u2, ..., x1, x2, ..., p1, p2, ..., or the `names`, with p_ in front for costates. The
+        control of a step is in the row of the node at which the step begins; in the last row it is empty. The folder is
+        created if necessary.
 
         Raises
         ------
@@ -67,11 +72,15 @@ class Trajectory:
             v.reshape(len(v), -1).cpu().numpy().astype(str).tolist() for v in (self.t, self.u, self.x, self.p)
         )
         u.append([""] * self.u.shape[1])
-        header = [
-            f"{name}{i + 1}" for name, column in zip("uxp", (u, x, p), strict=True) for i in range(len(column[0]))
-        ]
+        header = [*self._columns("u", len(u[0])), *self._columns("x", len(x[0])), *self._columns("p", len(p[0]))]
         with path.open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["t", *header])
             table.writerows(chain(*row) for row in zip(t, u, x, p, strict=True))
         return path
+
+    def _columns(self, symbol: str, size: int) -> list[str]:
+        names = self.names.get("x" if symbol == "p" else symbol)
+        if not names:
+            return [f"{symbol}{i + 1}" for i in range(size)]
+        return [f"p_{name}" if symbol == "p" else name for name in names]

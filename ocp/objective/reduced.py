@@ -189,6 +189,7 @@ class ReducedObjective:
             gradient=space.path(space.gradient(derivative)),
             lower=None if box is None else space.path(box.lower),
             upper=None if box is None else space.path(box.upper),
+            names=problem.names,
         )
 
     def _flat(self, control: AnyControl) -> Tensor:

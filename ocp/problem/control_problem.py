@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isclose, isfinite
@@ -66,6 +66,9 @@ class ControlProblem:
         c(t, x, u) or c(t, x, u, q): a tensor whose entries must not be positive at the nodes t_0, ..., t_{N-1}.
     terminal_equality, terminal_inequality : callable, optional
         g(x) or g(x, q): a tensor whose entries must be zero, or must not be positive, at the final time.
+    names : mapping, optional
+        A name for each number in the state under ``"x"``, and in the control under ``"u"``, for figures and tables:
+        ``{"x": ("angle", "speed"), "u": ("torque",)}``.
 
     Raises
     ------
@@ -99,6 +102,7 @@ class ControlProblem:
     path_constraint: Callable[..., Tensor] | None = None
     terminal_equality: Callable[..., Tensor] | None = None
     terminal_inequality: Callable[..., Tensor] | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     equation: Equation = field(init=False, repr=False)
     constraints: Constraints = field(init=False, repr=False)
 
@@ -117,6 +121,7 @@ class ControlProblem:
         path_constraint: Any = None,
         terminal_equality: Any = None,
         terminal_inequality: Any = None,
+        names: Mapping[str, Sequence[str]] | None = None,
     ):
         dynamics = as_dynamics(dynamics, control_size)
         horizon = _as_horizon(horizon)
@@ -137,6 +142,7 @@ class ControlProblem:
             path_constraint=path_constraint,
             terminal_equality=terminal_equality,
             terminal_inequality=terminal_inequality,
+            names=_as_names(names or {}, dynamics.control_size),
         )
         self._check_functions()
         vars(self)["equation"] = self._equation()
@@ -256,3 +262,16 @@ def _as_horizon(horizon: Any) -> float | Parameter:
     if not (isinstance(horizon, int | float) and isfinite(horizon) and horizon > 0):
         raise ValueError(f"horizon: expected a finite number > 0, or a Parameter, got {horizon!r}")
     return float(horizon)
+
+
+def _as_names(names: Mapping[str, Sequence[str]], control_size: int) -> dict[str, tuple[str, ...]]:
+    if not isinstance(names, Mapping) or not set(names) <= {"x", "u"}:
+        raise ValueError(f"names: expected a mapping with names for x and u, got {names!r}")
+    for symbol, each in names.items():
+        if isinstance(each, str) or not all(isinstance(name, str) and name for name in each):
+            raise ValueError(f"names: expected a sequence of names for {symbol}, got {each!r}")
+    if len(names.get("u", "")) not in (0, control_size):
+        raise ValueError(
+            f"names: expected {control_size} for u, one for each number in the control, got {names['u']!r}"
+        )
+    return {symbol: tuple(each) for symbol, each in names.items()}

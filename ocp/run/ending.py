@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from math import isfinite, nan
+from typing import Any
 
 from ocp.adjoint.diagnosis import locate
 from ocp.objective.evaluation import free_part
 from ocp.optimize.status import Status
+from ocp.problem.control_problem import ControlProblem
 from ocp.run.results import Result
 from ocp.run.run import Run, evaluate, recipe
 from ocp.run.verdicts import unresolved
+from ocp.space.control import Control
 from ocp.verification.slopes import descends_nearby, measure_slope
 
 __all__ = ["explained", "result_of"]
@@ -114,10 +117,19 @@ def result_of(run: Run, status: Status, why: str = "") -> Result:
             "target": None if target is None else str(target),
             "target_reached": None if target is None else target.first(tuple(run.history)) is not None,
             **{name: number for name, number in optional.items() if number is not None},
+            **_parameters(objective.discretization.problem, control),
         },
         visits=run.state.visits,
         integrator=objective.discretization.integrator,
     )
+
+
+def _parameters(problem: ControlProblem, control: Control | None) -> dict[str, Any]:
+    """The parameters that have names, as numbers or lists of them."""
+    q = problem.parameters
+    if not (q.named and q.size) or control is None:
+        return {}
+    return {"parameters": {name: value.tolist() for name, value in dict(q(control.parameters)).items()}}
 
 
 def _notes(run: Run) -> Iterator[str]:

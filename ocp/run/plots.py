@@ -210,7 +210,7 @@ def grids(result: Result) -> Figure:
     return figure
 
 
-def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None = None) -> Figure:
+def trajectory(trajectory: Trajectory) -> Figure:
     """States, control and costates against time; if there are bounds, these and the gradient, too.
 
     Up to 12 components are lines; more are an image. Of several samples the median is drawn, with a band that holds
@@ -220,25 +220,23 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
     Parameters
     ----------
     trajectory : Trajectory
-    names : mapping, optional
-        A name for each component: of state and costate under ``"x"``, of the control under ``"u"``.
+        Its ``names`` are those of the problem.
 
     Examples
     --------
     >>> import torch
     >>> from ocp import ControlProblem, discretize
     >>> x = torch.ones(1, 2)
-    >>> problem = ControlProblem(lambda t, x, u: u - x, x, lambda x: x.square().sum(), control_size=2)
-    >>> figure = trajectory(discretize(problem, steps=4).trajectory(torch.zeros(8)), {"x": ("left", "right")})
+    >>> problem = ControlProblem(
+    ...     lambda t, x, u: u - x, x, lambda x: x.square().sum(), control_size=2, names={"x": ("left", "right")}
+    ... )
+    >>> figure = trajectory(discretize(problem, steps=4).trajectory(torch.zeros(8)))
     >>> [axis.get_ylabel() for axis in figure.axes]
     ['state', 'control', 'costate']
     """
     if not isinstance(trajectory, Trajectory):
         kind = type(trajectory).__name__
         raise TypeError(f"trajectory: expected a Trajectory, such as result.trajectory(problem), got {kind}")
-    names = names or {}
-    if not set(names) <= {"x", "u"}:
-        raise ValueError(f"names: expected names for x and u, got names for {', '.join(names)}")
     t, x, p = (values.cpu().numpy() for values in (trajectory.t, trajectory.x.flatten(2), trajectory.p.flatten(2)))
     u, gradient = (_at_nodes(held)[:, None] for held in (trajectory.u, trajectory.gradient))
     bounds = [_at_nodes(bound) for bound in (trajectory.lower, trajectory.upper) if bound is not None]
@@ -248,7 +246,7 @@ def trajectory(trajectory: Trajectory, names: Mapping[str, Sequence[str]] | None
     for axis, (title, symbol, values) in zip(axes.flat, panels, strict=True):
         samples, components = values.shape[1:]
         held = symbol in "ug"
-        labels = _labels(symbol, components, names.get("u" if held else "x"))
+        labels = _labels(symbol, components, trajectory.names.get("u" if held else "x"))
         axis.set_ylabel(title)
         if samples == 1 and components > LINES:
             _image(axis, t, values, held)
@@ -267,10 +265,8 @@ def _at_nodes(held: Tensor) -> np.ndarray:
 
 
 def _labels(symbol: str, size: int, names: Sequence[str] | None) -> Sequence[str]:
-    if names is None:
+    if not names:
         return [f"${symbol}_{{{i + 1}}}$" for i in range(size)] if size > 1 else [f"${symbol}$"]
-    if isinstance(names, str) or len(names) != size:
-        raise ValueError(f"names: expected a sequence of {size}, one for each component, got {names!r}")
     return names
 
 

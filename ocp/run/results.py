@@ -127,7 +127,7 @@ class Result:
         How often each of `EVENTS` happened.
     about : mapping
         What was run: steps, state_shape, integrator, recipe (of the method), tolerance, target and whether it was
-        reached, dtype, device; ``start_norm``, the derivative's norm to which the tolerance is relative; ``resumed``,
+        reached, dtype, device; ``parameters``, those with names; ``start_norm``, the derivative's norm to which the tolerance is relative; ``resumed``,
         the iteration at which the run was resumed, if it was; and what the caller adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
@@ -236,6 +236,8 @@ class Result:
         if about["resumed"] is not None:
             lines["resumed"] = f"at iteration {about['resumed']}"
         lines["value"] = f"{self.value:.10g}"
+        for name, value in (about["parameters"] or {}).items():
+            lines[name] = f"{value:.8g}" if isinstance(value, float) else str(value)
         lines["derivative norm"] = f"{self.derivative_norm:.3e}"
         if about["start_norm"] and about["tolerance"] is not None:
             relative = f"{self.derivative_norm / about['start_norm']:.1e} of the start's"

@@ -1,4 +1,4 @@
-"""Parameters in every function of a problem, and a free final time, against autograd through a loop written out."""
+"""Parameters in every function of a problem, and a free final time, against autograd through a loop; names."""
 
 import pytest
 import torch
@@ -141,7 +141,10 @@ def test_parameters_start_at_and_stay_within_their_bounds():
     assert upper == [2.0, torch.inf, torch.inf]
     result = ocp.minimize(problem(parameters=bounded), 4)
     assert result.success
-    assert 0.5 <= float(result.control.parameters[0]) <= 2.0
+    mass = float(result.control.parameters[0])
+    assert 0.5 <= mass <= 2.0
+    assert result.about["parameters"] == {"mass": mass, "spring": result.control.parameters[1:].tolist()}
+    assert f"mass: {mass:.8g}" in str(result)
 
 
 def test_only_parameters_are_found_without_a_control():
@@ -238,3 +241,23 @@ def test_constraints_are_vectors_of_all_samples():
     assert constraints.path(0.0, X0, v).tolist() == pytest.approx([-0.2, 2.2, 0.5, 1.5])
     assert constraints.inequality(X0, v[1:]).tolist() == X0.flatten().tolist()
     assert constraints.equality is None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"x": ["angle"]}, r"names: expected 2 for x, one for each number in the state, got \('angle',\)"),
+        ({"u": ["push", "pull"]}, r"names: expected 1 for u, .* got \['push', 'pull'\]"),
+        ({"u": "u"}, "names: expected a sequence of names for u, got 'u'"),
+        ({"y": ["angle"]}, "names: expected a mapping with names for x and u, got {'y'"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        discretize(problem(names=names), 4)
+
+
+def test_tables_have_the_names_of_states_and_controls(tmp_path):
+    objective = discretize(problem(initial_state=X0[:1], names={"x": ["angle", "speed"], "u": ["push"]}), 4)
+    table = objective.trajectory(objective.discretization.start()).save(tmp_path / "table.csv").read_text()
+    assert table.splitlines()[0] == "t,push,angle,speed,p_angle,p_speed"
