@@ -127,8 +127,9 @@ class Result:
         How often each of `EVENTS` happened.
     about : mapping
         What was run: steps, state_shape, integrator, recipe (of the method), tolerance, target and whether it was
-        reached, dtype, device; ``parameters``, those with names; ``start_norm``, the derivative's norm to which the tolerance is relative; ``resumed``,
-        the iteration at which the run was resumed, if it was; and what the caller adds.
+        reached, dtype, device; ``parameters``, those with names; ``start_norm``, the derivative's norm to which the
+        tolerance is relative; ``resumed``, the iteration at which the run was resumed, if it was; and what the caller
+        adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
     integrator : Integrator, optional
