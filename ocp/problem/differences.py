@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["disagreement", "nearby", "normal"]
+from ocp.problem.boundary import same
+
+__all__ = ["disagreement", "nearby", "normal", "second_disagreement"]
 
 #: Lengths of differences, in multiples of the best one for smooth functions, eps^(1/3).
 LENGTHS = (8.0, 1.0)
 #: Parts of a step at whose ends the derivative is evaluated.
 PARTS = 8
+#: Rounding errors of a sum, in multiples of eps times the sum of the absolute values of its terms.
+NOISE = 160
 
 
 def disagreement(
@@ -22,7 +28,8 @@ def disagreement(
 ) -> str:
     """Say by which argument the derivative disagrees with differences; nothing if it agrees.
 
-    Where values are not finite, nothing can be said.
+    Differences are taken in double precision where the function computes in it. Where values are not finite, nothing
+    can be said.
 
     Parameters
     ----------
@@ -31,13 +38,87 @@ def disagreement(
     pullback : callable
         From a cotangent of the shape of the value, and the arguments, to the derivatives by the arguments.
     """
+    if any(a.dtype != torch.float64 for a in arguments.values()):
+        try:
+            with _Promotion():
+                double = {name: a.double() for name, a in arguments.items()}
+                if _computes_in_double(value, double, value(*arguments.values())):
+                    return _disagreement(value, pullback, double)
+        except Exception:  # anything: the function was not written for double precision
+            pass
+    return _disagreement(value, pullback, arguments)
+
+
+def second_disagreement(
+    derivative: Callable[..., Sequence[Tensor]],
+    product: Callable[..., Sequence[Tensor]],
+    arguments: Mapping[str, Tensor],
+) -> str:
+    """As `disagreement`, for the derivatives of a number by some arguments, and its Hessian.
+
+    Parameters
+    ----------
+    derivative : callable
+        From the arguments to the derivatives by them.
+    product : callable
+        From the arguments, and a direction for each, to the Hessian times the directions.
+    """
+    sizes = [_sizes(a) for a in arguments.values()]  # so that all derivatives have one unit
+
+    def slopes(*point: Tensor) -> Tensor:
+        return torch.cat([(size * part).flatten() for size, part in zip(sizes, derivative(*point), strict=True)])
+
+    def products(cotangent: Tensor, *point: Tensor) -> Sequence[Tensor]:
+        parts = cotangent.split([size.numel() for size in sizes])
+        return product(*point, *(size * part.view_as(size) for size, part in zip(sizes, parts, strict=True)))
+
+    return disagreement(slopes, products, arguments)
+
+
+class _Promotion(TorchFunctionMode):
+    """Converts tensors to double precision for operations that refuse arguments of several types, as products do."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError:
+            return func(*_promoted(args), **{key: _promoted(value) for key, value in (kwargs or {}).items()})
+
+
+def _promoted(argument: Any) -> Any:
+    """An argument of an operation with all floating-point tensors in double precision."""
+    if isinstance(argument, list | tuple):
+        return type(argument)(map(_promoted, argument))
+    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+
+
+def _computes_in_double(value: Callable[..., Tensor], arguments: Mapping[str, Tensor], single: Tensor) -> bool:
+    """Whether a function keeps the precision of arguments in double precision, and has the value of ``single`` there.
+
+    At points that are a rounding error of single precision apart, the fourth difference of a smooth function vanishes,
+    while that of a function that rounds to single precision inside consists of rounding errors.
+    """
+    generator = torch.Generator().manual_seed(2)
+    step, double = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+    directions = [step * _sizes(a) * normal(a, generator) for a in arguments.values()]
+    y = [value(*(a + k * d for a, d in zip(arguments.values(), directions, strict=True))) for k in range(-2, 3)]
+    if y[2].dtype != torch.float64 or not same(y[2].to(single), single):
+        return False
+    fourth = y[0] - 4 * y[1] + 6 * y[2] - 4 * y[3] + y[4]
+    return float(fourth.abs().sum()) <= NOISE * double * float(y[2].abs().sum())
+
+
+def _disagreement(
+    value: Callable[..., Tensor], pullback: Callable[..., Sequence[Tensor]], arguments: Mapping[str, Tensor]
+) -> str:
+    """As `disagreement`, in the precision of the arguments."""
     generator = torch.Generator().manual_seed(0)
     y = value(*arguments.values())
     eps = torch.finfo(y.dtype).eps
     if eps > 1e-6 or not bool(torch.isfinite(y).all()):
         return ""
     cotangent = normal(y, generator)
-    noise = 160 * eps * float((cotangent * y).abs().double().sum())
+    noise = NOISE * eps * float((cotangent * y).abs().double().sum())
     for k, (name, argument) in enumerate(arguments.items()):
         if not argument.numel():
             continue
