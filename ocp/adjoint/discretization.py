@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ocp.adjoint.abilities import inspect_abilities
 from ocp.adjoint.inspection import inspect_control_costs, inspect_initial_state, inspect_pieces
+from ocp.adjoint.second_order import without_hvp
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
-from ocp.problem.boundary import identical, uncompiled
+from ocp.problem.boundary import identical
 from ocp.problem.control_problem import ControlProblem
-from ocp.problem.costs import RunningFunction, TerminalFunction
 from ocp.problem.differences import nearby
 from ocp.problem.division import check_division
-from ocp.problem.dynamics import FunctionDynamics
-from ocp.problem.functions import twice_differentiable
 from ocp.problem.initial_state import FixedState, Opening
 from ocp.problem.shapes import FlatControl
 from ocp.space.bounds import Bounds, Box, feasible
@@ -122,20 +118,10 @@ class Discretization:
             raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
 
     @cached_property
-    def once_differentiable(self) -> tuple[str, ...]:
-        """The functions of the problem whose derivatives autograd cannot differentiate again."""
-        problem, q, (x, u) = self.problem, self._parameters(), self.example()
-        at, end = tuple(nearby({"x": x, "u": u}).values()), tuple(nearby({"x": x, "q": q.to(x)}).values())
-        pieces = {
-            "dynamics": (FunctionDynamics, problem.equation.dynamics, (0.0,), at),
-            "running_cost": (RunningFunction, problem.equation.running_cost, (0.0,), at),
-            "terminal_cost": (TerminalFunction, problem.terminal_cost, (), end),
-        }
-        return tuple(
-            name
-            for name, (kind, piece, times, arguments) in pieces.items()
-            if isinstance(piece, kind) and not twice_differentiable(partial(_plain(piece), *times), arguments)
-        )
+    def without_hvp(self) -> dict[str, str]:
+        """The pieces without second derivatives, each with what was expected and what it is; empty if all have them."""
+        q, (x, u) = self._parameters(), self.example()
+        return without_hvp(self.problem, self.integrator, q.to(x), x, u)
 
     def check_division(self) -> None:
         """Raise a ``ValueError`` if the problem is not the average of the problems on parts of its samples."""
@@ -168,10 +154,3 @@ class Discretization:
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("start: expected finite numbers, got a function of time that returns NaN or infinity")
         return Control(space, feasible(flat, self.box))
-
-
-def _plain(piece: Any) -> Any:
-    """A piece without ``torch.compile``, as second derivatives take it."""
-    plain = copy(piece)
-    object.__setattr__(plain, "function", uncompiled(piece.function))
-    return plain

@@ -15,12 +15,9 @@ from ocp.adjoint.linearization import Linearization
 from ocp.adjoint.paths import supports_linearization
 from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.tapes import Tape
-from ocp.integrators.integrator import SecondOrderIntegrator
-from ocp.problem.costs import Readout
-from ocp.problem.protocols import SecondOrder
 from ocp.problem.shapes import BatchState, FlatControl, NodeStates, Scalar
 
-__all__ = ["adjoint", "forward", "linearize", "second_adjoint", "tangent", "without_hvp"]
+__all__ = ["adjoint", "forward", "linearize", "second_adjoint", "tangent"]
 
 
 @torch.no_grad()
@@ -136,8 +133,9 @@ def second_adjoint(
 ) -> FlatControl:
     """Tangent sweep, then the tangent of the costate sweep: the Hessian of the discrete objective times a direction.
 
-    No piece may be `without_hvp`. The states are those that `forward` wrote for this control; overwrites ``tangents``
-    with those of x_0, ..., x_N. ``steps``, which `linearize` returned for this control, serve all directions.
+    All pieces must have second derivatives: see `Discretization.without_hvp`. The states are those that `forward` wrote
+    for this control; overwrites ``tangents`` with those of x_0, ..., x_N. ``steps``, which `linearize` returned for
+    this control, serve all directions.
     """
     problem: Any = discretization.problem
     integrator: Any = discretization.integrator
@@ -168,27 +166,3 @@ def second_adjoint(
     for cost in problem.control_cost:
         product += cost.hvp(space, control, direction)
     return product
-
-
-def without_hvp(discretization: Discretization) -> dict[str, str]:
-    """The pieces without second derivatives, each with what was expected and what it is; empty if all have them."""
-    problem, last = discretization.problem, discretization.problem.terminal_cost
-    pieces: list[tuple[str, Any, type]] = [
-        ("dynamics", problem.dynamics, SecondOrder),
-        ("initial_state", problem.initial_state, SecondOrder),
-        ("running_cost", problem.running_cost, SecondOrder),
-        ("terminal_cost", last, SecondOrder),
-        ("terminal_cost.cost", last.cost if isinstance(last, Readout) else None, SecondOrder),
-        *(("control_cost", cost, SecondOrder) for cost in problem.control_cost),
-        ("integrator", discretization.integrator, SecondOrderIntegrator),
-    ]
-    missing = {name: piece for name, piece, kind in pieces if piece is not None and not isinstance(piece, kind)}
-    methods = {"integrator": "pullback_tangent"}
-    once = dict.fromkeys(
-        discretization.once_differentiable,
-        "operations with second derivatives, got some that autograd can differentiate only once",
-    )
-    return once | {
-        name: f"a method {methods.get(name, 'hvp')} for second derivatives, got {type(piece).__name__}"
-        for name, piece in missing.items()
-    }

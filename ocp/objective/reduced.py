@@ -256,7 +256,7 @@ class ReducedEvaluation:
         two work units: Griewank & Walther (2008), chapter 5. ValueError names a piece without second derivatives.
         """
         objective, u = self.objective, self.control
-        for piece, expected in sweeps.without_hvp(objective.discretization).items():
+        for piece, expected in objective.discretization.without_hvp.items():
             raise ValueError(f"{piece}: expected {expected}")
         slot, own = self._forward(), torch.zeros_like(u)
         if objective._share > 0:

@@ -23,6 +23,7 @@ __all__ = [
     "copied",
     "data",
     "identical",
+    "plain",
     "same",
     "take",
     "uncompiled",
@@ -198,3 +199,12 @@ def uncompiled(function: Any) -> Any:
     Compiled functions support neither ``vmap``, nor forward mode, nor second derivatives.
     """
     return getattr(function, "_orig_mod", getattr(function, "_torchdynamo_orig_callable", function))
+
+
+def plain(piece: Any) -> Any:
+    """A piece whose function is not compiled, as second derivatives take it."""
+    if not hasattr(piece, "function"):
+        return piece
+    piece = copy.copy(piece)
+    vars(piece)["function"] = uncompiled(piece.function)
+    return piece

@@ -21,7 +21,6 @@ __all__ = [
     "jacobians",
     "jvp",
     "pullback",
-    "twice_differentiable",
 ]
 
 Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
@@ -118,16 +117,6 @@ def hvp(function: Any, arguments: Tensors, directions: Tensors, cotangent: Tenso
         return gradients(_slope(output, leaves, directions, cotangent), leaves)
 
     return _possible("second derivatives", function, arguments, product)
-
-
-def twice_differentiable(function: Any, arguments: tuple[Tensor, ...]) -> bool:
-    """Whether autograd can differentiate the derivatives of a function; not with ``once_differentiable``, say."""
-    try:
-        directions = tuple(torch.ones_like(a) for a in arguments)
-        _possible("second derivatives", function, arguments, lambda: _transposed_twice(function, arguments, directions))
-    except NotImplementedError:
-        return False
-    return True
 
 
 @torch.enable_grad()

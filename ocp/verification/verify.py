@@ -13,7 +13,6 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from ocp.adjoint.sweeps import without_hvp
 from ocp.objective.evaluation import Evaluation, Objective, SecondOrderEvaluation
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective
 from ocp.objective.shifted import ShiftedEvaluation, ShiftedObjective
@@ -154,7 +153,7 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
             kinks = any(check.expected.endswith("kinks") for check in checks)
             checks += _hessian_checks(point, taylor, taylor.third, generator, kinks)
         elif isinstance(objective, ReducedObjective):
-            missing = without_hvp(objective.discretization)
+            missing = objective.discretization.without_hvp
             skipped += [f"Hessian: {name}: expected {expected}" for name, expected in missing.items()]
     return Report(tuple(checks), taylor, tuple(skipped))
 
@@ -189,7 +188,7 @@ def _has_hessian(point: Evaluation) -> bool:
     if isinstance(point, ShiftedEvaluation):
         return _has_hessian(point.base)
     if isinstance(point, ReducedEvaluation):
-        return not without_hvp(point.objective.discretization)
+        return not point.objective.discretization.without_hvp
     return isinstance(point, SecondOrderEvaluation)
 
 
