@@ -103,9 +103,11 @@ class Cycle:
                 f"got {self.pre}, {self.post}, {self.coarsest}"
             )
 
-    def init(self, objective: Objective, point: Evaluation) -> State:
+    def check(self, objective: Objective) -> None:
         objective.space.check_path()
-        coarse_grids(objective.work.steps, self.levels, self.factor)  # raises where there is no such hierarchy
+        coarse_grids(objective.space.grid.steps, self.levels, self.factor)  # raises where there is no such hierarchy
+
+    def init(self, objective: Objective, point: Evaluation) -> State:
         return State(point, {})
 
     def step(self, objective: Objective, state: State) -> State:

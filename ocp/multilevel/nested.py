@@ -32,7 +32,6 @@ class Forgetful:
         as_method("method", self.method)
 
     def init(self, objective: Objective, point: Evaluation) -> State:
-        objective.space.check_path()
         return self.method.init(objective, point)
 
     def step(self, objective: Objective, state: State) -> State:
@@ -87,8 +86,11 @@ class Nested:
     def __post_init__(self) -> None:
         as_method("method", self.method)
 
-    def init(self, objective: Objective, point: Evaluation) -> State:
+    def check(self, objective: Objective) -> None:
         objective.space.check_path()
+        self._grids(objective)  # raises where there is no such hierarchy
+
+    def init(self, objective: Objective, point: Evaluation) -> State:
         grids = self._grids(objective)
         for level in range(len(grids) - 1, 0, -1):
             coarse = objective.on(grids[level])

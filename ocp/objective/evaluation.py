@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from ocp.objective.work import Work
 from ocp.space.bounds import Box, masked
 from ocp.space.control import ControlSpace
 
-__all__ = ["Evaluation", "Objective", "SecondOrderEvaluation", "free_part", "optimality"]
+__all__ = ["Evaluation", "Objective", "SecondOrderEvaluation", "SecondOrderObjective", "free_part", "optimality"]
 
 
 @runtime_checkable
@@ -63,6 +64,15 @@ class Objective(Protocol):
 
     def step_limit(self, control: Tensor, direction: Tensor) -> float:
         """The longest step along a direction that stays in the domain of the objective."""
+
+
+@runtime_checkable
+class SecondOrderObjective(Objective, Protocol):
+    """An objective that knows whether its evaluations have Hessian products."""
+
+    @property
+    def without_hvp(self) -> Mapping[str, str]:
+        """The pieces without second derivatives, each with what was expected and what it is; empty if all have them."""
 
 
 def optimality(point: Evaluation) -> float:

@@ -98,6 +98,10 @@ class ReducedObjective:
     def space(self) -> ControlSpace:
         return self.discretization.space
 
+    @property
+    def without_hvp(self) -> dict[str, str]:
+        return self.discretization.without_hvp
+
     def on(self, steps: int) -> ReducedObjective:
         """The objective of the same problem and samples on another number of steps, with the same work count."""
         if steps not in self._grids:
@@ -256,7 +260,7 @@ class ReducedEvaluation:
         two work units: Griewank & Walther (2008), chapter 5. ValueError names a piece without second derivatives.
         """
         objective, u = self.objective, self.control
-        for piece, expected in objective.discretization.without_hvp.items():
+        for piece, expected in objective.without_hvp.items():
             raise ValueError(f"{piece}: expected {expected}")
         slot, own = self._forward(), torch.zeros_like(u)
         if objective._share > 0:

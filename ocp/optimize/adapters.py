@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ocp.objective.evaluation import Evaluation, Objective
+from ocp.objective.evaluation import Objective
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.space.bounds import feasible
@@ -43,7 +43,7 @@ class SciPy(Method):
     Raises
     ------
     ValueError
-        If SciPy has no such method; in `init`, if there are bounds and the method does not support them.
+        If SciPy has no such method; in `check`, if there are bounds and the method does not support them.
     """
 
     name: str = "L-BFGS-B"
@@ -54,12 +54,11 @@ class SciPy(Method):
         if str(self.name).lower() not in SCIPY:
             raise ValueError(f"name: expected one of {', '.join(SCIPY)}, got {self.name!r}")
 
-    def init(self, objective: Objective, point: Evaluation) -> State:
+    def check(self, objective: Objective) -> None:
         if objective.box is not None and self.name.lower() not in SCIPY_BOUNDED:
             raise ValueError(
                 f"name: expected a method that supports bounds, one of {', '.join(SCIPY_BOUNDED)}, got {self.name!r}"
             )
-        return State(point)
 
     def step(self, objective: Objective, state: State) -> State:
         import scipy.optimize  # slow to import, and most runs do without it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,9 +16,11 @@ __all__ = [
     "ForConstraints",
     "FullBatch",
     "Method",
+    "SelectiveMethod",
     "State",
     "Visit",
     "as_method",
+    "check_method",
     "keeps_constraints",
     "on_full_batches",
 ]
@@ -132,13 +134,33 @@ def keeps_constraints(method: object) -> bool:
     return isinstance(method, ForConstraints) and method.keeps_constraints
 
 
+@runtime_checkable
+class SelectiveMethod(Protocol):
+    """A method that is made for some objectives only."""
+
+    def check(self, objective: Objective) -> None:
+        """Raise ``ValueError`` if it is not made for this objective on the finest grid; no step is taken."""
+
+
+def check_method(method: Method, objective: Objective) -> None:
+    """Raise ``ValueError`` if some part of a method is not made for an objective."""
+    for part in _parts(method):
+        if isinstance(part, SelectiveMethod):
+            part.check(objective)
+
+
 def on_full_batches(method: Any) -> Any:
     """The part of a method, or the method itself, that needs all samples in every step; None if no part does."""
-    if isinstance(method, FullBatch) and method.full_batch:
-        return method
-    parts = (getattr(method, f.name) for f in fields(method)) if is_dataclass(method) else ()
-    found = (on_full_batches(part) for part in parts if isinstance(part, Method))
-    return next((part for part in found if part is not None), None)
+    return next((part for part in _parts(method) if isinstance(part, FullBatch) and part.full_batch), None)
+
+
+def _parts(method: Any) -> Iterator[Any]:
+    """A method and the methods it is made of."""
+    yield method
+    for each in fields(method) if is_dataclass(method) else ():
+        part = getattr(method, each.name)
+        if isinstance(part, Method):
+            yield from _parts(part)
 
 
 def as_method(name: str, method: Any) -> Method:

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ocp.objective.evaluation import Evaluation, Objective, free_part, optimality
+from ocp.objective.evaluation import Evaluation, Objective, SecondOrderObjective, free_part, optimality
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
 from ocp.space.bounds import feasible, masked
@@ -166,8 +166,7 @@ class NewtonCG(Method):
     It needs second derivatives. The conjugate gradients end when the residual is at most
     min(forcing, (|d| / |d_0|)^exponent) |d|, where d is the derivative and d_0 that of the first step: early far from
     the optimum, and near it late enough for convergence of order 1 + exponent (theorem 7.2 there). With bounds, they
-    run in the subspace of the free entries, and the step is projected. A step raises ValueError if the problem has no
-    second derivatives.
+    run in the subspace of the free entries, and the step is projected.
 
     Parameters
     ----------
@@ -194,6 +193,12 @@ class NewtonCG(Method):
                 "forcing, iterations, first: expected a number between 0 and 1, an integer >= 1 and a positive number, "
                 f"got {self.forcing}, {self.iterations}, {self.first}"
             )
+
+    def check(self, objective: Objective) -> None:
+        """Raise ``ValueError`` if a piece of the problem has no second derivatives."""
+        if isinstance(objective, SecondOrderObjective):
+            for piece, expected in objective.without_hvp.items():
+                raise ValueError(f"{piece}: expected {expected}, as NewtonCG requires")
 
     def step(self, objective: Objective, state: State) -> State:
         point, space = state.point, objective.space

@@ -19,7 +19,7 @@ from ocp.objective.reduced import discretize
 from ocp.optimize.adapters import TorchOptimizer
 from ocp.optimize.descent import GradientDescent
 from ocp.optimize.lbfgs import LBFGS
-from ocp.optimize.method import Method, as_method
+from ocp.optimize.method import Method, as_method, check_method
 from ocp.optimize.status import Status
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
@@ -104,22 +104,13 @@ class RunSpec:
 
 def solve(name: str, study: Study, run: RunSpec) -> Result:
     """Solve a study. The result says what was run, calls the problem ``name``, and has the test accuracy, if any."""
-    steps, smoother = run.steps or study.steps, run.smoother or study.smoother
-    integrator = run.integrator or study.integrator
-    if run.method is single and run.levels is not None:
-        raise ValueError(f"levels: expected none for the method single, which works on one grid, got {run.levels}")
-    finest = steps.first if isinstance(steps, Adaptive) else steps
-    levels = run.levels or depth(finest, max(study.steps >> (study.levels - 1), 1))
-    batches, refine = None, study.refine
-    if run.batch_size is not None:
-        batches = Batches(run.batch_size, run.seed)
-        refine = Scheduled(EPOCHS * batches.per_epoch(discretize(study.problem, 1).work.samples))
+    smoother = run.smoother or study.smoother
     result = minimize(
         study.problem,
-        steps,
-        run.method(levels, smoother, batches, interpolation=study.interpolation, refine=refine),
-        integrator=integrator,
-        batches=batches,
+        run.steps or study.steps,
+        _method(study, run),
+        integrator=run.integrator or study.integrator,
+        batches=_batches(run),
         stop=run.stop or study.stop,
         watch=replace(run.watch, validation=run.watch.validation or study.validation),
         checkpoint=run.checkpoint,
@@ -132,9 +123,37 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
         label=run.label,
         method=run.method.__name__,
         smoother=(smoother.optimizer if isinstance(smoother, TorchOptimizer) else type(smoother)).__name__,
-        levels=1 if run.method is single else levels,
+        levels=_levels(study, run),
         seed=run.seed,
     )
+
+
+def _finest(study: Study, run: RunSpec) -> int:
+    """The number of steps of the finest grid, with `Adaptive` of the first one."""
+    steps = run.steps or study.steps
+    return steps.first if isinstance(steps, Adaptive) else steps
+
+
+def _levels(study: Study, run: RunSpec) -> int:
+    """The number of grids."""
+    if run.method is single:
+        return 1
+    return run.levels or depth(_finest(study, run), max(study.steps >> (study.levels - 1), 1))
+
+
+def _batches(run: RunSpec) -> Batches | None:
+    return None if run.batch_size is None else Batches(run.batch_size, run.seed)
+
+
+def _method(study: Study, run: RunSpec) -> Method:
+    """The method with which a run solves a study."""
+    if run.method is single and run.levels is not None:
+        raise ValueError(f"levels: expected none for the method single, which works on one grid, got {run.levels}")
+    batches, refine = _batches(run), study.refine
+    if batches is not None:
+        refine = Scheduled(EPOCHS * batches.per_epoch(discretize(study.problem, 1).work.samples))
+    smoother = run.smoother or study.smoother
+    return run.method(_levels(study, run), smoother, batches, interpolation=study.interpolation, refine=refine)
 
 
 @dataclass(frozen=True)
@@ -252,6 +271,11 @@ def compare(
         By default that of the first study.
     save : callable, optional
         Called with the comparison so far after every run, so that nothing is lost.
+
+    Raises
+    ------
+    ValueError
+        If a method is not made for the study, before the first run.
     """
     if seeds < 1:
         raise ValueError(f"seeds: expected an integer >= 1, got {seeds}")
@@ -264,7 +288,11 @@ def compare(
         target = study.target if target is None else target
         if target is not None and target.quantity == "accuracy" and study.validation is None:
             raise ValueError(f"target: an accuracy requires a study with validation samples, got {target} without them")
-        if seed == 0:  # a gradient before the clock runs, so that the first method does not pay for torch's start
+        if seed == 0:
+            for run in runs:
+                integrator = run.integrator or study.integrator
+                check_method(_method(study, run), discretize(study.problem, _finest(study, run), integrator))
+            # A gradient before the clock runs, so that the first method does not pay for torch's start.
             objective = discretize(study.problem, study.steps, study.integrator)
             objective.derivative(objective.discretization.start().flat)
         for run in runs:

@@ -21,7 +21,7 @@ from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.solution import control_and_scheme
 from ocp.optimize.lbfgs import LBFGS
-from ocp.optimize.method import Method, State, as_method, keeps_constraints, on_full_batches
+from ocp.optimize.method import Method, State, as_method, check_method, keeps_constraints, on_full_batches
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
@@ -130,9 +130,9 @@ def minimize(
     method = (MGOPT(levels=depth(steps, 1)) if problem.control_size else LBFGS()) if method is None else method
     if problem.constraints and not keeps_constraints(method):
         raise ValueError(f"method: expected one that keeps constraints, such as InteriorPoint(), got {method!r}")
-    for n in [n for n in (steps, 2 * steps) if adaptive is not None and n <= adaptive.limit]:
-        look = ReducedObjective(objective.discretization.on(n))  # its work is not counted
-        method.init(look, look.at(look.discretization.start()))  # raises if the method has a finest grid of its own
+    check_method(method, objective)
+    if adaptive is not None and 2 * steps <= adaptive.limit:  # the method may have a finest grid of its own
+        check_method(method, objective.on(2 * steps))
     samples = objective.work.samples
     if batches is not None and batches.size > samples:
         raise ValueError(f"batches: expected a size of at most the {samples} samples, got {batches.size}")
