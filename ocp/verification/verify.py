@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import isfinite, isnan, log, nan
@@ -13,8 +13,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from ocp.objective.evaluation import Evaluation, Objective, SecondOrderEvaluation
-from ocp.objective.reduced import ReducedEvaluation, ReducedObjective
+from ocp.objective.evaluation import Evaluation, Objective, SecondOrderEvaluation, SecondOrderObjective
+from ocp.objective.reduced import ReducedObjective
 from ocp.objective.shifted import ShiftedEvaluation, ShiftedObjective
 from ocp.problem.differences import normal
 from ocp.space.control import Control
@@ -144,17 +144,17 @@ def verify(objective: Objective, control: Tensor | Control | None = None, seed: 
         taylor = taylor_test(point, direction)
         checks, skipped = _slope_checks(point, direction, taylor), list[str]()
         if isinstance(objective, ReducedObjective):
-            try:
-                checks += _transpose_checks(objective, point, generator)
-            except NotImplementedError as error:
-                skipped.append(f"derivatives against their transposes: {error}")
+            for name, measure in _transposes(objective, point, generator).items():
+                try:
+                    checks.append(_agreement(name, *measure(), u.dtype))
+                except NotImplementedError as error:
+                    skipped.append(f"{name}: {error}")
         checks += _multilevel_checks(point, generator)
         if taylor.third is not None:
             kinks = any(check.expected.endswith("kinks") for check in checks)
             checks += _hessian_checks(point, taylor, taylor.third, generator, kinks)
         elif isinstance(objective, ReducedObjective):
-            missing = objective.discretization.without_hvp
-            skipped += [f"Hessian: {name}: expected {expected}" for name, expected in missing.items()]
+            skipped += [f"Hessian: {name}: expected {what}" for name, what in objective.without_hvp.items()]
     return Report(tuple(checks), taylor, tuple(skipped))
 
 
@@ -187,8 +187,8 @@ def _has_hessian(point: Evaluation) -> bool:
     """Whether an evaluation, with all pieces of its problem, has second derivatives."""
     if isinstance(point, ShiftedEvaluation):
         return _has_hessian(point.base)
-    if isinstance(point, ReducedEvaluation):
-        return not point.objective.discretization.without_hvp
+    if isinstance(point.objective, SecondOrderObjective):
+        return not point.objective.without_hvp
     return isinstance(point, SecondOrderEvaluation)
 
 
@@ -283,34 +283,43 @@ def _hessian_checks(
     return [symmetry, difference, order]
 
 
-def _transpose_checks(objective: ReducedObjective, point: Evaluation, generator: torch.Generator) -> list[Check]:
-    """Derivatives against their transposes: the whole sweep, one step, the dynamics, the initial state."""
+def _transposes(
+    objective: ReducedObjective, point: Evaluation, generator: torch.Generator
+) -> dict[str, Callable[[], tuple[float, float, float]]]:
+    """Derivatives against their transposes, for the whole sweep, the dynamics, one step and the initial state.
+
+    By name, what measures two numbers that should agree, and their scale. It raises ``NotImplementedError`` where a
+    tangent is missing.
+    """
     discretization, space, u = objective.discretization, objective.space, point.control
     problem, integrator, h = discretization.problem, discretization.integrator, space.grid.h
-    derivative, direction = point.derivative, normal(u, generator)
-    scale = max(space.dual_norm(derivative), 1e-3 * abs(point.value)) * space.norm(direction)
-    slope, tangent = float(torch.dot(derivative, direction)), objective.directional(u, direction)
-    k = space.grid.steps // 2
+    k, derivative, direction = space.grid.steps // 2, point.derivative, normal(u, generator)
     x, uk, t = objective.trajectory(u).x[k], discretization.inputs(u)[k], space.grid.nodes[k]
     dx, p, du = normal(x, generator), normal(x, generator), normal(uk, generator)
+    f, x0, q, dq = problem.equation.dynamics, problem.initial_state, space.parameters(u), space.parameters(direction)
+    plain = replace(problem.equation, running_cost=None)
 
-    def pair(name: str, tangent: Tensor, *transposed: tuple[Tensor, Tensor]) -> Check:
-        left, right = float((p * tangent).sum()), float(sum((a * b).sum() for a, b in transposed))
-        return _agreement(name, left, right, float((p * tangent).abs().sum()), u.dtype)
+    def sweep() -> tuple[float, float, float]:
+        scale = max(space.dual_norm(derivative), 1e-3 * abs(point.value)) * space.norm(direction)
+        return float(torch.dot(derivative, direction)), objective.directional(u, direction), scale
 
-    f, plain = problem.equation.dynamics, replace(problem.equation, running_cost=None)
-    fx, fu = f.vjp(t, x, uk, p)
-    step, _ = integrator.tangent(plain, t, h, x, uk, dx, du)
-    px, pu = integrator.pullback(plain, t, h, x, uk, p)
-    checks = [
-        _agreement("adjoint sweep against tangent sweep", slope, tangent, scale, u.dtype),
-        pair("dynamics: vjp against jvp", f.jvp(t, x, uk, dx, du), (fx, dx), (fu, du)),
-        pair("one step: pullback against tangent", step, (px, dx), (pu, du)),
-    ]
+    def pair(tangent: Tensor, transposed: Sequence[Tensor], *directions: Tensor) -> tuple[float, float, float]:
+        product = p * tangent
+        right = float(sum((a * b).sum() for a, b in zip(transposed, directions, strict=True)))
+        return float(product.sum()), right, float(product.abs().sum())
+
+    def step() -> tuple[float, float, float]:
+        tangent, _ = integrator.tangent(plain, t, h, x, uk, dx, du)
+        return pair(tangent, integrator.pullback(plain, t, h, x, uk, p), dx, du)
+
+    measures = {
+        "adjoint sweep against tangent sweep": sweep,
+        "dynamics: vjp against jvp": lambda: pair(f.jvp(t, x, uk, dx, du), f.vjp(t, x, uk, p), dx, du),
+        "one step: pullback against tangent": step,
+    }
     if problem.parameter_size:
-        q, dq, x0 = space.parameters(u), space.parameters(direction), problem.initial_state
-        checks.append(pair("initial state: vjp against jvp", x0.jvp(q, dq), (x0.vjp(q, p), dq)))
-    return checks
+        measures["initial state: vjp against jvp"] = lambda: pair(x0.jvp(q, dq), [x0.vjp(q, p)], dq)
+    return measures
 
 
 def _multilevel_checks(point: Evaluation, generator: torch.Generator) -> list[Check]:

@@ -472,6 +472,36 @@ def test_a_piece_without_second_derivative_is_verified_without_the_hessian(piece
     assert report.taylor.third is None
 
 
+class Once(nn.Module):
+    """Differentiated once by autograd."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.linear, self.power = nn.Linear(2, 2).double(), power
+
+    def forward(self, x):
+        return self.power(self.linear(x), 3)
+
+
+TRANSPOSES = (
+    "adjoint sweep against tangent sweep",
+    "dynamics: vjp against jvp",
+    "one step: pullback against tangent",
+    "initial state: vjp against jvp",
+)
+
+
+@pytest.mark.parametrize("place", ["block", "opening"])
+def test_only_checks_that_need_a_missing_tangent_are_skipped(place, once_differentiable_power):
+    layers = {"block": nn.Linear(2, 2).double(), "opening": nn.Linear(2, 2).double()}
+    layers[place] = Once(once_differentiable_power)
+    report = verify(discretize(residual_network(inputs(3, 2), LeastSquares(inputs(3, 2).cos()), **layers), 4))
+    missing = set(TRANSPOSES[:3]) if place == "block" else {TRANSPOSES[0], TRANSPOSES[3]}
+    assert report.passed
+    assert {line.rpartition(": expected")[0] for line in report.skipped if "forward mode" in line} == missing
+    assert {check.name for check in report.checks} & set(TRANSPOSES) == set(TRANSPOSES) - missing
+
+
 @pytest.mark.parametrize("activation", [RELU, SMOOTH_RELU], ids=["relu", "smooth relu"])
 @pytest.mark.parametrize("samples", [5, 200])
 def test_the_hessian_of_a_network_with_kinks_passes(activation, samples):
