@@ -101,6 +101,9 @@ class Dynamics:
     def jvp(self, t, x, u, dx, du):
         return self.right.jvp(t, x, u, dx, du)
 
+    def hvp(self, t, x, u, p, dx, du):
+        return self.right.hvp(t, x, u, p, dx, du)
+
 
 def fresh(result, problem=PROBLEM):
     return discretize(problem, result.control.space.grid.steps).value(result.control)
@@ -330,6 +333,9 @@ class Blind:
         return x.square().sum()
 
     def derivative(self, x, q):
+        return torch.zeros_like(x), torch.zeros_like(q)
+
+    def hvp(self, x, q, dx, dq):
         return torch.zeros_like(x), torch.zeros_like(q)
 
 
