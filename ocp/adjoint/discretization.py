@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ocp.adjoint.abilities import inspect_abilities
 from ocp.adjoint.inspection import inspect_control_costs, inspect_initial_state, inspect_pieces
-from ocp.adjoint.second_order import without_hvp
+from ocp.adjoint.second_order import once_differentiable, without_hvp
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
 from ocp.problem.boundary import identical
 from ocp.problem.control_problem import ControlProblem
@@ -118,10 +118,16 @@ class Discretization:
             raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
 
     @cached_property
+    def once_differentiable(self) -> tuple[str, ...]:
+        """The pieces whose derivatives autograd cannot differentiate again."""
+        q, (x, u) = self._parameters(), self.example()
+        return once_differentiable(self.problem, q.to(x), x, u)
+
+    @property
     def without_hvp(self) -> dict[str, str]:
         """The pieces without second derivatives, each with what was expected and what it is; empty if all have them."""
-        q, (x, u) = self._parameters(), self.example()
-        return without_hvp(self.problem, self.integrator, q.to(x), x, u)
+        expected = "operations with second derivatives, got some that autograd can differentiate only once"
+        return dict.fromkeys(self.once_differentiable, expected) | without_hvp(self.problem, self.integrator)
 
     def check_division(self) -> None:
         """Raise a ``ValueError`` if the problem is not the average of the problems on parts of its samples."""

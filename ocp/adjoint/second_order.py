@@ -17,19 +17,14 @@ from ocp.problem.costs import Readout
 from ocp.problem.differences import nearby, second_disagreement
 from ocp.problem.protocols import SecondOrder
 
-__all__ = ["without_hvp"]
+__all__ = ["once_differentiable", "without_hvp"]
 
 #: A piece with its derivatives, its Hessian products and the arguments of both.
 _Curved = tuple[str, Callable[..., Any], Callable[..., Any], Mapping[str, Tensor]]
 
 
-@torch.no_grad()
-def without_hvp(problem: ControlProblem, integrator: Integrator, q: Tensor, x: Tensor, u: Tensor) -> dict[str, str]:
-    """The pieces without second derivatives, each with what was expected and what it is; empty if all have them.
-
-    Those of autograd are compared with differences near the given point: the tape of an operation that autograd can
-    differentiate only once ends without a word.
-    """
+def without_hvp(problem: ControlProblem, integrator: Integrator) -> dict[str, str]:
+    """The pieces without a method for second derivatives, each with what was expected and what it is."""
     last = problem.terminal_cost
     pieces: list[tuple[str, Any, type, str]] = [
         ("dynamics", problem.dynamics, SecondOrder, "hvp"),
@@ -40,22 +35,32 @@ def without_hvp(problem: ControlProblem, integrator: Integrator, q: Tensor, x: T
         *(("control_cost", cost, SecondOrder, "hvp") for cost in problem.control_cost),
         ("integrator", integrator, SecondOrderIntegrator, "pullback_tangent"),
     ]
-    missing = {
+    return {
         name: f"a method {method} for second derivatives, got {type(piece).__name__}"
         for name, piece, kind, method in pieces
         if piece is not None and not isinstance(piece, kind)
     }
+
+
+@torch.no_grad()
+def once_differentiable(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> tuple[str, ...]:
+    """The pieces whose second derivatives, by autograd, are missing, or wrong as differences near a point show.
+
+    The tape of an operation that autograd can differentiate only once ends without a word.
+    """
+    found = dict[str, bool]()
     for name, derivative, product, arguments in _curved(problem, q, x, u):
-        if not (missing.keys() & {name, f"{name}.cost"}) and not _agree(derivative, product, arguments):
-            missing[name] = "operations with second derivatives, got some that autograd can differentiate only once"
-    return missing
+        found[name] = found.get(name, False) or not _agree(derivative, product, arguments)
+    return tuple(name for name, once in found.items() if once)
 
 
 def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[_Curved]:
     """The pieces whose second derivatives are those of autograd; those that depend on time at two times."""
-    q, x, u, p = nearby({"q": q, "x": x, "u": u, "p": torch.ones_like(x)}).values()
-    equation = problem.equation
-    pieces = [equation.dynamics, problem.initial_state, equation.running_cost, problem.terminal_cost]
+    q, x, v, p = nearby({"q": q, "x": x, "v": u, "p": torch.ones_like(x)}).values()
+    equation, dynamics, u = problem.equation, problem.equation.dynamics, v
+    if type(dynamics) not in AUTOGRAD:  # a module that an equation with parameters wraps
+        dynamics, u = problem.dynamics, v[: problem.dynamics.control_size]
+    pieces = [dynamics, problem.initial_state, equation.running_cost, problem.terminal_cost]
     ours: list[Any] = [plain(piece) if type(piece) in AUTOGRAD else None for piece in pieces]
     f, X0, L, Phi = ours
 
@@ -72,10 +77,10 @@ def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterato
         if f is not None:
             yield "dynamics", lambda x, u, t=t: f.vjp(t, x, u, p.to(x)), partial(of_dynamics, t), {"x": x, "u": u}
         if L is not None:
-            yield "running_cost", partial(L.derivative, t), partial(L.hvp, t), {"x": x, "u": u}
+            yield "running_cost", partial(L.derivative, t), partial(L.hvp, t), {"x": x, "u": v}
     if X0 is not None:
         yield "initial_state", lambda q: (X0.vjp(q, p.to(q)),), of_initial_state, {"q": q}
-    if Phi is not None:
+    if Phi is not None and not (isinstance(Phi, Readout) and not isinstance(Phi.cost, SecondOrder)):
         yield "terminal_cost", Phi.derivative, Phi.hvp, {"x": x, "q": q}
 
 

@@ -46,7 +46,7 @@ def functions(dtype, f=torch.square, L=torch.square, Phi=torch.square, X0=torch.
         lambda x, q: Phi(x).mean() + q.square().sum(),
         lambda t, x, u: (x * L(u)).mean() + u.sin().sum(),
         control_size=2,
-        parameter_size=2,
+        parameters=2,
         start=Control(ControlSpace(TimeGrid(1.0, 1), 2, 2), torch.tensor([0.2, -0.1, 0.3, 0.4], dtype=dtype)),
     )
 

@@ -110,8 +110,11 @@ class InteriorPoint(Method):
             got = f"{self.iterations}, {self.coarsest}, {self.factor}"
             raise ValueError(f"iterations, coarsest, factor: expected integers >= 1, >= 1 and >= 2, got {got}")
 
-    def init(self, objective: Objective, point: Evaluation) -> State:
+    def check(self, objective: Objective) -> None:
         check(_plain(objective).discretization)
+
+    def init(self, objective: Objective, point: Evaluation) -> State:
+        self.check(objective)  # as a smoother it may meet other objectives than the one on the finest grid
         return State(point)
 
     def step(self, objective: Objective, state: State) -> State:
