@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ocp.run.run import Run, recipe
+from ocp.run.bookkeeping import Run, recipe
 from ocp.run.snapshots import decode, encode
 
 try:

@@ -11,8 +11,8 @@ from ocp.adjoint.diagnosis import locate
 from ocp.objective.evaluation import free_part
 from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
+from ocp.run.bookkeeping import Run, evaluate, recipe
 from ocp.run.results import Result
-from ocp.run.run import Run, evaluate, recipe
 from ocp.run.verdicts import unresolved
 from ocp.space.control import Control
 from ocp.verification.slopes import descends_nearby, measure_slope

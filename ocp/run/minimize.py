@@ -26,10 +26,10 @@ from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
 from ocp.run.adaptive import Adaptive
+from ocp.run.bookkeeping import Run, classified
 from ocp.run.checkpoints import Checkpoint, Saves, saving
 from ocp.run.ending import explained, result_of
 from ocp.run.results import Record, Result
-from ocp.run.run import Run, classified
 from ocp.run.stopping import Stop
 from ocp.run.watching import Watch
 from ocp.space.control import Control, TimeFunction

@@ -21,13 +21,13 @@ from ocp.multilevel.visits import Level
 from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.method import Memory
 from ocp.optimize.method import Visit
+from ocp.run.bookkeeping import Scale
 from ocp.run.results import Record
-from ocp.run.run import Scale
 
 __all__ = ["ALLOWED", "VERSION", "decode", "encode", "header"]
 
 #: Of the format; files of other versions are refused.
-VERSION = 3
+VERSION = 4
 
 #: What a snapshot may hold in addition to tensors, numbers, strings and containers of them.
 ALLOWED = (Filter, Level, Memory, Progress, Record, Scale, Stay, Visit)

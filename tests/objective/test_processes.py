@@ -255,7 +255,7 @@ def test_the_slowest_clock_decides_for_all(monkeypatch):
         settings = {"processes": process, "stop": Stop(max_seconds=0.5, tolerance=0.0)}
         return minimize(COPIES[process.rank], N, LBFGS(), **settings)
 
-    monkeypatch.setattr("ocp.run.run.time", SimpleNamespace(perf_counter=seconds))
+    monkeypatch.setattr("ocp.run.bookkeeping.time", SimpleNamespace(perf_counter=seconds))
     one, two = together(2, job)
     assert one.status is two.status is Status.MAX_SECONDS
     assert one.iterations == two.iterations

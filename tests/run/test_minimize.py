@@ -934,8 +934,8 @@ def test_the_work_of_a_refined_run_is_counted_in_gradients_on_the_last_grid(meth
     monkeypatch.setattr(sweeps, "forward", counted(sweeps.forward, 1 / 3))
     monkeypatch.setattr(sweeps, "adjoint", counted(sweeps.adjoint, 2 / 3))
     monkeypatch.setattr("ocp.run.ending.unresolved", lambda *arguments: "")  # a look, which is not counted
-    monkeypatch.setattr("ocp.run.run.premature", lambda *arguments: False)
-    monkeypatch.setattr("ocp.run.run.FINER", 1)
+    monkeypatch.setattr("ocp.run.bookkeeping.premature", lambda *arguments: False)
+    monkeypatch.setattr("ocp.run.bookkeeping.FINER", 1)
     result = refined(method)
     assert result.work_units == pytest.approx(sum(charged) / result.about["steps"])
 
