@@ -22,7 +22,7 @@ from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.taped import Taped
 from ocp.adjoint.tapes import Tape
 from ocp.integrators.integrator import StageWiseIntegrator
-from ocp.problem.protocols import Batched, Bindable, StageWise, Traceable, capability_applies
+from ocp.problem.protocols import Batched, Bindable, StageWise, capability_applies, is_traceable
 from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["choose", "supports_linearization"]
@@ -64,9 +64,9 @@ def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -
             kernel = fused.Fused(grid, capacity, x)
             return graphs.Graphed(kernel) if whole else kernel
     by_autograd = (
-        _is_traceable(integrator, "step", "pullback")
-        and _is_traceable(f, "__call__", "vjp")
-        and (L is None or _is_traceable(L, "__call__", "derivative"))
+        is_traceable(integrator, "step", "pullback")
+        and is_traceable(f, "__call__", "vjp")
+        and (L is None or is_traceable(L, "__call__", "derivative"))
     )
     batched = capability_applies(L, "derivative_along", "__call__", "derivative")
     along = L is None or (batched and isinstance(L, Batched) and L.supports_batches(x, u))
@@ -84,17 +84,12 @@ def supports_linearization(discretization: Discretization) -> bool:
     problem, integrator = discretization.problem, discretization.integrator
     f, L = problem.equation.dynamics, problem.equation.running_cost
     return (
-        _is_traceable(integrator, "step", "pullback", "tangent", "pullback_tangent")
-        and (L is None or _is_traceable(L, "__call__", "derivative", "hvp"))
-        and _is_traceable(f, "__call__", "vjp", "jvp", "hvp")
+        is_traceable(integrator, "step", "pullback", "tangent", "pullback_tangent")
+        and (L is None or is_traceable(L, "__call__", "derivative", "hvp"))
+        and is_traceable(f, "__call__", "vjp", "jvp", "hvp")
         and _is_stage_wise(f)
         and f.stage_layout(*discretization.example()) is not None
     )
-
-
-def _is_traceable(piece: object, *methods: str) -> bool:
-    applies = capability_applies(piece, "supports_autograd", *methods)
-    return isinstance(piece, Traceable) and applies and piece.supports_autograd
 
 
 def _is_stage_wise(f: object) -> TypeGuard[StageWise]:

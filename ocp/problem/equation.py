@@ -16,11 +16,22 @@ from torch import Tensor
 
 from ocp.problem.costs import RunningFunction
 from ocp.problem.dynamics import FunctionDynamics
+from ocp.problem.functions import jacobian
 from ocp.problem.parameters import ParameterSet, takes_parameters
-from ocp.problem.protocols import Dynamics, RunningCost, Traceable, capability_applies
+from ocp.problem.protocols import (
+    Checked,
+    Dynamics,
+    Evaluations,
+    RunningCost,
+    SampleWise,
+    Stages,
+    StageWise,
+    capability_applies,
+    is_traceable,
+)
 from ocp.problem.shapes import BatchState, Cotangent, Scalar, StepControl
 
-__all__ = ["Equation", "as_equation", "with_parameters"]
+__all__ = ["Equation", "OfPart", "as_equation", "with_parameters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +62,21 @@ def as_equation(
     ValueError
         If the final time is free and a piece is neither a plain function nor made of torch operations.
     """
-    m, f, L = dynamics.control_size, dynamics, running_cost
+    m, f, L, shared = dynamics.control_size, dynamics, running_cost, isinstance(dynamics, OfPart)
     given = {"dynamics": _function(f), "running_cost": _function(L), "path_constraint": more}
     depends = any(takes_parameters(function, 3) for function in given.values() if function is not None)
-    if not (depends or parameters.free_horizon):
+    if not (depends or shared or parameters.free_horizon):
         return Equation(f, L, m)
     size = m + parameters.size
     if parameters.free_horizon:
+        if shared:
+            raise ValueError("horizon: expected a number for dynamics whose weights all steps share, got a Parameter")
         given |= {name: _traced(name, piece) for name, piece in (("dynamics", f), ("running_cost", L))}
     function, integrand = given["dynamics"], given["running_cost"]
-    f = _OfControl(f, size) if function is None else FunctionDynamics(_rate(function, m, parameters), size)
+    if function is not None:
+        f = FunctionDynamics(_rate(function, m, parameters), size)
+    elif not shared:
+        f = OfPart(f)
     if L is not None:
         rate = None if integrand is None else _rate(integrand, m, parameters)
         L = _CostOfControl(L, m) if rate is None else RunningFunction(rate)
@@ -101,8 +117,7 @@ def _traced(name: str, piece: Any) -> Callable[..., Tensor] | None:
     if piece is None or _function(piece) is not None:
         return _function(piece)
     methods = ("__call__", "vjp") if isinstance(piece, Dynamics) else ("__call__", "derivative")
-    traceable = capability_applies(piece, "supports_autograd", *methods) and isinstance(piece, Traceable)
-    if not (traceable and piece.supports_autograd):
+    if not is_traceable(piece, *methods):
         raise ValueError(
             f"{name}: expected a function with a free horizon, since derivatives by the final time are needed, "
             f"got {type(piece).__name__}"
@@ -111,33 +126,79 @@ def _traced(name: str, piece: Any) -> Callable[..., Tensor] | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _OfControl:
-    """Dynamics with derivatives of their own, on (u, q) although they depend only on u."""
+class OfPart:
+    """Dynamics that depend on a part of a longer vector, with derivatives of their own.
+
+    As the dynamics of a problem, they are on parameters alone: weights that all steps share.
+    """
 
     dynamics: Any
-    control_size: int
+    begin: int = 0
+    control_size = 0
 
-    def _split(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        m = self.dynamics.control_size
-        return v[:m], v[m:]
+    def part(self, v: Tensor) -> Tensor:
+        """The part, of a vector or of several, along the last dimension."""
+        part: Tensor = v[..., self.begin : self.begin + self.dynamics.control_size]
+        return part
+
+    def _with_zeros(self, part: Tensor, v: Tensor) -> Tensor:
+        whole = torch.zeros_like(v)
+        self.part(whole).copy_(part)
+        return whole
 
     def __call__(self, t: float, x: BatchState, u: StepControl) -> BatchState:
-        value: Tensor = self.dynamics(t, x, self._split(u)[0])
+        value: Tensor = self.dynamics(t, x, self.part(u))
         return value
 
     def vjp(self, t: float, x: BatchState, u: StepControl, p: BatchState) -> Cotangent:
-        u, q = self._split(u)
-        px, pu = self.dynamics.vjp(t, x, u, p)
-        return px, torch.cat((pu, torch.zeros_like(q)))
+        px, pu = self.dynamics.vjp(t, x, self.part(u), p)
+        return px, self._with_zeros(pu, u)
 
     def jvp(self, t: float, x: BatchState, u: StepControl, dx: BatchState, du: StepControl) -> BatchState:
-        tangent: Tensor = self.dynamics.jvp(t, x, self._split(u)[0], dx, self._split(du)[0])
+        tangent: Tensor = self.dynamics.jvp(t, x, self.part(u), dx, self.part(du))
         return tangent
 
     def hvp(self, t: float, x: BatchState, u: StepControl, p: BatchState, dx: BatchState, du: StepControl) -> Cotangent:
-        u, q = self._split(u)
-        hx, hu = self.dynamics.hvp(t, x, u, p, dx, self._split(du)[0])
-        return hx, torch.cat((hu, torch.zeros_like(q)))
+        hx, hu = self.dynamics.hvp(t, x, self.part(u), p, dx, self.part(du))
+        return hx, self._with_zeros(hu, u)
+
+    def jacobian(self, t: float, x: BatchState, u: StepControl) -> Tensor:
+        if isinstance(self.dynamics, SampleWise):
+            return self.dynamics.jacobian(t, x, self.part(u))
+        return jacobian(lambda p: self.dynamics.vjp(t, x, self.part(u), p)[0], x)
+
+    @property
+    def supports_autograd(self) -> bool:
+        return is_traceable(self.dynamics, "__call__", "vjp")
+
+    def check(self, t: float, x: BatchState, u: StepControl) -> None:
+        if isinstance(self.dynamics, Checked):
+            self.dynamics.check(t, x, self.part(u))
+
+    def stage_layout(self, x: BatchState, u: StepControl) -> BatchState | None:
+        f = self.dynamics
+        applies = isinstance(f, StageWise) and capability_applies(f, "over", "__call__", "vjp")
+        return f.stage_layout(x, self.part(u)) if applies else None
+
+    def over(self, path: Tensor, stages: Stages) -> Evaluations:
+        return _PartOver(self, self.dynamics.over(self.part(path).contiguous(), stages))
+
+
+class _PartOver:
+    """Evaluations of dynamics that depend on a part of a longer vector."""
+
+    def __init__(self, of: OfPart, evaluations: Evaluations):
+        self._of, self._evaluations = of, evaluations
+        self.value, self.linearize, self.transpose = (
+            evaluations.value,
+            evaluations.linearize,
+            evaluations.transpose,
+        )
+
+    def by_control(self, out: Tensor) -> None:
+        by_part = torch.empty_like(self._of.part(out), memory_format=torch.contiguous_format)
+        self._evaluations.by_control(by_part)
+        self._of.part(out.zero_()).copy_(by_part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +224,10 @@ class _CostOfControl:
         u, q = self._split(u)
         Lhx, Lhu = self.cost.hvp(t, x, u, dx, self._split(du)[0])
         return Lhx, torch.cat((Lhu, torch.zeros_like(q)))
+
+    def check(self, t: float, x: BatchState, u: StepControl) -> None:
+        if isinstance(self.cost, Checked):
+            self.cost.check(t, x, self._split(u)[0])
 
     def take(self, indices: Tensor) -> _CostOfControl:
         return _CostOfControl(self.cost.take(indices), self.control_size)

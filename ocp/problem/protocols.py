@@ -42,6 +42,7 @@ __all__ = [
     "TerminalCost",
     "Traceable",
     "capability_applies",
+    "is_traceable",
 ]
 
 
@@ -292,3 +293,9 @@ def capability_applies(piece: object, capability: str, *methods: str) -> bool:
     kinds = type(piece).__mro__
     declared, *defined = (next((k for k in kinds if n in vars(k)), None) for n in (capability, *methods))
     return declared is not None and all(kind is not None and issubclass(declared, kind) for kind in defined)
+
+
+def is_traceable(piece: object, *methods: str) -> bool:
+    """Whether a piece is `Traceable`, with derivatives that are those of autograd, in the methods that it has now."""
+    applies = capability_applies(piece, "supports_autograd", *methods)
+    return isinstance(piece, Traceable) and applies and piece.supports_autograd

@@ -18,6 +18,7 @@ from ocp.problem.boundary import data
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Readout
 from ocp.problem.dynamics import ModuleDynamics
+from ocp.problem.equation import OfPart
 from ocp.problem.initial_state import Opening
 from ocp.problem.modules import FlatModule
 from ocp.problem.protocols import Dynamics, Exportable, Initializable, TerminalCost
@@ -36,6 +37,7 @@ def residual_network(
     horizon: float = 1.0,
     control_cost: Any = None,
     generator: torch.Generator | None = None,
+    shared: bool = False,
 ) -> ControlProblem:
     """The training of a residual network as a control problem, with a start.
 
@@ -59,6 +61,10 @@ def residual_network(
     control_cost : ControlCost or sequence of ControlCost, optional
     generator : torch.Generator, optional
         Of the CPU, for the initial weights of a layer; seed 0 by default.
+    shared : bool
+        Whether all steps share the weights of the block, as in a neural ODE: Chen, Rubanova, Bettencourt & Duvenaud
+        (2018), "Neural ordinary differential equations". They are the last of the parameters q then, and there is no
+        control, so that methods on one grid apply.
 
     Raises
     ------
@@ -87,7 +93,8 @@ def residual_network(
         weights = block.initial(generator or torch.Generator().manual_seed(0), dtype=torch.float64).to(**like)
     else:
         raise TypeError(f"block: expected an nn.Module or a layer of ocp.layers, got {type(block).__name__}")
-    return _assemble(inputs, cost, dynamics, weights.unsqueeze(0), opening, closing, horizon, control_cost)
+    rows = weights.unsqueeze(0)
+    return _assemble(inputs, cost, dynamics, rows, opening, closing, horizon, control_cost, shared)
 
 
 def from_blocks(
@@ -230,19 +237,23 @@ def to_module(
     start = problem.initial_state
     if not isinstance(start, Opening):
         raise TypeError(f"problem: expected a network, whose initial state is an Opening, got {type(start).__name__}")
-    if not isinstance(problem.dynamics, Exportable):
+    dynamics: Any = problem.dynamics.dynamics if isinstance(problem.dynamics, OfPart) else problem.dynamics
+    if not isinstance(dynamics, Exportable):
         raise TypeError(
-            "problem: expected a network, whose dynamics have a method to_module(u), "
-            f"got {type(problem.dynamics).__name__}"
+            f"problem: expected a network, whose dynamics have a method to_module(u), got {type(dynamics).__name__}"
         )
     control, scheme = control_and_scheme(solution, integrator)
     if not isinstance(scheme, RungeKutta) or not scheme.tableau.explicit:
         raise TypeError(f"integrator: expected an explicit Runge-Kutta scheme, got {scheme.name}")
     problem.check_space("control", control.space)
     q, last = control.parameters, problem.terminal_cost
+    if isinstance(problem.dynamics, OfPart):
+        blocks = [dynamics.to_module(problem.dynamics.part(q))] * control.space.grid.steps
+    else:
+        blocks = [dynamics.to_module(u) for u in control.path]
     network = _Unrolled(
         start.module.with_parameters(q),
-        [problem.dynamics.to_module(u) for u in control.path],
+        blocks,
         last.module.with_parameters(q) if isinstance(last, Readout) else None,
         scheme,
         control.space.grid.h,
@@ -347,6 +358,7 @@ def _assemble(
     closing: nn.Module | None,
     horizon: float,
     control_cost: Any,
+    shared: bool = False,
 ) -> ControlProblem:
     """The problem whose start has the given weights, shape (steps, control_size), on as many steps."""
     if not isinstance(cost, TerminalCost):
@@ -356,8 +368,11 @@ def _assemble(
         )
     first = FlatModule(opening or nn.Identity(), name="opening")
     last = FlatModule(closing or nn.Identity(), first.size, "closing")
-    space = ControlSpace(TimeGrid(horizon, len(weights)), dynamics.control_size, first.size + last.size)
-    parameters = torch.cat((first.start().to(weights), last.start().to(weights)))
+    parts = [first.start().to(weights), last.start().to(weights)]
+    if shared:
+        dynamics, weights, parts = OfPart(dynamics, first.size + last.size), weights[:, :0], [*parts, weights[0]]
+    parameters = torch.cat(parts)
+    space = ControlSpace(TimeGrid(horizon, len(weights)), dynamics.control_size, len(parameters))
     return ControlProblem(
         dynamics=dynamics,
         initial_state=Opening(first, inputs),

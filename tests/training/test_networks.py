@@ -14,7 +14,9 @@ from ocp.integrators.integrator import INTEGRATORS
 from ocp.objective.reduced import discretize
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, Tikhonov
+from ocp.problem.equation import OfPart
 from ocp.problem.layers import SMOOTH_RELU, TANH, Antisymmetric, Convolution, Dense
+from ocp.problem.parameters import Parameter
 from ocp.run.minimize import minimize
 from ocp.run.stopping import Stop
 from ocp.space.control import Control
@@ -495,3 +497,37 @@ def test_a_control_of_another_problem_is_refused(rand):
         ValueError, match="control: expected a control with 12 numbers per step and 17 parameters, got 28 and 17"
     ):
         to_module(problem, other, "euler")
+
+
+@pytest.mark.parametrize("block", [Dense(4), nn.Sequential(nn.Linear(4, 4), nn.Tanh())], ids=["layer", "module"])
+@pytest.mark.parametrize("scheme", ["euler", "rk4"])
+def test_weights_that_all_steps_share_are_parameters(block, scheme):
+    torch.manual_seed(0)
+    inputs, cost = torch.rand(5, 3), LeastSquares(torch.rand(5, 2))
+    problem = residual_network(inputs, cost, block, nn.Linear(3, 4), nn.Linear(4, 2), horizon=2.0, shared=True)
+    assert (problem.control_size, problem.parameter_size) == (0, 16 + 10 + 20)
+    objective = discretize(problem, 4, scheme)
+    flat = objective.discretization.start().flat
+    apart = residual_network(inputs, cost, block, nn.Linear(3, 4), nn.Linear(4, 2), horizon=2.0)
+    # The same weights in each step, as controls of their own: the derivatives add up.
+    q, w = flat[:26], flat[26:]
+    unrolled = discretize(apart, 4, scheme)
+    point = unrolled.at(unrolled.space.join(w.expand(4, -1), q))
+    here = objective.at(flat)
+    assert here.value == pytest.approx(point.value, rel=1e-6)
+    expected = torch.cat((unrolled.space.parameters(point.derivative), unrolled.space.path(point.derivative).sum(0)))
+    torch.testing.assert_close(here.derivative, expected)
+    network = to_module(problem, objective.discretization.start(), scheme)
+    assert float(cost(network(inputs), q)) == pytest.approx(here.value, rel=1e-6)
+    assert sum(p.numel() for p in network.parameters()) == problem.parameter_size
+
+
+def test_shared_weights_and_a_free_horizon_are_refused():
+    with pytest.raises(ValueError, match="horizon: expected a number for dynamics whose weights all steps share"):
+        ControlProblem(
+            OfPart(Dense(2)),
+            torch.ones(1, 2),
+            lambda x: x.sum(),
+            parameters={"w": torch.zeros(6)},
+            horizon=Parameter(1.0),
+        )
