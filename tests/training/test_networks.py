@@ -518,7 +518,7 @@ def test_weights_that_all_steps_share_are_parameters(block, scheme):
     expected = torch.cat((unrolled.space.parameters(point.derivative), unrolled.space.path(point.derivative).sum(0)))
     torch.testing.assert_close(here.derivative, expected)
     network = to_module(problem, objective.discretization.start(), scheme)
-    assert float(cost(network(inputs), q)) == pytest.approx(here.value, rel=1e-6)
+    assert float(cost(network(inputs), q).detach()) == pytest.approx(here.value, rel=1e-6)
     assert sum(p.numel() for p in network.parameters()) == problem.parameter_size
 
 
