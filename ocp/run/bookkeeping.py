@@ -287,7 +287,8 @@ class Run:
         An evaluation that the method does not need, since it begins on a coarse grid, is not counted. A run ends at a
         start that meets the tolerance.
         """
-        start, work, full = self.state.point, self.objective.work, self.batches is None
+        work, full = self.objective.work, self.batches is None
+        start = self.state.point if full else self.look_at(self.state.control)
         with self.timed():
             if full:
                 start.value  # noqa: B018  a method that begins on a coarse grid compares with it in the end
@@ -296,7 +297,7 @@ class Run:
         counted = state.level == 0 and full
         if full and not counted:
             work.units, work.failures = work.units - spent[0], work.failures - spent[1]
-        point = state.point if counted else start if full else self.look_at(start.control)
+        point = state.point if counted else start
         with self.timed() if counted else work.looking():
             value, norm = evaluate(point)
             self._measure(value, norm, point.control)

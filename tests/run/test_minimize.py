@@ -486,6 +486,12 @@ def test_a_batch_of_more_samples_than_there_are_is_refused():
     assert minimize(TRAINING, 4, ADAM, batches=Batches(samples), stop=Stop(max_iterations=1)).iterations == 1
 
 
+def test_the_value_at_the_start_of_mini_batches_is_not_charged():
+    """Nested iteration on 1, 2 and 4 steps evaluates the start on the coarsest grid, and compares with the finest."""
+    result = minimize(TRAINING, 4, Nested(3, ADAM), batches=Batches(5), stop=Stop(max_iterations=1))
+    assert result.history[0].work_units == pytest.approx(1 / 12)
+
+
 def test_mini_batches_are_charged_by_their_size():
     result = minimize(TRAINING, 4, ADAM, batches=Batches(5), stop=Stop(max_iterations=20))
     assert [record.work_units for record in result.history] == pytest.approx([0, 1, 2, 3, 4])
