@@ -258,7 +258,8 @@ class Run:
         self.simulated = 0.0
         if self.error is not None and adaptive.enough(self.error, value):
             # Two grids can agree on what both of them miss, such as a short pulse.
-            space, fine = self.objective.space, self.look.on(min(adaptive.limit, FINER * self.steps))
+            finer = min(FINER, 2 ** ((adaptive.limit // self.steps).bit_length() - 1))  # a power of two, as in `refine`
+            space, fine = self.objective.space, self.look.on(finer * self.steps)
             prolonged = Transfer(fine.space, space).prolong(self.state.control) if fine.space != space else None
             self.simulated = 0.0 if prolonged is None else abs(fine.value(prolonged) - value)
             if adaptive.enough(self.error, value):

@@ -914,6 +914,10 @@ def refined(method=None, error=1e-2, first=8, limit=4096, **settings):
     return minimize(lqr.problem().problem, Adaptive(error, first, limit), method, **settings)
 
 
+def test_a_limit_that_doubling_the_steps_does_not_meet_is_no_mistake():
+    assert refined(first=6, limit=100).success
+
+
 @every_refined
 def test_the_history_of_a_refined_run_refers_to_the_last_grid(method):
     result = refined(method)
