@@ -36,29 +36,33 @@ RESOLVABLE = (
 def explained(run: Run, status: Status) -> tuple[Status, str]:
     """Why a run ended, as a closer look shows, and a sentence about it; not counted as work.
 
-    If no step decreases the objective, differences of values tell a wrong derivative from rounding and noise.
+    If no step decreases the objective, differences of values tell a wrong derivative from rounding and noise, and half
+    the step an objective of the grid alone.
     """
-    work, u = run.objective.work, run.state.control
+    work, u, norm, start = run.objective.work, run.state.control, run.scale.norm, run.scale.value
     found = u if status.success or status is Status.UNBOUNDED or run.best is None else run.best[1]
     if (status.success or status in RESOLVABLE) and isfinite(run.history[-1].derivative_norm):
         with work.looking():
             point = run.point if run.state.level == 0 and found is u else None
             point = point or run.objective.at(run.control(found))
-            scale, arrived = run.scale, next((r for r in run.history if r.level == 0), None)
-            decrease = scale.value - point.value if status.success and run.iteration > 0 else 0.0
-            if why := unresolved(point, scale.norm, decrease, status.success):
+            if why := unresolved(point, norm, start - point.value, status.success or status is Status.PRECISION):
                 return Status.UNRESOLVED, why
+            arrived = next((r for r in run.history if r.level == 0), None)
             still = arrived is not None and run.small(arrived.derivative_norm)
-            if status is Status.CONVERGED and still and descends_nearby(point, scale.size) is not None:
+            if status is Status.CONVERGED and still and descends_nearby(point, run.scale.size) is not None:
                 return Status.SADDLE, ""
             if status.success:
                 return status, ""
     with suppress(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError), work.looking():
         if status is Status.NO_DECREASE and run.state.level == 0:
             point = run.viewed.on(run.steps).at(u)
+            if why := unresolved(point, norm, 0.0, thorough=False):
+                return Status.UNRESOLVED, why
             slope = measure_slope(point, -run.objective.space.gradient(free_part(point)[0]), LENGTHS)
             if slope.contradicted:
                 return Status.WRONG_DERIVATIVE, f" Along the gradient {slope}."
+            if why := unresolved(point, norm, start - point.value):
+                return Status.UNRESOLVED, why
             if isfinite(slope.error) and slope.decrease <= 0:
                 return Status.PRECISION, ""
         suspects = {Status.NOT_FINITE: (u, work.failed), Status.NO_DECREASE: (work.failed,)}.get(status, ())

@@ -16,9 +16,9 @@ from ocp import (
     NewtonCG,
     NonlinearCG,
     SciPy,
+    State,
     Status,
     Stop,
-    Transfer,
     discretize,
     minimize,
 )
@@ -95,20 +95,35 @@ def test_an_optimum_as_start_is_a_success_without_work(method, tolerance):
     assert again.iterations <= (0 if tolerance < 1e-9 else 3)
 
 
-def test_an_optimum_of_the_grid_alone_is_no_success():
-    # With one step of the midpoint rule x(1) = 1 + z + z^2 / 2 for z = -u, far from exp(z).
+class Stuck:
+    """A method whose every search fails."""
+
+    def init(self, objective, point):
+        return State(point)
+
+    def step(self, objective, state):
+        return replace(state, status=Status.NO_DECREASE)
+
+    def transport(self, memory, transfer):
+        return memory
+
+
+@pytest.mark.parametrize("cost", [1.0, 1e-18, 1e9])
+@pytest.mark.parametrize("start", [-5.0, -300.0], ids=["near", "far"])
+def test_an_optimum_of_the_grid_alone_is_no_success(start, cost):
+    # With one step of the midpoint rule x(1) = 1 + z + z^2 / 2 for z = -u, with two steps (1 + z / 2 + z^2 / 8)^2.
     problem = ControlProblem(
         lambda t, x, u: -u * x,
         torch.ones(1, 1, dtype=D),
-        lambda x: (x - 781.0).square().sum(),
+        lambda x: cost * (x - 25.0).square().sum(),
         control_size=1,
-        start=39.0,
+        start=start,
     )
-    result = minimize(problem, 1, LBFGS(), integrator="midpoint")
-    fine = discretize(problem, 64, "midpoint")
-    assert result.value < 1.0 < fine.value(Transfer(fine.space, result.control.space).prolong(result.control.flat))
-    assert result.status is Status.UNRESOLVED
-    assert "With half the step" in result.message
+    first = minimize(problem, 1, LBFGS(), integrator="midpoint")
+    again = [minimize(problem, 1, method, integrator="midpoint", start=first.control) for method in (LBFGS(), Stuck())]
+    for result in (first, *again):
+        assert result.status is Status.UNRESOLVED
+        assert "With half the step the " in result.message
 
 
 @pytest.mark.parametrize(("start", "status"), [(3.0, Status.CONVERGED), (1.0, Status.UNRESOLVED)])
