@@ -19,12 +19,12 @@ from ocp.objective.reduced import discretize
 from ocp.optimize.adapters import TorchOptimizer
 from ocp.optimize.descent import GradientDescent
 from ocp.optimize.lbfgs import LBFGS
-from ocp.optimize.method import Method, as_method, check_method
+from ocp.optimize.method import Method, as_method
 from ocp.optimize.status import Status
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
 from ocp.run.json_files import read, write
-from ocp.run.minimize import accuracy, minimize
+from ocp.run.minimize import accuracy, minimize, prepare
 from ocp.run.results import Record, Result, Target
 from ocp.run.stopping import Stop
 from ocp.run.study import Study
@@ -104,20 +104,10 @@ class RunSpec:
 
 def solve(name: str, study: Study, run: RunSpec) -> Result:
     """Solve a study. The result says what was run, calls the problem ``name``, and has the test accuracy, if any."""
-    smoother = run.smoother or study.smoother
-    result = minimize(
-        study.problem,
-        run.steps or study.steps,
-        _method(study, run),
-        integrator=run.integrator or study.integrator,
-        batches=_batches(run),
-        stop=run.stop or study.stop,
-        watch=replace(run.watch, validation=run.watch.validation or study.validation),
-        checkpoint=run.checkpoint,
-        processes=run.processes,
-    )
+    result = minimize(**_arguments(study, run), checkpoint=run.checkpoint)
     if study.test is not None:
         result = replace(result, test_accuracy=accuracy(study.test, result))
+    smoother = run.smoother or study.smoother
     return result.describe(
         problem=name,
         label=run.label,
@@ -128,17 +118,27 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
     )
 
 
-def _finest(study: Study, run: RunSpec) -> int:
-    """The number of steps of the finest grid, with `Adaptive` of the first one."""
-    steps = run.steps or study.steps
-    return steps.first if isinstance(steps, Adaptive) else steps
+def _arguments(study: Study, run: RunSpec) -> dict[str, Any]:
+    """Those of `minimize`."""
+    return {
+        "problem": study.problem,
+        "steps": run.steps or study.steps,
+        "method": _method(study, run),
+        "integrator": run.integrator or study.integrator,
+        "batches": _batches(run),
+        "stop": run.stop or study.stop,
+        "watch": replace(run.watch, validation=run.watch.validation or study.validation),
+        "processes": run.processes,
+    }
 
 
 def _levels(study: Study, run: RunSpec) -> int:
     """The number of grids."""
     if run.method is single:
         return 1
-    return run.levels or depth(_finest(study, run), max(study.steps >> (study.levels - 1), 1))
+    steps = run.steps or study.steps
+    finest = steps.first if isinstance(steps, Adaptive) else steps
+    return run.levels or depth(finest, max(study.steps >> (study.levels - 1), 1))
 
 
 def _batches(run: RunSpec) -> Batches | None:
@@ -252,7 +252,7 @@ def compare(
     target: Target | None = None,
     save: Callable[[Comparison], Any] | None = None,
 ) -> Comparison:
-    """Solve the studies of several seeds with several methods.
+    """Solve the studies of several seeds with several methods, which are all checked before the first run.
 
     The seeds are the outer loop and the methods the inner one, so that all methods meet the same changes of a machine's
     speed. The finest grid is watched, and no run stops at the target: what it took is read off the history. An
@@ -290,8 +290,7 @@ def compare(
             raise ValueError(f"target: an accuracy requires a study with validation samples, got {target} without them")
         if seed == 0:
             for run in runs:
-                integrator = run.integrator or study.integrator
-                check_method(_method(study, run), discretize(study.problem, _finest(study, run), integrator))
+                prepare(**_arguments(study, run))  # raises if an argument does not fit
             # A gradient before the clock runs, so that the first method does not pay for torch's start.
             objective = discretize(study.problem, study.steps, study.integrator)
             objective.derivative(objective.discretization.start().flat)
@@ -304,3 +303,9 @@ def compare(
             if result.status is Status.INTERRUPTED:
                 return comparison
     return comparison
+
+
+def _check(study: Study, run: RunSpec) -> None:
+    """Raise what the run would raise before its first step."""
+    begun = prepare(**_arguments(study, run))
+    begun.method.init(begun.look, begun.look.at(begun.state.control))

@@ -22,6 +22,7 @@ from ocp import (
     Study,
     Target,
     TimeGrid,
+    TorchOptimizer,
     accuracy,
     residual_network,
 )
@@ -376,6 +377,22 @@ def test_a_comparison_by_accuracy_requires_validation_samples():
 def test_levels_that_are_asked_for_must_exist():
     with pytest.raises(ValueError, match="levels: 8 steps can be coarsened"):
         solve("control", CONTROL, RunSpec(levels=5))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (RunSpec(levels=5), "levels: 8 steps can be coarsened"),
+        (RunSpec(steps=Adaptive(0.1, first=2), levels=3), "levels: 2 steps can be coarsened"),
+        (RunSpec(batch_size=1), "method: mini-batches require one such as"),
+        (RunSpec(smoother=TorchOptimizer(torch.optim.SGD), batch_size=9), "batches: expected a size of at most"),
+    ],
+)
+def test_all_methods_are_checked_before_the_first_one_runs(wrong, message):
+    saved = []
+    with pytest.raises(ValueError, match=message):
+        compare("control", lambda seed: CONTROL, [RunSpec(single), wrong], 1, save=saved.append)
+    assert not saved
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
