@@ -14,6 +14,9 @@ __all__ = ["Adaptive", "estimate"]
 class Adaptive:
     """In place of a number of steps: double it until the discretization error of the objective is small enough.
 
+    Where a run breaks down on a grid, it begins anew on the next one, from the start or from the best control so far if
+    the objective is lower there.
+
     Parameters
     ----------
     error : float

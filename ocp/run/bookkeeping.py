@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -268,14 +269,39 @@ class Run:
 
     def refine(self) -> None:
         """Go on with a finest grid of twice the steps, to which all records refer from now on."""
-        coarse, work = self.objective, self.objective.work
-        fine = coarse.on(2 * coarse.space.grid.steps)
-        transfer = Transfer(fine.space, coarse.space, LINEAR)
-        point = fine.at(feasible(transfer.prolong(self.state.control), fine.box))
+        point = self._finer(self.state.control)
+        transfer = Transfer(point.objective.space, self.objective.space, LINEAR)
         memory = self.method.transport(self.state.memory, transfer)
-        visits = tuple(replace(v, begin=v.begin / 2, end=v.end / 2) for v in self.state.visits)
-        self.state = replace(self.state, point=point, memory=memory, status=Status.RUNNING, visits=visits)
-        self.objective = fine
+        self._move(replace(self.state, point=point, memory=memory, status=Status.RUNNING))
+
+    def retry(self, status: Status) -> None:
+        """Begin anew with a finest grid of twice the steps, from the start or the best control, if that is lower there.
+
+        Where a grid is too coarse, a run can fall without bound or into numbers that are not finite.
+        """
+        found = [] if self.best is None or status is Status.UNBOUNDED else [self.best[1]]
+        start = self.state.control if self.origin is None else self.origin[2]
+        points = [self._finer(self.control(flat).flat) for flat in (start, *found)]
+        point = min(points, key=lambda p: p.value if isfinite(p.value) else inf)
+        origin, counts = self.origin, Counter(self.state.counts)
+        self._move(State(point, visits=self.state.visits))
+        visits, self.scale = self.state.visits, Scale()
+        self.optima.clear()
+        self.begin()
+        counts.update(self.state.counts, refused_grids=1)
+        self.origin, self.state = origin, replace(self.state, counts=counts, visits=visits)
+
+    def _finer(self, flat: Tensor) -> ReducedEvaluation:
+        """The evaluation on a grid of twice the steps at the prolongation of a control on the finest one."""
+        coarse = self.objective
+        fine = coarse.on(2 * self.steps)
+        return fine.at(feasible(Transfer(fine.space, coarse.space, LINEAR).prolong(flat), fine.box))
+
+    def _move(self, state: State) -> None:
+        """Make the grid of twice the steps the finest one, on which the state is."""
+        work = self.objective.work
+        visits = tuple(replace(v, begin=v.begin / 2, end=v.end / 2) for v in state.visits)
+        self.state, self.objective = replace(state, visits=visits), self.objective.on(2 * self.steps)
         work.steps, work.units = 2 * work.steps, work.units / 2
         self.before = work.units
         self.history = [_one_level_lower(record) for record in self.history]

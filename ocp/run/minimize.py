@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from types import FrameType
 from typing import Any
@@ -37,7 +38,10 @@ from ocp.space.transfer import depth
 from ocp.training.batches import Batches
 from ocp.verification.slopes import quick_check
 
-__all__ = ["accuracy", "minimize"]
+__all__ = ["accuracy", "minimize", "prepare"]
+
+#: Ends on a grid of `Adaptive` that may be due to long steps, so that a finer grid is tried.
+CURABLE = (Status.NOT_FINITE, Status.NO_DECREASE, Status.UNBOUNDED)
 
 
 @outside
@@ -114,6 +118,40 @@ def minimize(
     >>> result.success, round(result.value, 4)
     (True, 0.3808)
     """
+    run = prepare(problem, steps, method, integrator, schedule, start, batches, stop, watch, processes)
+    progress = run.watch.progress
+    hidden = True if processes.rank > 0 else None if progress is None else not progress
+    line = tqdm(disable=hidden, bar_format="{desc}", leave=False)
+    with _counting(run), line, saving(checkpoint, run) as saves:
+        try:
+            status, why = _solve(run, saves, line)
+        except KeyboardInterrupt as interrupt:
+            status, why, run.parted = Status.INTERRUPTED, "", processes.size > 1
+            if run.interrupts > 1:
+                interrupt.result = result_of(run, status)  # type: ignore[attr-defined]
+                raise
+        except Exception as error:
+            run.parted = processes.size > 1
+            if run.history:
+                error.result = result_of(run, Status.EXCEPTION)  # type: ignore[attr-defined]
+                saves.save(last=True)
+            raise
+    return result_of(run, status, why)
+
+
+def prepare(
+    problem: ControlProblem,
+    steps: int | Adaptive,
+    method: Method | None,
+    integrator: Integrator | str,
+    schedule: Schedule = StoreAll(),
+    start: Control | TimeFunction | None = None,
+    batches: Batches | None = None,
+    stop: Stop = Stop(),
+    watch: Watch = Watch(),
+    processes: Processes = SERIAL,
+) -> Run:
+    """A run that has not begun, with the arguments of `minimize`; raises if one does not fit."""
     if start is not None and isinstance(problem, ControlProblem):
         problem = replace(problem, start=start)
     adaptive = steps if isinstance(steps, Adaptive) else None
@@ -140,24 +178,7 @@ def minimize(
     finest = watch.finest or (stop.target is not None and stop.target.quantity == "value")
     watch = replace(watch, every=every, finest=finest)
     state = State(objective.at(objective.discretization.start()))
-    run = Run(objective, method, stop, watch, adaptive, batches, state)
-    hidden = True if processes.rank > 0 else None if watch.progress is None else not watch.progress
-    line = tqdm(disable=hidden, bar_format="{desc}", leave=False)
-    with _counting(run), line, saving(checkpoint, run) as saves:
-        try:
-            status, why = _solve(run, saves, line)
-        except KeyboardInterrupt as interrupt:
-            status, why, run.parted = Status.INTERRUPTED, "", processes.size > 1
-            if run.interrupts > 1:
-                interrupt.result = result_of(run, status)  # type: ignore[attr-defined]
-                raise
-        except Exception as error:
-            run.parted = processes.size > 1
-            if run.history:
-                error.result = result_of(run, Status.EXCEPTION)  # type: ignore[attr-defined]
-                saves.save(last=True)
-            raise
-    return result_of(run, status, why)
+    return Run(objective, method, stop, watch, adaptive, batches, state)
 
 
 def _solve(run: Run, saves: Saves, line: Any) -> tuple[Status, str]:
@@ -200,14 +221,20 @@ def _look(run: Run, line: Any) -> Status:
         wish = bool(callback(record, replace(control, flat=control.flat.clone())))
     wish = run.agree(wish)
     status = run.verdict(wish)
-    if run.adaptive is not None and status is Status.CONVERGED:
-        status = run.judge(run.adaptive)
-        if status is Status.RUNNING and wish:
-            return Status.STOPPED
-        if status is Status.RUNNING:
-            with run.timed():
-                run.refine()
-            return _look(run, line)
+    if run.adaptive is None:
+        return status
+    if status is Status.CONVERGED:
+        status, onward = run.judge(run.adaptive), run.refine
+    elif status in CURABLE and 2 * run.steps <= run.adaptive.limit:
+        status, onward = Status.RUNNING, partial(run.retry, status)
+    else:
+        return status
+    if status is Status.RUNNING and wish:
+        return Status.STOPPED
+    if status is Status.RUNNING:
+        with run.timed():
+            onward()
+        return _look(run, line)
     return status
 
 

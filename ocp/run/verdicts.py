@@ -23,8 +23,8 @@ DIFFERENCE, GROWTH = 10.0, 100.0
 
 #: With half the step, an objective that changes by more than the first share of itself is another one if the states
 #: change by more than the second share of their size, or the objective by the third share of what the run has gained.
-#: Controls of a stirred tank reactor that are optimal on 50 RK4 steps alone have states that change by 1.05 and more. An
-#: implicit step of a stiff problem changes states by 0.11 on their way to rest.
+#: Controls of a stirred tank reactor that are optimal on 50 RK4 steps alone have states that change by 1.05 and more.
+#: An implicit step of a stiff problem changes them by 0.11 on their way to rest.
 CHANGE, APART, GAINED = 0.5, 0.5, 0.05
 
 

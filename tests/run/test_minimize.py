@@ -914,6 +914,17 @@ def refined(method=None, error=1e-2, first=8, limit=4096, **settings):
     return minimize(lqr.problem().problem, Adaptive(error, first, limit), method, **settings)
 
 
+@pytest.mark.parametrize("method", [None, LBFGS()], ids=["default", "L-BFGS"])
+def test_a_first_grid_on_which_states_overflow_is_refined(method):
+    """Euler steps of -x^3 from 5 grow unless h < 2 / 5^2."""
+    problem = cubic(initial_state=torch.full((1, 1), 5.0).double())
+    assert minimize(problem, Adaptive(0.1, first=8, limit=8), method).status is Status.NOT_FINITE
+    result = minimize(problem, Adaptive(0.1, first=8), method)
+    assert result.status is Status.CONVERGED
+    assert result.counts["refused_grids"] > 0
+    assert result.value == pytest.approx(1.0753, rel=0.1)  # 512 RK4 steps
+
+
 def test_a_limit_that_doubling_the_steps_does_not_meet_is_no_mistake():
     assert refined(first=6, limit=100).success
 
