@@ -303,9 +303,3 @@ def compare(
             if result.status is Status.INTERRUPTED:
                 return comparison
     return comparison
-
-
-def _check(study: Study, run: RunSpec) -> None:
-    """Raise what the run would raise before its first step."""
-    begun = prepare(**_arguments(study, run))
-    begun.method.init(begun.look, begun.look.at(begun.state.control))
