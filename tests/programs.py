@@ -1,5 +1,6 @@
 """Programs with constraints, parameters and free final times, as the interior-point method takes them."""
 
+from dataclasses import replace
 from math import pi
 
 import numpy as np
@@ -11,6 +12,7 @@ from ocp.integrators.tableaus import RK4
 from ocp.optimize.interior_point.banded import BandedLU
 from ocp.optimize.interior_point.loop import Iterations
 from ocp.optimize.interior_point.program import Program
+from ocp.optimize.interior_point.scaling import scaled
 
 
 def vector(*entries):
@@ -26,8 +28,8 @@ def program(
     """
     n, s, free = len(x0), len(q), callable(horizon)
     h, T = (1 / steps, horizon) if free else (horizon / steps, lambda q: 1.0)
-    example = torch.tensor([*x0, *[0.1] * m, *q], dtype=torch.float64)
-    last = torch.cat((example[:n], example[n + m :]))
+    x, v = (torch.tensor(numbers, dtype=torch.float64) for numbers in (x0, [*[0.1] * m, *q]))
+    u, q = v[:m], v[m:]
     zero, none = torch.zeros(1, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
 
     def rates(t, x, v):
@@ -38,24 +40,24 @@ def program(
         parts = [zero if Phi is None else Phi(x, q).view(1), *(none if F is None else F(x, q) for F in (g, d))]
         return torch.cat(parts)
 
-    equations, limits = (0 if F is None else len(F(last[:n], last[n:])) for F in (g, d))
+    equations, limits = (0 if F is None else len(F(x, q)) for F in (g, d))
     path = None
     if c is not None:
-        number = len(c(0.0, example[:n], example[n : n + m], example[n + m :]))
-        path = Rows(pointwise(lambda t, x, v: c(t, x, v[:m], v[m:]), n, example), number)
+        number = len(c(0.0, x, u, q))
+        path = Rows(pointwise(lambda t, x, v: c(t, x, v[:m], v[m:]), x, v), number)
     initial = np.array(x0, dtype=float)
     if X0 is not None:
-        initial = Rows(pointwise(lambda t, none, q: X0(q), 0, last[n:]), n)
+        initial = Rows(pointwise(lambda t, none, q: X0(q), x[:0], q), n)
     low, high = bounds or (-np.inf, np.inf)
     least, most = box or (-np.inf, np.inf)
     return Program(
-        RungeKuttaSteps(Rows(pointwise(rates, n, example), n + 1), RK4, h),
+        RungeKuttaSteps(Rows(pointwise(rates, x, v), n + 1), RK4, h),
         torch.arange(steps) * h,
         h,
         n,
         m,
         initial,
-        Rows(pointwise(final, n, last), 1 + equations + limits),
+        Rows(pointwise(final, x, q), 1 + equations + limits),
         np.full((steps, m), low),
         np.full((steps, m), high),
         s=s,
@@ -72,8 +74,16 @@ def solve(program, target=None, u=0.0, q=(), solver=BandedLU, limit=100, toleran
     q, steps = np.array(q, dtype=float), len(program.times)
     first = program.first(q)
     x = first + np.linspace(0, 1, steps + 1)[:, None] * (0 if target is None else np.array(target) - first)
-    iterations = Iterations(program, solver(), tolerance)
-    return iterations.run(iterations.begin(x, np.full((steps, program.m), u), q), limit), iterations
+    u = np.full((steps, program.m), u)
+    iterations = Iterations(scaled(program, x, u, q), solver(), tolerance)
+    return iterations.run(iterations.begin(x, u, q), limit), iterations
+
+
+def plain(found, iterations):
+    """The cost and the point in the units of the program, without its factor of all costs."""
+    scale = iterations.program.scale
+    parts = {name: getattr(found.point, name) / scale for name in ("costates", "nu", "y")}
+    return found.values.cost / scale, replace(found.point, **parts)
 
 
 def double_integrator(t, x, u, q):

@@ -18,13 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ocp.adjoint.rows import Rows
+from ocp.adjoint.rows import Rows, differentiate, parts
 from ocp.integrators.tableaus import Tableau, Weights
 
-__all__ = ["RecordedSteps", "RungeKuttaSteps", "Steps", "differentiate"]
-
-#: The most rows on one tape, copies included. More do not fit the cache of a core: tuned on the pole on a cart.
-TAPE_ROWS = 2**15
+__all__ = ["RecordedSteps", "RungeKuttaSteps", "Steps"]
 
 #: The most iterations of Newton's method for implicit stages. When it converges, about five are enough.
 NEWTON_STEPS = 25
@@ -56,22 +53,22 @@ class RecordedSteps:
     Parameters
     ----------
     rows : Rows
-        z_k as a function of t_k and (x_k, v_k).
+        z_k as a function of t_k, x_k and v_k.
     """
 
     def __init__(self, rows: Rows):
         self.rows = rows
 
     def take(self, t: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rows.values(t, torch.cat((x, v), 1)), x
+        return self.rows.values(t, x, v), x
 
     def differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        return differentiate(self.rows, t, torch.cat((taken, v), 1), weights)
+        return differentiate(self.rows, t, taken, v, weights)
 
     def jacobians(self, t: Tensor, taken: Tensor, v: Tensor) -> Tensor:
-        z = torch.cat((taken, v), 1)
-        parts = _parts(len(z), TAPE_ROWS // max(z.shape[1], self.rows.outputs))
-        return torch.cat([self.rows.record(t[k], z[k]).jacobian() for k in parts], 2)
+        number = max(taken.shape[1] + v.shape[1], self.rows.outputs)
+        each = [self.rows.record(t[k], taken[k], v[k]).jacobian() for k in parts(len(v), number)]
+        return torch.cat(each, 2)
 
 
 class RungeKuttaSteps:
@@ -80,7 +77,7 @@ class RungeKuttaSteps:
     Parameters
     ----------
     rows : Rows
-        (f, L) as a function of t and (x, v): n + 1 outputs.
+        (f, L) as a function of t, x and v: n + 1 outputs.
     tableau : Tableau
     h : float
     """
@@ -100,71 +97,79 @@ class RungeKuttaSteps:
                 r = torch.add(r, slopes[j][:, :n], alpha=h * a)
             time = t + c * h if c else t
             state = self._newton(time, r, v, h * diagonal[i]) if diagonal[i] else r
-            slope = self.rows.values(time, torch.cat((state, v), 1))
+            slope = self.rows.values(time, state, v)
             if diagonal[i]:  # not f, which is inaccurate where it is stiff
                 slope = torch.cat(((state - r) / (h * diagonal[i]), slope[:, n:]), 1)
             states.append(state)
             slopes.append(slope)
         end = torch.cat((x, x.new_zeros(len(x), 1)), 1)
         for i, b in self.tableau.weights:
-            end = torch.add(end, slopes[i], alpha=h * b)
+            end.add_(slopes[i], alpha=h * b)
         return end, torch.stack(states)
 
     def differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        parts = self._parts(taken, v)
-        return _joined([self._differentiate(t[k], taken[:, k], v[k], weights[k]) for k in parts])
+        found = [self._part(t[k], taken[:, k], v[k], weights[k]) for k in self._parts(taken, v)]
+        return (
+            found[0] if len(found) == 1 else (torch.cat([J for J, _ in found], 2), torch.cat([H for _, H in found], 2))
+        )
 
     def jacobians(self, t: Tensor, taken: Tensor, v: Tensor) -> Tensor:
-        return torch.cat([self._differentiate(t[k], taken[:, k], v[k], None)[0] for k in self._parts(taken, v)], 2)
+        return torch.cat([self._part(t[k], taken[:, k], v[k], None)[0] for k in self._parts(taken, v)], 2)
 
     def _parts(self, taken: Tensor, v: Tensor) -> list[slice]:
-        size = max(taken.shape[2] + v.shape[1], self.rows.outputs)
-        return _parts(len(v), TAPE_ROWS // (len(taken) * size))
+        return parts(len(v), len(taken) * max(taken.shape[2] + v.shape[1], self.rows.outputs))
 
-    def _differentiate(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _part(self, t: Tensor, taken: Tensor, v: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Jacobians and Hessians; these are empty without weights."""
-        (r, N, n), h, c = taken.shape, self.h, self.tableau.c
-        z = torch.cat((taken, v.expand(r, *v.shape)), 2).flatten(0, 1)
-        recorded = self.rows.record(torch.cat([t + c[i] * h for i in range(r)]), z)
-        slopes = recorded.jacobian().unflatten(2, (r, N)).unbind(2)  # of f and L at each stage, by state and control
-        inverses = [self._inverse(a, slope) for a, slope in zip(self.tableau.diagonal, slopes, strict=True)]
-        J, H, curved = v.new_zeros(n + 1, z.shape[1], N), v.new_empty(0), ()
-        if weights is not None:
-            costates = self._costates(slopes, inverses, weights.mT)
-            curved = recorded.hessian(torch.cat(costates, 1).mT).unflatten(2, (r, N)).unbind(2)
-            H = torch.zeros_like(curved[0])
-        J[:n, :n] = torch.eye(n).to(v).unsqueeze(2)
-        tangents: list[Tensor] = []  # of the slopes
-        for i, (before, b) in enumerate(zip(self._before, self.tableau.b, strict=True)):
-            slope, inverse, a, dx = slopes[i], inverses[i], h * self.tableau.diagonal[i], J.new_zeros(n, *J.shape[1:])
-            dx[:, :n] = torch.eye(n).to(v).unsqueeze(2)
-            for j, weight in before:
-                dx.add_(tangents[j][:n], alpha=h * weight)
+        (r, N, n), h, tableau = taken.shape, self.h, self.tableau
+        times = t if r == 1 and not tableau.c[0] else torch.cat([t + c * h if c else t for c in tableau.c])
+        recorded = self.rows.record(
+            times, taken.view(r * N, n) if taken.is_contiguous() else taken.flatten(0, 1), v.repeat(r, 1)
+        )
+        jacobian = recorded.jacobian()
+        slopes = jacobian.unflatten(2, (r, N)).unbind(2)  # of f and L at each stage, by state and control
+        inverses = [self._inverse(a, slope) for a, slope in zip(tableau.diagonal, slopes, strict=True)]
+        J = torch.zeros_like(slopes[0])
+        J[:n, :n].diagonal().fill_(1.0)
+        dx = J[:n].unsqueeze(2).repeat(1, 1, r, 1)  # of the stage states by state and control
+        by_stage: list[Tensor] = []
+        for i, (before, b) in enumerate(zip(self._before, tableau.b, strict=True)):
+            dxi, inverse = dx[:, :, i], inverses[i]
+            for j, a in before:
+                dxi.add_(by_stage[j][:n], alpha=h * a)
             if inverse is not None:
-                dx[:, n:].add_(slope[:n, n:], alpha=a)
-                dx = _product(inverse, dx)
-            first = i == 0 and inverse is None  # then dx is the identity
-            tangents.append(slope if first else _chained(slope, dx))
-            J.add_(tangents[i], alpha=h * b)
-            if curved:
-                H.add_(curved[i] if first else _squeezed(curved[i], dx))
-        return J, H
+                dxi[:, n:].add_(slopes[i][:n, n:], alpha=h * tableau.diagonal[i])
+                dxi.copy_(_product(inverse, dxi))
+            identity = i == 0 and inverse is None
+            by_stage.append(slopes[0] if identity else _chained(slopes[i], dxi))
+            J.add_(by_stage[i], alpha=h * b)
+        if weights is None:
+            return J, J.new_empty(0)
+        curved = recorded.hessian(self._costates(slopes, inverses, weights.mT).mT)
+        if r == 1 and tableau.explicit:
+            return J, curved
+        dx = dx.flatten(2)
+        half = _chained(curved, dx)
+        H = _product(dx.transpose(0, 1), half[:n])
+        H[n:] += half[n:]
+        return J, H.unflatten(2, (r, N)).sum(2)
 
-    def _costates(self, slopes: Sequence[Tensor], inverses: Sequence[Tensor | None], weights: Tensor) -> list[Tensor]:
-        """(kappa_i, h b_i w), the weights of f and L at each stage, shape (n + 1, N)."""
-        n, h, b = len(weights) - 1, self.h, self.tableau.b
-        costates, xi = [weights] * len(slopes), [weights] * len(slopes)
-        for i in range(len(slopes) - 1, -1, -1):
-            costates[i] = weights * (h * b[i])
-            kappa, by_state, inverse = costates[i][:n], slopes[i][:, :n], inverses[i]
+    def _costates(self, slopes: Sequence[Tensor], inverses: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+        """(kappa_i, h b_i w): the weights of f and L at the stages, shape (n + 1, r N)."""
+        n, h, r, N = len(weights) - 1, self.h, len(slopes), weights.shape[1]
+        total = weights.new_empty(n + 1, r, N)
+        xi = [weights] * r
+        for i in range(r - 1, -1, -1):
+            costate = torch.mul(weights, h * self.tableau.b[i], out=total[:, i])
+            kappa, by_state, inverse = costate[:n], slopes[i][:, :n], inverses[i]
             for j, a in self.tableau.columns[i]:
                 kappa.add_(xi[j], alpha=h * a)
             if inverse is not None:
-                source = torch.addcmul(kappa, by_state[n], costates[i][n:], value=h * self.tableau.diagonal[i])
+                source = torch.addcmul(kappa, by_state[n], costate[n:], value=h * self.tableau.diagonal[i])
                 kappa.copy_((inverse * source.unsqueeze(1)).sum(0))
             if i:
-                xi[i] = (by_state * costates[i].unsqueeze(1)).sum(0)
-        return costates
+                xi[i] = (by_state * costate.unsqueeze(1)).sum(0)
+        return total.flatten(1)
 
     def _inverse(self, a: float, slope: Tensor) -> Tensor | None:
         """(I - h a f_x)^-1 of an implicit stage, shape (n, n, N)."""
@@ -181,7 +186,7 @@ class RungeKuttaSteps:
         enough, tiny, last = torch.finfo(r.dtype).eps ** 0.5, torch.finfo(r.dtype).tiny, False
         moving = torch.ones(len(r), dtype=torch.bool, device=r.device)
         for _ in range(NEWTON_STEPS):
-            recorded = self.rows.record(t, torch.cat((x, v), 1))
+            recorded = self.rows.record(t, x, v)
             residual = torch.sub(x - r, recorded.values[:, :n], alpha=scale)
             matrices = one - scale * recorded.jacobian()[:n, :n].permute(2, 0, 1)
             update, info = torch.linalg.solve_ex(matrices, residual)
@@ -193,15 +198,6 @@ class RungeKuttaSteps:
             moving &= update.norm(dim=1) > enough * (x.norm(dim=1) + r.norm(dim=1))
             last = not bool(moving.any())
         return torch.where(moving.unsqueeze(1), torch.nan, x)
-
-
-def differentiate(rows: Rows, t: Tensor, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Jacobians and Hessians of weighted sums of `Rows`, on tapes of at most `TAPE_ROWS` rows."""
-    found = []
-    for part in _parts(len(z), TAPE_ROWS // max(z.shape[1], rows.outputs)):
-        recorded = rows.record(t[part], z[part])
-        found.append((recorded.jacobian(), recorded.hessian(weights[part])))
-    return _joined(found)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -218,24 +214,3 @@ def _chained(slope: Tensor, dx: Tensor) -> Tensor:
     total = _product(slope[:, :n], dx)
     total[:, n:] += slope[:, n:]
     return total
-
-
-def _squeezed(H: Tensor, dx: Tensor) -> Tensor:
-    """The Hessian by (x, v), from that by (X, v) and the derivative of X by (x, v)."""
-    n = len(dx)
-    half = _chained(H, dx)
-    total = _product(dx.transpose(0, 1), half[:n])
-    total[n:] += half[n:]
-    return total
-
-
-def _parts(rows: int, size: int) -> list[slice]:
-    size = max(1, size)
-    return [slice(k, min(k + size, rows)) for k in range(0, rows, size)]
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    if len(parts) == 1:
-        return parts[0]
-    J, H = (torch.cat(each, 2) for each in zip(*parts, strict=True))
-    return J, H

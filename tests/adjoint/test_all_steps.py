@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.functional import hessian, jacobian
 
-from ocp.adjoint import all_steps
+from ocp.adjoint import rows as on_rows
 from ocp.adjoint.all_steps import RecordedSteps, RungeKuttaSteps
 from ocp.adjoint.rows import Rows, pointwise
 from ocp.integrators.integrator import INTEGRATORS
@@ -23,7 +23,10 @@ def L(t, x, v):
 
 def rows(f=f, L=L):
     return Rows(
-        pointwise(lambda t, x, v: torch.cat((f(t, x, v), L(t, x, v)[None])), n, torch.zeros(n + m).double()), n + 1
+        pointwise(
+            lambda t, x, v: torch.cat((f(t, x, v), L(t, x, v)[None])), torch.zeros(n).double(), torch.zeros(m).double()
+        ),
+        n + 1,
     )
 
 
@@ -56,7 +59,11 @@ def test_steps_of_any_integrator_can_be_recorded_as_a_whole(definitions, rand):
         end, cost = definitions["verlet"](F, t, h, x[None])
         return torch.cat((end[0], cost.view(1)))
 
-    check(RecordedSteps(Rows(pointwise(step, n, torch.zeros(n + m).double()), n + 1)), definitions["verlet"], rand)
+    check(
+        RecordedSteps(Rows(pointwise(step, torch.zeros(n).double(), torch.zeros(m).double()), n + 1)),
+        definitions["verlet"],
+        rand,
+    )
 
 
 @pytest.mark.parametrize("tableau", [EULER, RK4, BACKWARD_EULER], ids=lambda tableau: tableau.name)
@@ -65,7 +72,7 @@ def test_the_number_of_rows_on_a_tape_makes_no_difference(tableau, rand, monkeyp
     steps = RungeKuttaSteps(rows(), tableau, h)
     _, taken = steps.take(t, rand(7, n), v)
     whole = steps.differentiate(t, taken, v, w)
-    monkeypatch.setattr(all_steps, "TAPE_ROWS", 1)
+    monkeypatch.setattr(on_rows, "TAPE_ROWS", 1)
     for a, b in zip(whole, steps.differentiate(t, taken, v, w), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
 
@@ -87,9 +94,9 @@ def test_stiff_implicit_steps_are_solved_to_rounding(rand):
 
 
 def test_functions_without_curvature_or_dependence_have_zero_derivatives():
-    t, z, w = torch.zeros(4), torch.ones(4, 3), torch.ones(4, 2)
-    for function in (lambda t, z: 0 * z[:, :2] + 1, lambda t, z: torch.ones(len(z), 2)):
-        recorded = Rows(function, 2).record(t, z)
+    t, x, v, w = torch.zeros(4), torch.ones(4, 2), torch.ones(4, 1), torch.ones(4, 2)
+    for function in (lambda t, x, v: 0 * x + 1, lambda t, x, v: torch.ones(len(x), 2)):
+        recorded = Rows(function, 2).record(t, x, v)
         assert recorded.jacobian().shape == (2, 3, 4)
         assert not recorded.jacobian().any()
         assert not recorded.hessian(w).any()
@@ -111,7 +118,9 @@ class Cube(torch.autograd.Function):
 
 
 def test_derivatives_that_vmap_cannot_map_are_taken_one_by_one():
-    recorded = Rows(lambda t, z: Cube.apply(z), 2).record(torch.zeros(1), torch.tensor([[1.0, 2.0]]))
+    recorded = Rows(lambda t, x, v: Cube.apply(x), 2).record(
+        torch.zeros(1), torch.tensor([[1.0, 2.0]]), torch.ones(1, 0)
+    )
     assert recorded.jacobian()[..., 0].tolist() == [[3.0, 0.0], [0.0, 12.0]]
     assert recorded.hessian(torch.ones(1, 2))[..., 0].tolist() == [[6.0, 0.0], [0.0, 12.0]]
 

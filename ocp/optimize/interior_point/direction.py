@@ -68,7 +68,8 @@ class NewtonSystem:
         values: Values,
         at: Derivatives,
     ):
-        self.program, self.inequalities, self.system, self.point, self.at = program, inequalities, system, point, at
+        self.program, self.inequalities, self.system = program, inequalities, system
+        self.point, self.values, self.at = point, values, at
         self.residuals = Residuals(values.defects, values.equations, residual(inequalities, values, point.slacks))
         self._sigma = point.y / point.slacks
         self._model = inequalities.model(at, self._sigma)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ocp.adjoint.all_steps import Steps, differentiate
-from ocp.adjoint.rows import Rows
+from ocp.adjoint.all_steps import Steps
+from ocp.adjoint.rows import Rows, differentiate
 from ocp.optimize.interior_point.program import Program, Values
 
 __all__ = ["feasibility", "violations"]
@@ -29,7 +28,7 @@ class _Violating:
     def take(self, t: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         ends, taken = self.steps.take(t, x, v)
         ends = ends.clone()
-        ends[:, -1] = 0.0 if self.cost is None else self.cost.values(t, torch.cat((x, v), 1))[:, 0]
+        ends[:, -1] = 0.0 if self.cost is None else self.cost.values(t, x, v)[:, 0]
         return ends, (x, taken)
 
     def differentiate(
@@ -41,7 +40,7 @@ class _Violating:
         J, H = self.steps.differentiate(t, inner, v, weights)
         J[-1] = 0.0
         if self.cost is not None:
-            slope, curved = differentiate(self.cost, t, torch.cat((x, v), 1), own)
+            slope, curved = differentiate(self.cost, t, x, v, own)
             J[-1], H = slope[0], H + curved
         return J, H
 
@@ -54,10 +53,10 @@ def feasibility(program: Program) -> Program:
     path, end, g = program.path, program.end, program.g
     cost = None
     if path is not None:
-        cost = Rows(lambda t, z: 0.5 * program.h * path.function(t, z).clamp_min(0).square().sum(1, keepdim=True), 1)
+        cost = Rows(lambda *row: 0.5 * program.h * path.function(*row).clamp_min(0).square().sum(1, keepdim=True), 1)
 
-    def violation(t: Tensor, z: Tensor) -> Tensor:
-        y = end.function(t, z)
+    def violation(t: Tensor, x: Tensor, q: Tensor) -> Tensor:
+        y = end.function(t, x, q)
         equations, limits = y[:, 1 : 1 + g], y[:, 1 + g :].clamp_min(0)
         return 0.5 * (equations.square().sum(1, keepdim=True) + limits.square().sum(1, keepdim=True))
 

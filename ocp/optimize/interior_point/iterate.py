@@ -9,8 +9,9 @@ import numpy as np
 from ocp.optimize.interior_point.inequalities import Inequalities
 from ocp.optimize.interior_point.kkt import Array
 from ocp.optimize.interior_point.program import Derivatives, Program, Values
+from ocp.optimize.interior_point.scaling import sizes
 
-__all__ = ["Errors", "Iterate", "errors", "residual"]
+__all__ = ["Errors", "Iterate", "errors", "gap", "residual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +39,25 @@ class Iterate:
     mu: float
 
 
+#: Multipliers and costs that vanish in the end, as where a target is hit exactly, count as this share of what they
+#: were at the start.
+VANISHED = 1e-6
+
+
 @dataclass(frozen=True)
 class Errors:
-    """How far an iterate is from optimality, Wächter & Biegler (2006), equation 5.
+    """How far an iterate is from optimality, in no units.
 
     Attributes
     ----------
     dual : float
-        The largest entry of the derivative of the Lagrangian; that of a step is divided by h.
+        The largest entry of the derivative of the Lagrangian, relative to the largest of its terms; those of a step are
+        divided by h.
     primal : float
-        The largest violation of an equation or inequality.
+        The largest violation of an equation or inequality, relative to the size of states and of the terms of a
+        linearized constraint.
     complementarity : float
-        The largest product of slack and multiplier, divided by its weight.
+        The largest product of slack and multiplier, divided by its weight, relative to the cost.
     """
 
     dual: float
@@ -68,27 +76,43 @@ def residual(inequalities: Inequalities, values: Values, slacks: Array) -> Array
     return np.concatenate((np.zeros(bounds), values.limits + slacks[bounds:]))
 
 
+def gap(values: Values) -> float:
+    """The cost that products of slacks and multipliers are compared with."""
+    return max(abs(values.cost), VANISHED)
+
+
 def errors(program: Program, inequalities: Inequalities, point: Iterate, values: Values, at: Derivatives) -> Errors:
-    """The errors; dual errors are relative to the mean multiplier where that is above 100, as in the source."""
+    """The errors."""
     n, m, h, costates = program.n, program.m, program.h, point.costates
     by_step, by_end, by_parameters = inequalities.pull(at, point.y)
+    terms = [np.abs(a[n : n + m]).max(initial=0.0) / h for a in (by_step, at.gradient)]
+    terms += [np.abs(a).max(initial=0.0) for a in (costates, by_end, at.end_gradient, by_parameters)]
     by_step += at.gradient
     by_step += np.einsum("ijk,ki->jk", at.J, costates[1:])
     by_end += at.end_gradient + at.G.T @ point.nu
     by_parameters += by_step[n + m :].sum(1) + by_end[n:] + at.parameter_gradient + at.start.T @ costates[0]
-    by_state = by_step[:n] - costates[:-1].T
-    sizes = np.abs(costates).sum() + (np.abs(point.y) / inequalities.weights).sum() + np.abs(point.nu).sum()
-    scale = max(100.0, sizes / max(1, costates.size + point.y.size + point.nu.size)) / 100
     dual = (
-        np.abs(by_state).max() / h,
+        np.abs(by_step[:n] - costates[:-1].T).max() / h,
         np.abs(by_step[n : n + m]).max(initial=0.0) / h,
         np.abs(by_end[:n] - costates[-1]).max(),
         np.abs(by_parameters).max(initial=0.0),
     )
+    states, others = sizes(point.x), np.abs(point.q)
+    end, step = np.concatenate((states, others)), np.concatenate((states, sizes(point.u), others))
+    limits = np.abs(values.limits + point.slacks[inequalities.bounds :])
+    on_path = np.einsum("cik,i->kc", np.abs(at.path), step).max(0)
     primal = (
-        np.abs(values.defects).max(),
-        np.abs(values.equations).max(initial=0.0),
-        np.abs(residual(inequalities, values, point.slacks)).max(initial=0.0),
+        _relative(values.defects, states),
+        _relative(values.equations, np.abs(at.G) @ end),
+        _relative(limits[: inequalities.path].reshape(-1, program.c), on_path) if program.c else 0.0,
+        _relative(limits[inequalities.path :], np.abs(at.limits) @ end),
     )
-    products = point.slacks * point.y / inequalities.weights
-    return Errors(float(np.max(dual) / scale), float(np.max(primal)), float(products.max(initial=0.0) / scale))
+    products = (point.slacks * point.y / inequalities.weights).max(initial=0.0)
+    return Errors(
+        float(np.max(dual) / max(np.max(terms), VANISHED)), float(np.max(primal)), float(products / gap(values))
+    )
+
+
+def _relative(residuals: Array, sizes: Array) -> float:
+    """The largest residual relative to its size, absolute where that is zero."""
+    return float((np.abs(residuals) / np.where(sizes > 0, sizes, 1.0)).max(initial=0.0))

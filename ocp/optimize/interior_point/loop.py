@@ -12,17 +12,19 @@ from ocp.optimize.interior_point.direction import NewtonSystem
 from ocp.optimize.interior_point.feasibility import feasibility, violations
 from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.inequalities import Inequalities
-from ocp.optimize.interior_point.iterate import Errors, Iterate, errors
+from ocp.optimize.interior_point.iterate import Errors, Iterate, errors, gap
 from ocp.optimize.interior_point.kkt import Array, Model, Solver
 from ocp.optimize.interior_point.nesting import settled, shifted, with_slacks
 from ocp.optimize.interior_point.program import Derivatives, Program, Values
+from ocp.optimize.interior_point.scaling import scaled
 from ocp.optimize.interior_point.search import measure, search
 from ocp.optimize.status import Status
 
 __all__ = ["Iteration", "Iterations"]
 
-#: The first parameter of the barrier; from 0.01 some problems do not get away.
-MU = 10.0
+#: The first parameter of the barrier, for costs of size 1: of 0.01, 0.1, ..., 100 the best on twelve problems of
+#: control, by little.
+MU = 1.0
 
 #: Starts are moved this share of the distance between two bounds into the interior: Wächter & Biegler (2006),
 #: section 3.6.
@@ -71,10 +73,13 @@ class Iteration:
 
 
 class Iterations:
-    """The interior-point method on one program."""
+    """The interior-point method on one program, whose costs are `scaled`.
 
-    def __init__(self, program: Program, solver: Solver, tolerance: float = 1e-8):
-        self.program, self.tolerance = program, tolerance
+    ``restores`` says whether it may leave off to restore feasibility.
+    """
+
+    def __init__(self, program: Program, solver: Solver, tolerance: float = 1e-8, restores: bool = True):
+        self.program, self.tolerance, self.restores = program, tolerance, restores
         self.inequalities, self.system = Inequalities(program), Bordered(solver)
 
     def begin(self, x: Array, u: Array, q: Array, mu: float = MU) -> Iteration:
@@ -138,7 +143,7 @@ class Iterations:
                 number=number,
                 short=0,
             )
-        if found.primal > self.tolerance:
+        if self.restores and found.primal > self.tolerance:
             return self._restored(replace(at, filter=filter, number=number))
         if at.short >= 8:
             return replace(at, status=Status.NO_DECREASE, number=number)
@@ -148,7 +153,8 @@ class Iterations:
         """Go on from a point that violates the constraints less, or say that there is none."""
         program, point = self.program, at.point
         before = _violation(program, at.values)
-        inner = Iterations(feasibility(program), self.system.solver, self.tolerance)
+        other = scaled(feasibility(program), point.x, point.u, point.q)
+        inner = Iterations(other, self.system.solver, self.tolerance, restores=False)
         there = inner.begin(point.x, point.u, point.q)
         while there.status is Status.RUNNING and there.number < RESTORATION:
             there = inner.step(there)
@@ -178,12 +184,16 @@ class Iterations:
             return point.mu
         ahead = system.direction(0.0)
         mu = probe(point.slacks, point.y, (ahead.slacks, ahead.y), share_kept(point.mu), inequalities.total)
-        mu = min(max(mu, self.tolerance / 10, 0.1 * min(point.mu, found.primal)), 10 * point.mu, 1e2)
+        least = self.tolerance * gap(system.values) / 10
+        mu = min(max(mu, least, 0.1 * min(point.mu, found.primal)), 10 * point.mu, 1e2)
         return mu if mu < 0.99 * point.mu or max(found.dual, found.primal) > 0.1 * point.mu else point.mu
 
     def _with_costates(self, point: Iterate, at: Derivatives) -> Iterate:
-        """The multipliers that come nearest to stationarity, measured with the weights of the steps."""
-        program, inequalities = self.program, self.inequalities
+        """The multipliers of equations that come nearest to stationarity of the costs, in the norm of x and u.
+
+        What holds inequalities off is left out: at the start it says nothing about the solution.
+        """
+        program = self.program
         n, m, s, N = program.n, program.m, program.s, len(program.times)
         H = np.zeros_like(at.H)
         for i in range(n + m + s):
@@ -192,11 +202,9 @@ class Iterations:
         self.system.assemble(program.layout, model)
         if not self.system.factor(0.0, 1e-12):
             return point
-        by_step, by_end, by_parameters = inequalities.pull(at, point.y)
-        by_step += at.gradient
-        by_end += at.end_gradient
-        by_parameters += by_step[n + m :].sum(1) + by_end[n:] + at.parameter_gradient
-        right = program.layout.pack(np.zeros((N + 1, n)), -by_step[: n + m].T, -by_end[:n], np.zeros(program.g))
+        by_parameters = at.gradient[n + m :].sum(1) + at.end_gradient[n:] + at.parameter_gradient
+        by_step, by_end = at.gradient[: n + m].T, at.end_gradient[:n]
+        right = program.layout.pack(np.zeros((N + 1, n)), -by_step, -by_end, np.zeros(program.g))
         costates, _, _, nu = program.layout.unpack(self.system.solve(right, -by_parameters)[0])
         if not max(np.abs(costates).max(), np.abs(nu).max(initial=0.0)) <= LARGEST:
             return point

@@ -22,6 +22,7 @@ from ocp.optimize.interior_point.loop import Iteration, Iterations
 from ocp.optimize.interior_point.nesting import prolonged
 from ocp.optimize.interior_point.program import Program
 from ocp.optimize.interior_point.rollout import rolled_out
+from ocp.optimize.interior_point.scaling import scaled
 from ocp.optimize.interior_point.statement import check, first_states, program_of
 from ocp.optimize.method import Method, State
 from ocp.optimize.status import Status
@@ -36,9 +37,13 @@ ARRAYS = ("x", "u", "q", "costates", "nu", "slacks", "y")
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What it takes to go on: the start, and the iterate and the globalization on the grid of ``steps`` steps."""
+    """What it takes to go on.
+
+    The start, the factor of all costs, and the iterate and the globalization on the grid of ``steps`` steps.
+    """
 
     start: Tensor
+    scale: float
     steps: int
     iterate: dict[str, Tensor]
     mu: float
@@ -70,7 +75,8 @@ class InteriorPoint(Method):
     Parameters
     ----------
     tolerance : float
-        Of the largest error in the optimality conditions, which is absolute, as in the source.
+        Of the largest error in the optimality conditions, relative to the terms that have to cancel, to the states, and
+        to the cost.
     iterations : int
         At most this many in one step of the method.
     coarsest, factor : int
@@ -119,20 +125,23 @@ class InteriorPoint(Method):
 
     def step(self, objective: Objective, state: State) -> State:
         fine, memory, left, counts = _plain(objective), state.memory, self.iterations, Counter(state.counts)
-        start = state.control if memory is None else memory.start
+        start, scale = (state.control, None) if memory is None else (memory.start, memory.scale)
         grids, before = self._grids(fine.space.grid.steps, memory), None
         for steps in grids:
             here, last = fine.on(steps), steps == grids[-1]
             u = start if last else Transfer(fine.space, here.space).restrict(start)
             program = program_of(here.discretization, here.space.parameters(u))
+            path, q = here.space.path(u).numpy().copy(), here.space.parameters(u).numpy().copy()
+            x = first_states(program, q)
+            program = scaled(program, x, path, q) if scale is None else replace(program, scale=scale)
+            scale = program.scale
             iterations = Iterations(program, self.solver(), self.tolerance if last else self.coarse_tolerance)
             if before is not None:
                 at = iterations.resume(prolonged(before[1], before[0].inequalities, iterations.inequalities))
             elif memory is not None and memory.steps == steps:
                 at = _recalled(memory, iterations)
             else:
-                q = here.space.parameters(u).numpy().copy()
-                at = iterations.begin(first_states(program, q), here.space.path(u).numpy().copy(), q)
+                at = iterations.begin(x, path, q)
             done = at.number
             at = iterations.run(at, done + left)
             left, done = left - at.number + done, at.number - done
@@ -146,7 +155,7 @@ class InteriorPoint(Method):
         return replace(
             state,
             point=found,
-            memory=_remembered(at, start, steps),
+            memory=_remembered(at, start, iterations.program.scale, steps),
             status=at.status if last else Status.RUNNING,
             counts=counts,
             level=level,
@@ -180,7 +189,7 @@ def _evaluation(objective: ReducedObjective, iterations: Iterations, point: Iter
     space = objective.space
     flat = feasible(space.join(torch.from_numpy(point.u), torch.from_numpy(point.q)).clone(), objective.box)
     u, q = space.path(flat).numpy(), space.parameters(flat).numpy()
-    found = rolled_out(iterations.program, point.x, u, q)
+    found = rolled_out(replace(iterations.program, scale=1.0), point.x, u, q)
     if found is None:
         return objective.at(flat)
     value, by_control, by_parameters = found
@@ -191,9 +200,9 @@ def _evaluation(objective: ReducedObjective, iterations: Iterations, point: Iter
     return ReducedEvaluation(objective, flat, value, derivative)
 
 
-def _remembered(at: Iteration, start: Tensor, steps: int) -> Memory:
+def _remembered(at: Iteration, start: Tensor, scale: float, steps: int) -> Memory:
     arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(at.point, name))) for name in ARRAYS}
-    return Memory(start, steps, arrays, at.point.mu, at.filter, at.shift, at.number, at.short)
+    return Memory(start, scale, steps, arrays, at.point.mu, at.filter, at.shift, at.number, at.short)
 
 
 def _recalled(memory: Memory, iterations: Iterations) -> Iteration:

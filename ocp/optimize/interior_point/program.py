@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocp.adjoint.all_steps import Steps, differentiate
-from ocp.adjoint.rows import Rows
+from ocp.adjoint.all_steps import Steps
+from ocp.adjoint.rows import Rows, differentiate
 from ocp.optimize.interior_point.kkt import Array, Layout
 
 __all__ = ["Derivatives", "Program", "Values"]
@@ -145,13 +145,13 @@ class Program:
         """The values for states of shape (N + 1, n), controls of shape (N, m) and parameters of shape (s,)."""
         n, v = self.n, self.inputs(u, q)
         z, taken = self.steps.take(self.times, torch.from_numpy(x[:-1]), v)
-        end = self.end.values(self.times[:1], _row(x[-1], q)).numpy()[0]
+        end = self.end.values(self.times[:1], _row(x[-1]), _row(q)).numpy()[0]
         ends, defects = z.numpy(), np.empty_like(x)
         defects[0] = self.first(q) - x[0]
         np.subtract(ends[:, :n], x[1:], out=defects[1:])
         limits = end[1 + self.g :]
         if self.path is not None:
-            path = self.path.values(self.times, torch.cat((torch.from_numpy(x[:-1]), v), 1)).numpy()
+            path = self.path.values(self.times, torch.from_numpy(x[:-1]), v).numpy()
             limits = np.concatenate((path.reshape(-1), limits))
         cost = float(ends[:, n].sum() + end[0])
         if self.damping:
@@ -168,18 +168,20 @@ class Program:
         J, H = (a.numpy() for a in self.steps.differentiate(self.times, taken, v, torch.from_numpy(weights)))
         path = np.empty((0, n + m + s, N))
         if self.path is not None:
-            z = torch.cat((torch.from_numpy(x[:-1]), v), 1)
             on_path = torch.from_numpy(y[: N * self.c].reshape(N, self.c))
-            path, curved = (a.numpy() for a in differentiate(self.path, self.times, z, on_path))
+            path, curved = (
+                a.numpy() for a in differentiate(self.path, self.times, torch.from_numpy(x[:-1]), v, on_path)
+            )
             H += curved
         at_end = torch.from_numpy(np.concatenate(([self.scale], nu, y[N * self.c :]))[None])
         by_end, end_hessian = (
-            a.numpy()[..., 0] for a in differentiate(self.end, self.times[:1], _row(x[-1], q), at_end)
+            a.numpy()[..., 0] for a in differentiate(self.end, self.times[:1], _row(x[-1]), _row(q), at_end)
         )
         start, parameters = np.zeros((n, s)), np.zeros((s, s))
         if isinstance(self.initial, Rows):
             row, first = torch.from_numpy(q[None]), torch.from_numpy(costates[:1].copy())
-            start, parameters = (a.numpy()[..., 0] for a in differentiate(self.initial, self.times[:1], row, first))
+            pair = differentiate(self.initial, self.times[:1], row[:, :0], row, first)
+            start, parameters = (a.numpy()[..., 0] for a in pair)
         gradient, slope = self.scale * J[n], self.scale * self.damping
         if slope:
             gradient[n : n + m] += slope * self.h * u.T
@@ -213,7 +215,7 @@ class Program:
     def first(self, q: Array) -> Array:
         """X0(q)."""
         if isinstance(self.initial, Rows):
-            value: Array = self.initial.values(self.times[:1], torch.from_numpy(q[None])).numpy()[0]
+            value: Array = self.initial.values(self.times[:1], _row(q[:0]), _row(q)).numpy()[0]
             return value
         return self.initial
 
@@ -224,5 +226,5 @@ class Program:
         return torch.from_numpy(np.concatenate((u, np.broadcast_to(q, (len(u), self.s))), 1))
 
 
-def _row(x: Array, q: Array) -> Tensor:
-    return torch.from_numpy(np.concatenate((x, q))[None])
+def _row(numbers: Array) -> Tensor:
+    return torch.from_numpy(numbers[None])

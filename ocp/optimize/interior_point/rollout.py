@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ocp.adjoint.all_steps import differentiate
 from ocp.adjoint.at_once import Bidiagonal, roll_out
 from ocp.adjoint.rows import Rows
 from ocp.optimize.interior_point.kkt import Array
@@ -26,14 +25,15 @@ def rolled_out(program: Program, guess: Array, u: Array, q: Array) -> tuple[floa
         return None
     x, ends, taken = found
     J = program.steps.jacobians(t, taken, v).numpy()
-    last, one = torch.cat((x[-1], torch.from_numpy(q)))[None], torch.zeros(1, program.end.outputs, dtype=x.dtype)
-    slope, phi = differentiate(program.end, t[:1], last, one)[0].numpy()[0, :, 0], program.end.values(t[:1], last)
+    last = program.end.record(t[:1], x[-1:], torch.from_numpy(q[None]))
+    slope, phi = last.jacobian().numpy()[0, :, 0], last.values
     right = np.concatenate((J[n, :n].T, slope[None, :n]))
     p = Bidiagonal(J[:n, :n]).solve(right, transposed=True)
     by_input = J[n, n:].T + np.einsum("ijk,ki->kj", J[:n, n:], p[1:])
     by_parameters = by_input[:, m:].sum(0) + slope[n:]
     if isinstance(program.initial, Rows):
-        start = program.initial.record(t[:1], torch.from_numpy(q[None])).jacobian().numpy()[..., 0]
+        row = torch.from_numpy(q[None])
+        start = program.initial.record(t[:1], row[:, :0], row).jacobian().numpy()[..., 0]
         by_parameters = by_parameters + start.T @ p[0]
     value, by_control = float(ends[:, n].sum() + phi[0, 0]), by_input[:, :m]
     if not (np.isfinite(value) and np.isfinite(by_control).all() and np.isfinite(by_parameters).all()):

@@ -56,9 +56,8 @@ def program_of(discretization: Discretization, q: Tensor) -> Program:
     (x, u), space, equation = discretization.example(), discretization.space, problem.equation
     f, L, Phi, X0 = equation.dynamics, equation.running_cost, problem.terminal_cost, problem.initial_state
     shape, n, m, s = x.shape, x.numel(), space.control_size, q.numel()
-    row, last, times = torch.cat((x.flatten(), u[:m], q)), torch.cat((x.flatten(), q)), x.new_tensor(grid.nodes[:-1])
+    flat, v, none = x.flatten(), torch.cat((u[:m], q)), x.new_zeros(1)
     size = m + equation.parameter_size
-    none = x.new_zeros(1)
 
     def rates(t: float, x: Tensor, v: Tensor) -> Tensor:
         state, control = x.view(shape), v[:size]
@@ -74,23 +73,23 @@ def program_of(discretization: Discretization, q: Tensor) -> Program:
 
     steps: Steps
     if isinstance(integrator, RungeKutta):
-        steps = RungeKuttaSteps(Rows(pointwise(rates, n, row, "dynamics"), n + 1), integrator.tableau, grid.h)
+        steps = RungeKuttaSteps(Rows(pointwise(rates, flat, v, "dynamics"), n + 1), integrator.tableau, grid.h)
     else:
-        steps = RecordedSteps(Rows(pointwise(step, n, row, "dynamics"), n + 1))
-    initial: Array | Rows = x.flatten().numpy()
+        steps = RecordedSteps(Rows(pointwise(step, flat, v, "dynamics"), n + 1))
+    initial: Array | Rows = flat.numpy()
     if s:
-        initial = Rows(pointwise(lambda t, none, q: X0(q).flatten(), 0, q, "initial_state"), n)
+        initial = Rows(pointwise(lambda t, none, q: X0(q).flatten(), flat[:0], q, "initial_state"), n)
     box = discretization.box
     lower, upper = _sides(box, space.path, (grid.steps, m)) if box is not None else _free((grid.steps, m))
     least, most = _sides(box, space.parameters, (s,)) if box is not None else _free((s,))
     return Program(
         steps,
-        times,
+        x.new_tensor(grid.nodes[:-1]),
         grid.h,
         n,
         m,
         initial,
-        Rows(pointwise(final, n, last, "terminal_cost"), 1),
+        Rows(pointwise(final, flat, q, "terminal_cost"), 1),
         lower,
         upper,
         s=s,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from programs import CONSTRAINED, double_integrator, program, solve, vector
+from programs import CONSTRAINED, double_integrator, plain, program, solve, vector
 
 from ocp.adjoint.rows import Rows
 from ocp.optimize.interior_point.banded import BandedLU
@@ -19,19 +19,19 @@ from ocp.optimize.status import Status
 @pytest.mark.parametrize("name", CONSTRAINED)
 def test_optima_with_constraints_are_the_known_ones(name):
     statement, start, optimum, accuracy = CONSTRAINED[name]
-    found, _ = solve(program(64, **statement), **start)
+    found, iterations = solve(program(64, **statement), **start)
     assert found.status is Status.CONVERGED
     assert found.number <= 30
-    assert found.values.cost == pytest.approx(optimum, rel=accuracy)
+    assert plain(found, iterations)[0] == pytest.approx(optimum, rel=accuracy)
     assert found.errors.primal <= 1e-8
 
 
 @pytest.mark.parametrize("name", ["minimum time", "cart-pole"])
 def test_both_linear_solvers_lead_to_the_same_optimum(name):
     statement, start, _, _ = CONSTRAINED[name]
-    a, b = (solve(program(16, **statement), **start, solver=solver)[0] for solver in (BandedLU, Riccati))
-    assert a.status is b.status is Status.CONVERGED
-    assert b.values.cost == pytest.approx(a.values.cost, rel=1e-6)
+    a, b = (solve(program(16, **statement), **start, solver=solver) for solver in (BandedLU, Riccati))
+    assert a[0].status is b[0].status is Status.CONVERGED
+    assert plain(*b)[0] == pytest.approx(plain(*a)[0], rel=1e-6)
 
 
 def reach(distance, force, **pieces):
@@ -69,16 +69,16 @@ def test_a_little_more_force_makes_it_feasible():
 
 
 def test_equations_may_say_the_same_twice():
-    found, _ = solve(reach(1.0, 5.0, g=lambda x, q: vector(x[0] - 1, 2 * x[0] - 2, x[1])))
+    found, iterations = solve(reach(1.0, 5.0, g=lambda x, q: vector(x[0] - 1, 2 * x[0] - 2, x[1])))
     assert found.status is Status.CONVERGED
-    assert found.values.cost == pytest.approx(12, rel=1e-2)
+    assert plain(found, iterations)[0] == pytest.approx(12, rel=1e-2)
 
 
 def test_limits_at_the_end_bind_only_where_they_have_to():
     """Move as little as 1 - x <= 0 asks for; the speed at the end is free: the cost is 3."""
-    found, _ = solve(reach(1.0, 5.0, g=None, d=lambda x, q: vector(1 - x[0], x[0] - 7)))
-    assert found.values.cost == pytest.approx(3, rel=1e-2)
-    tight, loose = found.point.y[-2:]
+    cost, point = plain(*solve(reach(1.0, 5.0, g=None, d=lambda x, q: vector(1 - x[0], x[0] - 7))))
+    assert cost == pytest.approx(3, rel=1e-2)
+    tight, loose = point.y[-2:]
     assert tight == pytest.approx(6, rel=1e-2)  # the derivative of 3 d^2 by the distance d
     assert loose == pytest.approx(0, abs=1e-7)
 
@@ -98,10 +98,9 @@ def test_bounds_on_parameters_hold():
     statement = program(
         8, lambda t, x, u, q: u + 0 * x, [1.0], L=lambda t, x, u, q: u[0] ** 2 + (q[0] - 3) ** 2, q=[0.5], box=(0, 1)
     )
-    found, _ = solve(statement, q=[0.5])
-    assert found.status is Status.CONVERGED
-    assert found.point.q[0] == pytest.approx(1, abs=1e-7)
-    assert found.point.y[-1] == pytest.approx(4, rel=1e-6)
+    _, point = plain(*solve(statement, q=[0.5]))
+    assert point.q[0] == pytest.approx(1, abs=1e-7)
+    assert point.y[-1] == pytest.approx(4, rel=1e-6)
 
 
 def test_equal_bounds_prescribe_controls_and_parameters():
@@ -116,12 +115,12 @@ def test_equal_bounds_prescribe_controls_and_parameters():
     lower, upper = np.full((8, 2), -9.0), np.full((8, 2), 9.0)
     lower[:, 1] = upper[:, 1] = np.linspace(0, 1, 8)
     fixed = replace(statement, lower=lower, upper=upper, least=np.array([0.25]), most=np.array([0.25]))
-    found, _ = solve(fixed, q=[0.25])
+    found, iterations = solve(fixed, q=[0.25])
     assert found.status is Status.CONVERGED
     np.testing.assert_array_equal(found.point.u[:, 1], lower[:, 1])
     assert found.point.q[0] == 0.25
-    loose, _ = solve(replace(fixed, lower=lower - 1e-7 * (lower == upper), least=np.array([0.25 - 1e-7])), q=[0.25])
-    assert found.values.cost == pytest.approx(loose.values.cost, rel=1e-5)
+    loose = solve(replace(fixed, lower=lower - 1e-7 * (lower == upper), least=np.array([0.25 - 1e-7])), q=[0.25])
+    assert plain(found, iterations)[0] == pytest.approx(plain(*loose)[0], rel=1e-5)
 
 
 def test_multipliers_are_the_derivatives_of_the_optimum():
@@ -132,14 +131,14 @@ def test_multipliers_are_the_derivatives_of_the_optimum():
             16, lambda t, x, u, q: vector(x[1], u[0] - torch.sin(x[0])), start, L=lambda t, x, u, q: u[0] ** 2,
             g=lambda x, q: x - vector(*end), bounds=(-30, 30),
         )  # fmt: skip
-        return solve(statement, target=end)[0]
+        return plain(*solve(statement, target=end))
 
-    found, eps = optimum([0.1, 0.2], [1.0, 0.0]), 1e-4
+    (_, found), eps = optimum([0.1, 0.2], [1.0, 0.0]), 1e-4
     for k, step in enumerate(eps * np.eye(2)):
-        up, down = (optimum(np.array([0.1, 0.2]) + sign * step, [1.0, 0.0]).values.cost for sign in (1, -1))
-        assert found.point.costates[0, k] == pytest.approx((up - down) / (2 * eps), rel=1e-5)
-        up, down = (optimum([0.1, 0.2], np.array([1.0, 0.0]) + sign * step).values.cost for sign in (1, -1))
-        assert -found.point.nu[k] == pytest.approx((up - down) / (2 * eps), rel=1e-5)
+        up, down = (optimum(np.array([0.1, 0.2]) + sign * step, [1.0, 0.0])[0] for sign in (1, -1))
+        assert found.costates[0, k] == pytest.approx((up - down) / (2 * eps), rel=1e-5)
+        up, down = (optimum([0.1, 0.2], np.array([1.0, 0.0]) + sign * step)[0] for sign in (1, -1))
+        assert -found.nu[k] == pytest.approx((up - down) / (2 * eps), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["cart-pole", "goddard"])
@@ -147,11 +146,12 @@ def test_a_prolonged_solution_needs_few_iterations(name):
     statement, start, _, _ = CONSTRAINED[name]
     found, coarse = solve(program(32, **statement), **start, tolerance=1e-5)
     _, fine = solve(program(128, **statement), **start, limit=0)
+    fine.program = replace(fine.program, scale=coarse.program.scale)
     after = fine.run(fine.resume(prolonged(found.point, coarse.inequalities, fine.inequalities)), 20)
     assert after.status is Status.CONVERGED
     assert after.number <= 8
-    alone = fine.run(solve(program(128, **statement), **start, limit=0)[0], 60)
-    assert after.values.cost == pytest.approx(alone.values.cost, rel=1e-7)
+    alone, same = solve(program(128, **statement), **start)
+    assert plain(after, fine)[0] == pytest.approx(plain(alone, same)[0], rel=1e-7)
     assert alone.number >= 2 * after.number
 
 
@@ -224,6 +224,16 @@ def test_derivatives_of_the_lagrangian_are_differences_of_values(rand):
         assert found[j] == pytest.approx((lagrangian(*split(z + e)) - lagrangian(*split(z - e))) / (2 * eps), abs=1e-7)
         column = (slope(*split(z + e))[0] - slope(*split(z - e))[0]) / (2 * eps)
         np.testing.assert_allclose(H[:, j], column, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["minimum time", "cart-pole"])
+def test_the_unit_of_the_cost_makes_no_difference(name):
+    statement, start, _, _ = CONSTRAINED[name]
+    one = program(16, **statement)
+    runs = [solve(replace(one, scale=unit), **start) for unit in (1.0, 2.0**-40, 2.0**40)]
+    for found, iterations in runs:
+        assert found.number == runs[0][0].number
+        assert plain(found, iterations)[0] == pytest.approx(plain(*runs[0])[0], rel=1e-12)
 
 
 def test_errors_vanish_at_a_solution_and_nowhere_near():
