@@ -7,8 +7,9 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
+from ocp.adjoint.schedules import Binomial
 from ocp.objective.evaluation import Evaluation
-from ocp.objective.reduced import ReducedEvaluation
+from ocp.objective.reduced import ReducedEvaluation, ReducedObjective
 from ocp.space.transfer import Transfer
 
 __all__ = ["curvature", "premature", "unresolved"]
@@ -36,7 +37,12 @@ def curvature(point: Evaluation, size: float) -> float:
     size : float
         Norm of the control that a short step is measured by.
     """
-    space, gradient = point.objective.space, _gradient(point)
+    return _bend(point, _gradient(point), size)
+
+
+def _bend(point: Evaluation, gradient: Tensor, size: float) -> float:
+    """Second derivative of the objective along a gradient, per unit of length."""
+    space = point.objective.space
     length = space.norm(gradient)
     if not (0 < length < inf and size > 0):
         return 0.0
@@ -59,10 +65,10 @@ def premature(point: Evaluation, size: float) -> bool:
 
     One step of Newton's method along the gradient says how far the optimum is, at least, and how much lower.
     """
-    bend = curvature(point, size)
+    gradient = _gradient(point)
+    bend, norm = _bend(point, gradient, size), point.objective.space.norm(gradient)
     if bend <= 0:
         return False
-    norm = point.objective.space.norm(_gradient(point))
     return norm / bend > DISTANCE * size and 0.5 * norm**2 / bend > GAIN * abs(point.value)
 
 
@@ -88,9 +94,11 @@ def unresolved(point: ReducedEvaluation, norm: float, decrease: float, thorough:
     (end,) = objective.processes.maximum(float(point.final_state.abs().max()))
     steep = slope > 1e-3 * norm  # if not, the derivative has vanished since the start
     large = slope > GROWTH * norm or end > GROWTH * float(start.abs().max())
-    if not large and not (thorough and (steep or order > 1)):
+    if not large and not thorough:
         return ""
-    grid = objective.on(2 * objective.space.grid.steps)
+    # All states of twice the steps may be more than fit into memory.
+    discretization = objective.discretization.on(2 * objective.space.grid.steps)
+    grid = ReducedObjective(discretization, schedule=Binomial(8), processes=objective.processes)
     fine = grid.at(Transfer(grid.space, objective.space).prolong(point.control))
     if not isfinite(fine.value):
         return " With half the step the objective is not finite."

@@ -193,3 +193,16 @@ def test_a_pulse_between_the_first_grids_is_found():
     )
     result = minimize(problem, Adaptive(error=1e-3, first=8, limit=256, absolute=0.02), integrator="rk4")
     assert not result.success or result.value < 0.02
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_control_that_holds_an_unstable_scheme_in_place_is_no_success(steps):
+    problem = ControlProblem(
+        lambda t, x, u: -1e3 * (x - u),
+        torch.ones(1, 1, dtype=D),
+        lambda x: x.square().sum(),
+        lambda t, x, u: (x - 0.3).square().sum() + u.square().sum(),
+        control_size=1,
+    )
+    assert minimize(problem, steps, LBFGS(), integrator="euler").status is Status.UNRESOLVED
+    assert minimize(problem, steps, LBFGS(), integrator="backward_euler").status is Status.CONVERGED
