@@ -43,18 +43,21 @@ def without_hvp(problem: ControlProblem, integrator: Integrator) -> dict[str, st
 
 
 @torch.no_grad()
-def once_differentiable(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> tuple[str, ...]:
+def once_differentiable(
+    problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, tangents: bool = True
+) -> tuple[str, ...]:
     """The pieces whose second derivatives, by autograd, are missing, or wrong as differences near a point show.
 
-    The tape of an operation that autograd can differentiate only once ends without a word.
+    The tape of an operation that autograd can differentiate only once ends without a word. Tangents are tried as well,
+    unless they are not needed: the first one in forward mode takes a second, in which torch imports its compiler.
     """
     found = dict[str, bool]()
-    for name, derivative, product, arguments in _curved(problem, q, x, u):
+    for name, derivative, product, arguments in _curved(problem, q, x, u, tangents):
         found[name] = found.get(name, False) or not _agree(derivative, product, arguments)
     return tuple(name for name, once in found.items() if once)
 
 
-def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterator[_Curved]:
+def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, tangents: bool) -> Iterator[_Curved]:
     """The pieces whose second derivatives are those of autograd; those that depend on time at two times."""
     q, x, v, p = nearby({"q": q, "x": x, "v": u, "p": torch.ones_like(x)}).values()
     equation, dynamics, u = problem.equation, problem.equation.dynamics, v
@@ -66,11 +69,13 @@ def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> Iterato
 
     # Hessian products of the objective need tangents, too.
     def of_dynamics(t: float, x: Tensor, u: Tensor, dx: Tensor, du: Tensor) -> Any:
-        f.jvp(t, x, u, dx, du)
+        if tangents:
+            f.jvp(t, x, u, dx, du)
         return f.hvp(t, x, u, p.to(x), dx, du)
 
     def of_initial_state(q: Tensor, dq: Tensor) -> Any:
-        X0.jvp(q, dq)
+        if tangents:
+            X0.jvp(q, dq)
         return (X0.hvp(q, p.to(q), dq),)
 
     for t in (0.0, 0.4 * problem.grid(1).horizon):

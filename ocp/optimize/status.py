@@ -23,8 +23,8 @@ class Status(Enum):
 
     RUNNING = "The solver has not stopped yet."
     CONVERGED = (
-        "The norm of the derivative (with bounds, of the projected derivative) is within the tolerance, relative to "
-        "that at the start."
+        "The tolerance is met by the norm of the derivative (with bounds, of the projected derivative), relative to "
+        "that at the start, or by the errors in the optimality conditions, if the method measures them."
     )
     TARGET = "The target was reached."
     STOPPED = "The callback asked to stop."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocp.adjoint.violations import violations
 from ocp.objective.evaluation import Evaluation, optimality
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective, discretize
 from ocp.optimize.method import Method, State
@@ -117,6 +118,26 @@ class Run:
         return next((r for r in self.history[-1:] if (r.iteration, r.steps) == here), None)
 
     @property
+    def constrained(self) -> bool:
+        """Whether there are constraints other than bounds.
+
+        If so, a small derivative means nothing, and neither does a low value: the method says when it is done.
+        """
+        return bool(self.objective.discretization.problem.constraints)
+
+    def violations(self, flat: Tensor) -> Mapping[str, float]:
+        """The largest violation of each constraint by a control on its own grid; not counted as work."""
+        point = self.look_at(flat)
+        return violations(point.objective.discretization, point.control, point.states)
+
+    def feasible(self, flat: Tensor) -> bool:
+        """Whether a control keeps the constraints, within the tolerance times the largest number in its states."""
+        if not self.constrained:
+            return True
+        worst, size = max(self.violations(flat).values()), float(self.look_at(flat).states.abs().max())
+        return worst <= self.stop.tolerance * size
+
+    @property
     def stationary(self) -> bool:
         """Whether the derivative is zero at the start."""
         return self.scale.iteration == 0 and self.scale.norm == 0
@@ -206,7 +227,7 @@ class Run:
         outcome = self._outcome(record) if record.level == 0 else Status.RUNNING
         if outcome is not Status.RUNNING and not (outcome is Status.CONVERGED and self._premature()):
             return outcome
-        if target is not None and target.reached(record):
+        if target is not None and target.reached(record) and self.feasible(self.state.control):
             return Status.TARGET
         if self.batches is None and self._stalled():
             return Status.PRECISION
@@ -228,7 +249,7 @@ class Run:
 
     def small(self, norm: float) -> bool:
         """Whether the norm of a derivative meets the tolerance."""
-        return norm <= self.stop.tolerance * self.scale.norm
+        return not self.constrained and norm <= self.stop.tolerance * self.scale.norm
 
     def _premature(self) -> bool:
         """Whether the tolerance is met far from an optimum; from now on it is relative to the derivative here."""
@@ -367,7 +388,7 @@ class Run:
         accuracy = self.accuracy(control)
         record = Record(self.iteration, level, steps, work.units, self.seconds, value, norm, finest, accuracy)
         best = None if self.best is None else (self.best[0].level, self.best[0].value)
-        if isfinite(norm) and (best is None or (level, value) < best):
+        if isfinite(norm) and (best is None or self.constrained or (level, value) < best):
             self.best = (record, u)
         self.history.append(record)
         return record

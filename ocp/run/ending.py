@@ -87,14 +87,15 @@ def result_of(run: Run, status: Status, why: str = "") -> Result:
         accuracy = run.accuracy(control)
         if (record is None or record.level > 0) and not run.parted:
             value, norm = evaluate(run.look_at(control.flat))
-        if run.origin is not None and run.adaptive is None and not status.success and run.origin[0] < value:
+        better = run.origin is not None and not run.constrained and run.origin[0] < value
+        if run.origin is not None and run.adaptive is None and not status.success and better:
             value, norm, flat = run.origin  # nothing better was found
             control = run.control(flat)
     kind = "derivative" if objective.box is None else "projected derivative"
     where = f"the objective is {value:.6g} and the dual norm of its {kind} {norm:.2e}"
     if last is not None and not isfinite(value) and isfinite(last.value):
         where = f"the last record has the objective {last.value:.6g} on {_steps(last.steps)}"
-    reason = " ".join([status.value + why, *_notes(run)])
+    reason = " ".join([status.value + why, *_notes(run, control)])
     own = {"not_finite": objective.work.failures, "not_saved": run.unsaved}
     optional = {"discretization_error": run.error, "resumed": run.resumed}
     return Result(
@@ -136,7 +137,7 @@ def _parameters(problem: ControlProblem, control: Control | None) -> dict[str, A
     return {"parameters": {name: value.tolist() for name, value in dict(q(control.parameters)).items()}}
 
 
-def _notes(run: Run) -> Iterator[str]:
+def _notes(run: Run, control: Control) -> Iterator[str]:
     """What the message says in addition to why the run ended."""
     if run.state.level > 0:
         steps = run.objective.space.steps_of(run.state.control)
@@ -144,6 +145,10 @@ def _notes(run: Run) -> Iterator[str]:
     if run.scale.iteration > 0:
         why = "The objective is much steeper at the start" if run.scale.steep else "The start is not finite"
         yield f"{why} on the finest grid; iteration {run.scale.iteration} takes its place."
+    if run.constrained and isfinite(evaluate(run.look_at(control.flat))[0]):
+        found = run.violations(control.flat)
+        worst = max(found, key=lambda name: found[name])
+        yield f"The largest violation of a constraint is {found[worst]:.1e}, of {worst}."
     if run.error is not None:
         error = run.error / max(abs(run.optima[run.steps]), 1e-300)
         refined = f"The grid was refined to {run.steps} steps"

@@ -17,7 +17,7 @@ from ocp.objective.reduced import ReducedEvaluation, ReducedObjective
 from ocp.optimize.interior_point.banded import BandedLU
 from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.iterate import Iterate
-from ocp.optimize.interior_point.kkt import Solver
+from ocp.optimize.interior_point.kkt import Array, Solver
 from ocp.optimize.interior_point.loop import Iteration, Iterations
 from ocp.optimize.interior_point.nesting import prolonged
 from ocp.optimize.interior_point.program import Program
@@ -60,8 +60,8 @@ class InteriorPoint(Method):
     A primal-dual interior-point method with a filter line search, Wächter & Biegler (2006), "On the implementation of
     an interior-point filter line-search algorithm for large-scale nonlinear programming", for discrete optimal control:
     one band matrix per iteration. It is the fastest method for problems with few states. It needs second derivatives
-    and double precision, and takes functions or modules made of torch operations, bounds, and `Tikhonov` as control
-    cost. States need not belong to the control before the end, so it can begin far from any trajectory.
+    and double precision, and takes functions or modules made of torch operations, bounds, constraints, and `Tikhonov`
+    as control cost. States need not belong to the control before the end, so it can begin far from any trajectory.
 
     It works through grids: the first has at least ``coarsest`` steps; each later one begins with all that was found,
     multipliers included, and mostly needs one to three iterations. One step of the method is up to ``iterations``
@@ -107,6 +107,7 @@ class InteriorPoint(Method):
     coarse_tolerance: float = 1e-5
     solver: Callable[[], Solver] = BandedLU
     full_batch: ClassVar[bool] = True
+    keeps_constraints: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 < self.tolerance < inf and 0 < self.coarse_tolerance < inf):
@@ -132,7 +133,7 @@ class InteriorPoint(Method):
             u = start if last else Transfer(fine.space, here.space).restrict(start)
             program = program_of(here.discretization, here.space.parameters(u))
             path, q = here.space.path(u).numpy().copy(), here.space.parameters(u).numpy().copy()
-            x = first_states(program, q)
+            x = first_states(program, q, lambda: _trajectory(here, u))  # noqa: B023
             program = scaled(program, x, path, q) if scale is None else replace(program, scale=scale)
             scale = program.scale
             iterations = Iterations(program, self.solver(), self.tolerance if last else self.coarse_tolerance)
@@ -177,6 +178,13 @@ def _plain(objective: Objective) -> ReducedObjective:
     if not isinstance(objective, ReducedObjective):
         raise ValueError(f"method: InteriorPoint expected the objective of a problem, got {type(objective).__name__}")
     return objective
+
+
+def _trajectory(objective: ReducedObjective, control: Tensor) -> Array:
+    """The states of a control, shape (N + 1, n)."""
+    with objective.work.looking():
+        states: Array = objective.at(feasible(control, objective.box)).states.flatten(1).numpy().copy()
+    return states
 
 
 def _cost(program: Program) -> float:
