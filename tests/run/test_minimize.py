@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 import torch
@@ -929,9 +930,13 @@ def test_a_limit_that_doubling_the_steps_does_not_meet_is_no_mistake():
     assert refined(first=6, limit=100).success
 
 
+#: One run for each method, for all tests that look at what it found.
+refined_by = cache(refined)
+
+
 @every_refined
 def test_the_history_of_a_refined_run_refers_to_the_last_grid(method):
-    result = refined(method)
+    result = refined_by(method)
     steps = [record.steps for record in result.history]
     work = [record.work_units for record in result.history]
     assert {record.steps * 2**record.level for record in result.history} == {result.about["steps"]}
@@ -963,7 +968,7 @@ def test_the_work_of_a_refined_run_is_counted_in_gradients_on_the_last_grid(meth
 
 @every_refined
 def test_the_numbers_of_a_refined_run_are_those_of_a_fresh_evaluation(method):
-    result = refined(method)
+    result = refined_by(method)
     fresh = discretize(lqr.problem().problem, result.about["steps"])
     assert result.value == fresh.value(result.control)
     assert result.derivative_norm == optimality(fresh.at(result.control))
@@ -973,7 +978,7 @@ def test_the_numbers_of_a_refined_run_are_those_of_a_fresh_evaluation(method):
 def test_a_refined_run_begins_where_the_coarser_grid_ended(method):
     """The tolerance is met on three grids; the value after a refinement is not far from the one before."""
     values = {}
-    for record in refined(method).history:
+    for record in refined_by(method).history:
         values.setdefault(record.steps, []).append(record.value)
     grids = sorted(values)[-2:]
     assert values[grids[1]][0] - values[grids[1]][-1] < 1e-2 * abs(values[grids[0]][-1])

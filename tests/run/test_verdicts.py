@@ -149,6 +149,7 @@ def test_a_reactor_that_explodes_between_the_nodes_is_not_resolved(start, status
 
 @METHODS
 @pytest.mark.parametrize("bounds", [None, Bounds(-3.0, 3.0)], ids=["free", "bounded"])
+@pytest.mark.cover(1)
 def test_a_saddle_point_is_no_success(method, bounds):
     # A pendulum that hangs at rest: by symmetry the derivative is zero, and a push in either direction is better.
     problem = ControlProblem(
