@@ -94,6 +94,9 @@ def cases(draw):
     case.layout = choose(LAYOUTS)
     case.dtype = torch.float32 if case.opening == "embedding" else choose([torch.float64, torch.float32])
     case.order = tuple(draw(st.permutations(ACTS)))
+    if name == "weight norm":  # torch differentiates it twice, but wrongly; so it is refused
+        case.order = tuple(act for act in case.order if act != "Hessian product")
+        case.then = "grid" if case.then == "Newton-CG" else case.then
     return case
 
 

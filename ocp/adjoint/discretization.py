@@ -126,7 +126,7 @@ class Discretization:
     @property
     def without_hvp(self) -> dict[str, str]:
         """The pieces without second derivatives, each with what was expected and what it is; empty if all have them."""
-        expected = "operations with second derivatives, got some that autograd can differentiate only once"
+        expected = "operations with second derivatives, got some that autograd cannot differentiate twice"
         return dict.fromkeys(self.once_differentiable, expected) | without_hvp(self.problem, self.integrator)
 
     def check_division(self) -> None:

@@ -47,7 +47,7 @@ class TerminalFunction:
         object.__setattr__(self, "_takes", takes_parameters(self.function, 1))
 
     def __call__(self, x: BatchState, q: Parameters) -> Scalar:
-        if not self._takes:
+        if not (self._takes and q.numel()):
             return call("terminal_cost", self.function, x=x)
         return call("terminal_cost", self.function, x=x, q=q if self.parameters is None else self.parameters(q))
 

@@ -65,7 +65,7 @@ def as_equation(
     m, f, L, shared = dynamics.control_size, dynamics, running_cost, isinstance(dynamics, OfPart)
     given = {"dynamics": _function(f), "running_cost": _function(L), "path_constraint": more}
     depends = any(takes_parameters(function, 3) for function in given.values() if function is not None)
-    if not (depends or shared or parameters.free_horizon):
+    if not ((depends and parameters.size) or shared or parameters.free_horizon):
         return Equation(f, L, m)
     size = m + parameters.size
     if parameters.free_horizon:

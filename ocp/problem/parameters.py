@@ -188,15 +188,15 @@ def as_parameters(parameters: Any, horizon: float | Parameter) -> ParameterSet:
 def takes_parameters(function: Callable[..., Any], arguments: int) -> bool:
     """Whether a function of ``arguments`` other arguments also takes the parameters q, as its signature says."""
     found = _positional(function)
+    if len(found) <= arguments:
+        return len(found) == arguments and _has_more(function)  # as in Phi(x, *q)
     # A default value marks a constant that a function carries along, unless it is called q.
-    return len(found) > arguments and (
-        found[arguments].default is inspect.Parameter.empty or found[arguments].name == "q"
-    )
+    return found[arguments].default is inspect.Parameter.empty or found[arguments].name == "q"
 
 
 def check_arguments(name: str, function: Callable[..., Any], arguments: int) -> None:
     """Raise a ``ValueError`` if a function takes parameters, for a problem without any."""
-    if takes_parameters(function, arguments):
+    if takes_parameters(function, arguments) and not _has_more(function):
         names = ", ".join(p.name for p in _positional(function))
         raise ValueError(
             f"parameters: expected some for {name}, which takes {arguments + 1} arguments ({names}), got none"
@@ -205,7 +205,16 @@ def check_arguments(name: str, function: Callable[..., Any], arguments: int) -> 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in _signature(function) if p.kind in kinds]
+
+
+def _has_more(function: Callable[..., Any]) -> bool:
+    """Whether a function takes any number of arguments."""
+    return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in _signature(function))
+
+
+def _signature(function: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
-        return [p for p in inspect.signature(uncompiled(function)).parameters.values() if p.kind in kinds]
+        return list(inspect.signature(uncompiled(function)).parameters.values())
     except (TypeError, ValueError):  # it has no signature, as some built-in functions
         return []
