@@ -17,12 +17,17 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.differences import nearby
 from ocp.problem.division import check_division
 from ocp.problem.initial_state import FixedState, Opening
+from ocp.problem.protocols import Dynamics
 from ocp.problem.shapes import FlatControl
 from ocp.space.bounds import Bounds, Box, feasible
 from ocp.space.control import Control, ControlSpace, at_midpoints
 from ocp.space.grid import TimeGrid
 
 __all__ = ["Discretization"]
+
+#: Where a `SelectiveIntegrator` looks at a problem: times, as shares of the horizon, and distances from the start, in
+#: multiples of the size of each entry.
+POINTS = ((0.0, 0.01), (0.4, 0.01), (0.15, 0.3), (0.8, 3.0))
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,10 @@ class Discretization:
         inspect_control_costs(problem, x)
         inspect_abilities(problem, q.to(x), x, u)
         if isinstance(self.integrator, SelectiveIntegrator):
-            near = nearby({"x": x, "u": u}).values()
-            for t in (0.0, 0.4 * self.grid.horizon):
-                self.integrator.check(problem.equation, t, self.grid.h, *near)
+            for share, distance in POINTS:
+                point = nearby({"x": x, "u": u}, distance).values()
+                if distance < 0.1 or _is_finite(problem.equation.dynamics, share * self.grid.horizon, *point):
+                    self.integrator.check(problem.equation, share * self.grid.horizon, self.grid.h, *point)
         if not identical(problem.initial_state(q), x):
             raise ValueError("initial_state: expected the other pieces to leave it unchanged, got it changed by one")
 
@@ -160,3 +166,11 @@ class Discretization:
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("start: expected finite numbers, got a function of time that returns NaN or infinity")
         return Control(space, feasible(flat, self.box))
+
+
+def _is_finite(f: Dynamics, t: float, x: Tensor, u: Tensor) -> bool:
+    """Whether dynamics are defined at a point far from the start."""
+    try:
+        return bool(f(t, x, u).isfinite().all())
+    except Exception:  # anything: it may be outside of the domain of the function
+        return False

@@ -103,7 +103,9 @@ COUPLED = {
     "sum so far": lambda t, x, u: u - x.cumsum(0),
     "attention": lambda t, x, u: u - ATTENTION(x[:, None], x[:, None], x[:, None])[0][:, 0],
     "normalization": lambda t, x, u: u - NORMALIZATION(x),
-    "later": lambda t, x, u: u - x + (x.mean(0) if t > 0.2 else 0.0),
+    "later": lambda t, x, u: u - x + (x.mean(0) if t > 0.7 else 0.0),
+    "far away": lambda t, x, u: u - x + (x - 1).relu().mean(0),
+    "for large controls": lambda t, x, u: u - x + torch.where(u[0].abs() > 0.5, x.mean(0), 0.0),
 }
 
 
