@@ -154,7 +154,7 @@ def inspect_control_costs(problem: ControlProblem, x: Tensor) -> None:
 def _refuse_disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) -> None:
     """Refuse functions whose derivative disagrees with differences, at two times and near the given point."""
     q, x, u = nearby({"q": q, "x": x, "u": u}).values()
-    for t in (0.0, 0.4 * problem.grid(1).horizon):
+    for t in (0.0, 0.6 * problem.grid(1).horizon):
         for piece in _pieces(problem, q, x, u, t):
             # Not those whose derivatives are overridden, nor again those without a time.
             differentiated = type(piece.piece) in FUNCTIONS or not piece.name.endswith(OWN)

@@ -9,7 +9,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import identical, same
+from ocp.problem.boundary import identical, same, uncompiled
+from ocp.problem.differences import disagreement, nearby
+from ocp.problem.functions import pullback
 
 if TYPE_CHECKING:
     from ocp.problem.modules import FlatModule
@@ -28,7 +30,8 @@ def rehearse(flat: FlatModule, q: Tensor, x: Tensor) -> bool:
     ------
     ValueError
         If it fails; if it returns something other than a floating-point tensor; if it changes its input, parameters or
-        buffers; if it is random; or if it uses parameters other than its own, or copies of them.
+        buffers; if it is random; if it uses parameters other than its own, or copies of them; or if its derivative
+        disagrees with differences.
     """
     expected = f"{flat.name}: expected a module that"
     x = x[:SAMPLES].clone()
@@ -51,7 +54,20 @@ def rehearse(flat: FlatModule, q: Tensor, x: Tensor) -> bool:
         raise ValueError(f"{expected} is deterministic, got random output; call .eval() on it")
     if not same(flat.with_parameters(q)(x), y):
         raise ValueError(f"{expected} reads its parameters each time it runs, got one that keeps copies of them")
-    return _runs_again(flat, q, x)
+    again = _runs_again(flat, q, x)
+    if uncompiled(flat.module) is flat.module and (found := _disagreement(flat, q, x)):
+        raise ValueError(f"{expected} autograd can follow, got the derivative {found}")
+    return again
+
+
+def _disagreement(flat: FlatModule, q: Tensor, x: Tensor) -> str:
+    """What differences say against the derivative by parameters and input, if anything."""
+
+    def value(q: Tensor, x: Tensor = x) -> Tensor:
+        return flat.call(flat.parts(q), x)
+
+    given = {"parameters": q, "input": x} if x.is_floating_point() else {"parameters": q}
+    return disagreement(value, lambda p, *at: pullback(value, at, p), nearby(given))
 
 
 def _run(flat: FlatModule, q: Tensor, x: Tensor) -> Any:

@@ -225,6 +225,13 @@ def complex_weights():
     return block
 
 
+def clipped(layer, x):
+    x = 1 * x
+    if x.requires_grad:
+        x.register_hook(lambda p: p.clamp(-1e-3, 1e-3))
+    return layer(x)
+
+
 REFUSED = {
     "drop path": (lambda: Block(drop_path), "is deterministic"),
     "NumPy's random numbers": (lambda: Block(numpy_noise), "is deterministic"),
@@ -237,6 +244,8 @@ REFUSED = {
     "closure": (closure, "no parameters other than its own"),
     "keeps a list of weights": (Hoarding, "keeps copies"),
     "aliases": (aliased, "share no memory, got 0.weight and 1.weight"),
+    "detaches": (lambda: Block(lambda m, x: m(x) + 1e-3 * m(x).detach().square()), "that autograd can follow"),
+    "clips gradients": (lambda: Block(clipped), "that autograd can follow, got the derivative .* by input"),
     "gradient hook": (hooked, "without gradient hooks"),
     "complex": (complex_weights, "real parameters, got w"),
     "lazy": (lambda: nn.LazyLinear(3), "initialized parameters"),
