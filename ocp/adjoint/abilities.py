@@ -59,7 +59,7 @@ def inspect_abilities(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) 
             )
     L, f = problem.equation.running_cost, problem.equation.dynamics
     t, points = (
-        torch.tensor([0.0, 0.4 * problem.grid(1).horizon]).to(x),
+        x.new_tensor([0.0, 0.4 * problem.grid(1).horizon]),
         nearby({"x": torch.stack((x, x)), "u": torch.stack((u, u))}),
     )
     batched = isinstance(L, Batched) and capability_applies(L, "derivative_along", "__call__", "derivative")

@@ -186,7 +186,7 @@ class ReducedObjective:
         derivative = sweeps.adjoint(self.discretization, point.control, states, costates)
         self._charge(1 - FORWARD_SHARE)
         return Trajectory(
-            t=torch.tensor(space.grid.nodes).to(states) * (problem.duration(q) / space.grid.horizon),
+            t=states.new_tensor(space.grid.nodes) * (problem.duration(q) / space.grid.horizon),
             x=states.clone(),
             p=costates,
             u=space.path(point.control).clone(),

@@ -89,12 +89,16 @@ def call(name: str, function: Callable[..., Tensor], **arguments: Any) -> Tensor
 
 
 def check_order(name: str, function: Any, *names: str) -> None:
-    """Raise a ``ValueError`` if a function calls its arguments by these very names, but in another order."""
+    """Raise a ``ValueError`` if a function calls its arguments by these very names, but in another order.
+
+    Of functions of time, also if the name of another argument than the first one is t or time.
+    """
     try:
         found = tuple(inspect.signature(uncompiled(function)).parameters)
     except (TypeError, ValueError):  # it has no signature, as some built-in functions
         return
-    if found != names and sorted(found) == sorted(names):
+    late = names[0] == "t" and bool({"t", "time"} & set(found[1 : len(names)]) - {*found[:1]})
+    if found != names and (late or sorted(found) == sorted(names)):
         raise ValueError(f"{name}: expected the arguments ({', '.join(names)}), got ({', '.join(found)})")
 
 

@@ -202,7 +202,7 @@ class Mapped:
 
     def agrees_near(self, x: Tensor, u: Tensor) -> bool:
         """Whether it `agrees` at a few points near a state and a control."""
-        shift = torch.linspace(0, 0.2, 3).to(x)
+        shift = torch.linspace(0, 0.2, 3, dtype=torch.float64).to(x)  # not rounded to single precision
         return self.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
 
     def __call__(self, t: Tensor, x: Tensor, u: Tensor, values: Tensor | None = None) -> Tensor:

@@ -42,6 +42,7 @@ def test_a_trajectory_holds_the_control_of_each_step_and_its_gradient():
     u = torch.linspace(-1, 1, 2 * N, dtype=torch.float64)
     trajectory = objective().trajectory(u)
     assert torch.equal(trajectory.u, u.reshape(N, 2))
+    assert trajectory.t.tolist() == list(objective().space.grid.nodes)
     torch.testing.assert_close(trajectory.gradient * HORIZON / N, objective().derivative(u).reshape(N, 2))
 
 

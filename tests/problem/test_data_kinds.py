@@ -297,6 +297,7 @@ def test_calls_in_inference_mode_give_the_same_numbers():
             {"terminal_cost": lambda q, x: x.sum(), "parameters": 2},
             r"terminal_cost: expected the arguments \(x, q\), got \(q, x\)",
         ),
+        ({"dynamics": lambda y, v, time: v - y}, r"dynamics: expected the arguments \(t, x, u\), got \(y, v, time\)"),
         ({"dynamics": lambda a, b, c: b - a[:, 0]}, "dynamics: expected f.* not subscriptable; t is a float"),
         ({"dynamics": lambda t, x, u: u - torch.sin(t) * x}, r"dynamics: expected f.* write math.sin\(t\)"),
         ({"dynamics": lambda t, x, u: u - t.sin() * x}, r"dynamics: expected f.* write math.sin\(t\)"),

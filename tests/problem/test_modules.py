@@ -181,6 +181,10 @@ def test_many_points_at_once_have_the_values_of_one_by_one(function, mapped, ran
     torch.testing.assert_close(many(t, x, u), expected, rtol=1e-14, atol=1e-14)
 
 
+def test_a_time_rounded_to_single_precision_is_not_the_time_of_many_points(rand):
+    assert not Mapped(lambda t, x, u: torch.as_tensor(t).to(x).sin() * u + x).agrees_near(rand(1, 1), rand(1))
+
+
 def test_known_values_show_a_function_that_was_the_same_where_it_was_tried(rand):
     def function(t, x, u):
         return x * (3.0 if t in (0.5,) and isinstance(t, float) else 1.0)
