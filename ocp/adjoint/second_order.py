@@ -15,6 +15,7 @@ from ocp.problem.boundary import plain
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Readout
 from ocp.problem.differences import nearby, second_disagreement
+from ocp.problem.equation import OfPart
 from ocp.problem.protocols import SecondOrder
 
 __all__ = ["once_differentiable", "without_hvp"]
@@ -25,9 +26,9 @@ _Curved = tuple[str, Callable[..., Any], Callable[..., Any], Mapping[str, Tensor
 
 def without_hvp(problem: ControlProblem, integrator: Integrator) -> dict[str, str]:
     """The pieces without a method for second derivatives, each with what was expected and what it is."""
-    last = problem.terminal_cost
+    f, last = problem.dynamics, problem.terminal_cost
     pieces: list[tuple[str, Any, type, str]] = [
-        ("dynamics", problem.dynamics, SecondOrder, "hvp"),
+        ("dynamics", f.dynamics if isinstance(f, OfPart) else f, SecondOrder, "hvp"),
         ("initial_state", problem.initial_state, SecondOrder, "hvp"),
         ("running_cost", problem.running_cost, SecondOrder, "hvp"),
         ("terminal_cost", last, SecondOrder, "hvp"),
@@ -61,8 +62,8 @@ def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, tangents: 
     """The pieces whose second derivatives are those of autograd; those that depend on time at two times."""
     q, x, v, p = nearby({"q": q, "x": x, "v": u, "p": torch.ones_like(x)}).values()
     equation, dynamics, u = problem.equation, problem.equation.dynamics, v
-    if type(dynamics) not in AUTOGRAD:  # a module that an equation with parameters wraps
-        dynamics, u = problem.dynamics, v[: problem.dynamics.control_size]
+    if isinstance(dynamics, OfPart):
+        dynamics, u = dynamics.dynamics, dynamics.part(v)
     pieces = [dynamics, problem.initial_state, equation.running_cost, problem.terminal_cost]
     ours: list[Any] = [plain(piece) if type(piece) in AUTOGRAD else None for piece in pieces]
     f, X0, L, Phi = ours

@@ -32,11 +32,11 @@ class Layer(nn.Module):
         return torch.tanh(x) + 0.1 * self.square(self.linear(x))
 
 
-def network(dtype, **layers):
+def network(dtype, shared=False, **layers):
     torch.manual_seed(0)
     layers = {"block": nn.Linear(2, 2), **{name: Layer(square) for name, square in layers.items()}}
     layers = {name: layer.to(dtype) for name, layer in layers.items()}
-    return residual_network(X.to(dtype), LeastSquares(X.cos().to(dtype)), **layers)
+    return residual_network(X.to(dtype), LeastSquares(X.cos().to(dtype)), shared=shared, **layers)
 
 
 def functions(dtype, f=torch.square, L=torch.square, Phi=torch.square, X0=torch.square):
@@ -58,6 +58,7 @@ def cases(square):
         "terminal_cost": lambda dtype: functions(dtype, Phi=square),
         "initial_state": lambda dtype: functions(dtype, X0=square),
         "dynamics (module)": lambda dtype: network(dtype, block=square),
+        "dynamics (shared)": lambda dtype: network(dtype, shared=True, block=square),
         "initial_state (module)": lambda dtype: network(dtype, opening=square),
         "terminal_cost (module)": lambda dtype: network(dtype, closing=square),
     }
