@@ -126,7 +126,7 @@ NOTES = """## The difficult cases
   at the frequency of small swings gain nothing. A prolonged control misses the end and jumps out of the
   valley, which one step repairs. So a coarse grid helps only if it has been solved to the end: hence the
   rule `Settled`. With RK4 on 1024 steps, MG/OPT took 255 units on the grids down to 64, as in the second
-  table, and 126 down to 16; nested iteration without cycles took 139 and 82. With Euler, a coarse grid is a poor
+  table, and 60 down to 16; nested iteration without cycles took 139 and 82. With Euler, a coarse grid is a poor
   guide: MG/OPT took 306 on the grids down to 256, and missed the target with more grids or fewer.
 - **parallel_reactions, RK4.** The bound is active only near the end. After each refinement, L-BFGS needs
   several iterations to find where, and on the grid of 512 steps each of them costs half a unit.
