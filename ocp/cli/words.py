@@ -8,6 +8,7 @@ import torch
 
 from ocp.optimize.adapters import SciPy, TorchOptimizer
 from ocp.optimize.descent import GradientDescent, NonlinearCG
+from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method
 from ocp.optimize.newton_cg import NewtonCG
@@ -27,6 +28,7 @@ SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
     "adam": lambda lr: TorchOptimizer(torch.optim.Adam, {"lr": lr}),
     "sgd": lambda lr: TorchOptimizer(torch.optim.SGD, {"lr": lr, "momentum": 0.9}),
     "scipy": lambda lr: SciPy(),
+    "interior": lambda lr: InteriorPoint(),
 }
 
 #: Smoothers that have a learning rate.

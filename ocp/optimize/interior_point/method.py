@@ -133,7 +133,7 @@ class InteriorPoint(Method):
             u = start if last else Transfer(fine.space, here.space).restrict(start)
             program = program_of(here.discretization, here.space.parameters(u))
             path, q = here.space.path(u).numpy().copy(), here.space.parameters(u).numpy().copy()
-            x = first_states(program, q, lambda: _trajectory(here, u))  # noqa: B023
+            x = first_states(program, path, q, lambda: _trajectory(here, u))  # noqa: B023
             program = scaled(program, x, path, q) if scale is None else replace(program, scale=scale)
             scale = program.scale
             iterations = Iterations(program, self.solver(), self.tolerance if last else self.coarse_tolerance)

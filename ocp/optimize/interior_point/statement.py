@@ -116,19 +116,20 @@ def program_of(discretization: Discretization, q: Tensor) -> Program:
     )
 
 
-def first_states(program: Program, q: Array, rolled: Callable[[], Array]) -> Array:
+def first_states(program: Program, u: Array, q: Array, rolled: Callable[[], Array]) -> Array:
     """The states to begin with, shape (N + 1, n).
 
-    Without equations at the end, the initial state, held. Otherwise the trajectory of the control, ``rolled``, sheared
-    in time so that it ends where the equations hold, as far as Newton's method finds out.
+    Without equations at the end, the initial state, held. Otherwise, or where that is outside the domain of a function,
+    the trajectory of the control, ``rolled``, sheared in time so that it ends where the equations hold, as far as
+    Newton's method finds out.
     """
     held = np.repeat(program.first(q)[None], len(program.times) + 1, axis=0)
-    if not program.g:
+    if not program.g and np.isfinite(program.values(held, u, q).cost):
         return held
     x = rolled()
     x = x if np.isfinite(x).all() else held
     nearest, violation, last = x[-1], np.inf, x[-1]
-    for _ in range(PROJECTIONS):
+    for _ in range(PROJECTIONS if program.g else 0):
         recorded = program.end.record(program.times[:1], torch.from_numpy(last[None]), torch.from_numpy(q[None]))
         values = recorded.values.numpy()[0, 1 : 1 + program.g]
         if not np.abs(values).max() < violation:

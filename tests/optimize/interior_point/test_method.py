@@ -196,3 +196,18 @@ def test_it_takes_no_shifted_objective_as_a_smoother_would():
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         InteriorPoint(**options)
+
+
+def test_it_begins_on_a_trajectory_where_the_initial_state_held_is_outside_the_domain():
+    """The cost is finite for x > 1 only, where the start arrives before it counts."""
+    problem = ControlProblem(
+        lambda t, x, u: u + 0 * x,
+        torch.ones(1, 1).double(),
+        lambda x: -torch.log(x - 1).sum(),
+        control_cost=ocp.Tikhonov(1.0),
+        control_size=1,
+        start=0.5,
+    )
+    result = solve(problem, 16)
+    assert result.success
+    assert result.control.path.mean() == pytest.approx(1.0, rel=1e-6)  # -1 / u + u = 0
