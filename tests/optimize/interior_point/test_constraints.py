@@ -7,7 +7,6 @@ import torch
 
 import ocp
 from ocp import ControlProblem, InteriorPoint, Status, Stop, Target, minimize
-from ocp.problem.parameters import Parameter
 
 
 def tensor(*numbers):
@@ -48,7 +47,7 @@ def test_the_final_time_is_found_and_the_bead_falls_where_the_target_lets_it():
         ),
         tensor(0, 10, 0)[None],
         lambda x, q: q.horizon.sum(),
-        horizon=Parameter(2.0, lower=0.1, upper=20.0),
+        horizon=ocp.Parameter(2.0, lower=0.1, upper=20.0),
         control_size=1,
         bounds=(0.01, pi - 0.01),
         start=0.8,
