@@ -18,6 +18,7 @@ from ocp.objective.evaluation import Evaluation, Objective
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.shifted import ShiftedObjective
 from ocp.optimize.adapters import SciPy, TorchOptimizer
+from ocp.optimize.augmented_lagrangian import AugmentedLagrangian
 from ocp.optimize.descent import GradientDescent, NonlinearCG
 from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
@@ -64,13 +65,13 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "CONSTANT", "LBFGS", "LINEAR", "MGOPT", "Adaptive", "Always", "Armijo", "Batches", "Binomial", "Bounds",
-    "Checkpoint", "ConstantJacobian", "Control", "ControlProblem", "ControlSpace", "CrossEntropy", "Cycle", "DenseLU",
-    "Dynamics", "Earned", "Evaluation", "Forgetful", "FunctionDynamics", "GradientDescent", "InteriorPoint",
-    "LeastSquares", "Measured", "Method", "ModuleDynamics", "Nested", "NewtonCG", "NonlinearCG", "Objective",
-    "Parameter", "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report", "Result", "Reversible",
-    "RungeKutta", "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError", "State", "Status", "Stop",
-    "StoreAll", "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid", "TimeSmoothness", "TorchOptimizer",
-    "Trajectory", "Transfer", "TrustRegion", "Verlet", "Visit", "Watch", "accuracy", "discretize", "drift", "layers",
-    "minimize", "network", "plots", "quick_check", "residual_network", "taylor_test", "verify",
+    "CONSTANT", "LBFGS", "LINEAR", "MGOPT", "Adaptive", "Always", "Armijo", "AugmentedLagrangian", "Batches",
+    "Binomial", "Bounds", "Checkpoint", "ConstantJacobian", "Control", "ControlProblem", "ControlSpace", "CrossEntropy",
+    "Cycle", "DenseLU", "Dynamics", "Earned", "Evaluation", "Forgetful", "FunctionDynamics", "GradientDescent",
+    "InteriorPoint", "LeastSquares", "Measured", "Method", "ModuleDynamics", "Nested", "NewtonCG", "NonlinearCG",
+    "Objective", "Parameter", "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report", "Result",
+    "Reversible", "RungeKutta", "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError", "State",
+    "Status", "Stop", "StoreAll", "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid", "TimeSmoothness",
+    "TorchOptimizer", "Trajectory", "Transfer", "TrustRegion", "Verlet", "Visit", "Watch", "accuracy", "discretize",
+    "drift", "layers", "minimize", "network", "plots", "quick_check", "residual_network", "taylor_test", "verify",
 ]

@@ -11,8 +11,10 @@ from torch import Tensor
 from ocp.adjoint.abilities import inspect_abilities
 from ocp.adjoint.inspection import inspect_control_costs, inspect_initial_state, inspect_pieces
 from ocp.adjoint.second_order import once_differentiable, without_hvp
+from ocp.integrators.at_nodes import AtNodes
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
-from ocp.problem.boundary import identical
+from ocp.problem.augmented import Augmentation, AugmentedEnd, NodeTerms
+from ocp.problem.boundary import identical, with_data
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.differences import nearby
 from ocp.problem.division import check_division
@@ -58,6 +60,15 @@ class Discretization:
     def take(self, indices: Tensor) -> Discretization:
         """The same discretization on some of the samples."""
         return replace(self, problem=self.problem.take(indices))
+
+    def augmented(self, by: Augmentation) -> Discretization:
+        """With the terms of an augmented Lagrangian: as a terminal cost, and as costs at the nodes."""
+        problem, scheme, constraints = self.problem, self.integrator, self.problem.constraints
+        if constraints.equality or constraints.inequality:
+            problem = with_data(problem, terminal_cost=AugmentedEnd(problem.terminal_cost, constraints, by))
+        if constraints.path:
+            scheme = AtNodes(scheme, NodeTerms(constraints, by, self.grid.horizon))
+        return replace(self, problem=problem, integrator=scheme)
 
     def example(self) -> tuple[Tensor, Tensor]:
         """An initial state and what is fixed during one step, both at the start of the problem."""

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint.abilities import AUTOGRAD
+from ocp.integrators.at_nodes import AtNodes
 from ocp.integrators.integrator import Integrator, SecondOrderIntegrator
+from ocp.problem.augmented import AugmentedEnd
 from ocp.problem.boundary import plain
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import Readout
 from ocp.problem.differences import nearby, second_disagreement
 from ocp.problem.equation import OfPart
+from ocp.problem.functions import hvp, pullback
 from ocp.problem.protocols import SecondOrder
 
 __all__ = ["once_differentiable", "without_hvp"]
@@ -26,7 +29,9 @@ _Curved = tuple[str, Callable[..., Any], Callable[..., Any], Mapping[str, Tensor
 
 def without_hvp(problem: ControlProblem, integrator: Integrator) -> dict[str, str]:
     """The pieces without a method for second derivatives, each with what was expected and what it is."""
-    f, last = problem.dynamics, problem.terminal_cost
+    f, last, scheme = problem.dynamics, problem.terminal_cost, integrator
+    last = last.cost if isinstance(last, AugmentedEnd) else last
+    scheme = scheme.scheme if isinstance(scheme, AtNodes) else scheme
     pieces: list[tuple[str, Any, type, str]] = [
         ("dynamics", f.dynamics if isinstance(f, OfPart) else f, SecondOrder, "hvp"),
         ("initial_state", problem.initial_state, SecondOrder, "hvp"),
@@ -34,7 +39,7 @@ def without_hvp(problem: ControlProblem, integrator: Integrator) -> dict[str, st
         ("terminal_cost", last, SecondOrder, "hvp"),
         ("terminal_cost.cost", last.cost if isinstance(last, Readout) else None, SecondOrder, "hvp"),
         *(("control_cost", cost, SecondOrder, "hvp") for cost in problem.control_cost),
-        ("integrator", integrator, SecondOrderIntegrator, "pullback_tangent"),
+        ("integrator", scheme, SecondOrderIntegrator, "pullback_tangent"),
     ]
     return {
         name: f"a method {method} for second derivatives, got {type(piece).__name__}"
@@ -64,7 +69,9 @@ def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, tangents: 
     equation, dynamics, u = problem.equation, problem.equation.dynamics, v
     if isinstance(dynamics, OfPart):
         dynamics, u = dynamics.dynamics, dynamics.part(v)
-    pieces = [dynamics, problem.initial_state, equation.running_cost, problem.terminal_cost]
+    last = problem.terminal_cost
+    last = last.cost if isinstance(last, AugmentedEnd) else last
+    pieces = [dynamics, problem.initial_state, equation.running_cost, last]
     ours: list[Any] = [plain(piece) if type(piece) in AUTOGRAD else None for piece in pieces]
     f, X0, L, Phi = ours
 
@@ -88,6 +95,26 @@ def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, tangents: 
         yield "initial_state", lambda q: (X0.vjp(q, p.to(q)),), of_initial_state, {"q": q}
     if Phi is not None and not (isinstance(Phi, Readout) and not isinstance(Phi.cost, SecondOrder)):
         yield "terminal_cost", Phi.derivative, Phi.hvp, {"x": x, "q": q}
+    constraints = problem.constraints
+    if constraints.path is not None:
+        for t in (0.0, 0.4 * problem.grid(1).horizon):
+            yield "path_constraint", *_vector(partial(constraints.path, t)), {"x": x, "u": v}
+    for name, g in (("terminal_equality", constraints.equality), ("terminal_inequality", constraints.inequality)):
+        if g is not None:
+            yield name, *_vector(g), {"x": x, "q": q}
+
+
+def _vector(g: Callable[..., Tensor]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Derivatives and Hessian products of the sum of the entries of a constraint."""
+
+    def total(*arguments: Tensor) -> Tensor:
+        return g(*arguments).sum()
+
+    def product(*given: Tensor) -> Any:
+        k = len(given) // 2
+        return hvp(total, given[:k], given[k:])
+
+    return lambda *arguments: pullback(total, arguments), product
 
 
 def _agree(derivative: Callable[..., Any], product: Callable[..., Any], arguments: Mapping[str, Tensor]) -> bool:

@@ -23,6 +23,7 @@ from ocp.adjoint.trajectory import Trajectory
 from ocp.integrators.integrator import Integrator, as_integrator
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.work import FORWARD_SHARE, Work
+from ocp.problem.augmented import Augmentation
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import ordinary, outside
 from ocp.space.bounds import Box
@@ -88,6 +89,7 @@ class ReducedObjective:
         self._share = (last - first) / samples
         self.work = Work(steps, samples) if work is None else work
         self._grids, self._pages = {steps: self}, Pages()
+        self._augmented: tuple[Augmentation, ReducedObjective] | None = None
         self._slots: dict[tuple[Any, ...], _Slot] = {}
 
     @property
@@ -107,6 +109,7 @@ class ReducedObjective:
         if steps not in self._grids:
             self._grids[steps] = other = copy(self)
             other.discretization, other._own = self.discretization.on(steps), self._own.on(steps)
+            other._augmented = None
         return self._grids[steps]
 
     def take(self, indices: Tensor) -> ReducedObjective:
@@ -114,6 +117,12 @@ class ReducedObjective:
         part = ReducedObjective(self.discretization.take(indices), self.work, self.schedule, self.processes)
         part._slots, part._pages = self._slots, self._pages
         return part
+
+    def augmented(self, by: Augmentation) -> ReducedObjective:
+        """The augmented Lagrangian of the problem, with the same work count; repeated calls return the same one."""
+        if self._augmented is None or self._augmented[0] is not by:
+            self._augmented = by, ReducedObjective(self.discretization.augmented(by), self.work, self.schedule)
+        return self._augmented[1]
 
     def uncounted(self) -> ReducedObjective:
         """The same objective with storage and a work count of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from ocp.objective.evaluation import Evaluation, Objective
 from ocp.optimize.status import Status
+from ocp.problem.constraints import Multipliers
 from ocp.space.transfer import Transfer
 
 __all__ = [
+    "KKT",
     "ForConstraints",
     "FullBatch",
     "Method",
@@ -23,6 +26,7 @@ __all__ = [
     "check_method",
     "keeps_constraints",
     "on_full_batches",
+    "recipe",
 ]
 
 
@@ -54,6 +58,27 @@ class Visit:
 
 
 @dataclass(frozen=True, eq=False)
+class KKT:
+    """How far a control is from the first-order conditions of a constrained problem (Karush, Kuhn and Tucker).
+
+    Attributes
+    ----------
+    multipliers : Multipliers
+    stationarity : float
+        The dual norm of the derivative of the Lagrangian, or with bounds that of the projected gradient step.
+    violation : float
+        The largest violation at the nodes, relative to the size of its constraint (`ocp.objective.feasibility`).
+    complementarity : float
+        The most room, relative as well, that a constraint has whose multiplier is not zero.
+    """
+
+    multipliers: Multipliers
+    stationarity: float
+    violation: float
+    complementarity: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
 class State:
     """Where a method is.
 
@@ -69,6 +94,9 @@ class State:
         Events worth reporting, such as refused corrections, and the visits to coarser grids so far.
     level : int
         Level of the control's grid; 0 is the finest.
+    kkt : KKT, optional
+        What a method that keeps constraints knows about them at its point, whose value is J; a run ends as CONVERGED if
+        these numbers are small.
     """
 
     point: Evaluation
@@ -77,6 +105,7 @@ class State:
     counts: Mapping[str, int] = field(default_factory=dict)
     level: int = 0
     visits: tuple[Visit, ...] = ()
+    kkt: KKT | None = None
 
     @property
     def control(self) -> Tensor:
@@ -169,3 +198,8 @@ def as_method(name: str, method: Any) -> Method:
         got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
         raise TypeError(f"{name}: expected a method such as LBFGS() or MGOPT(levels=4), got {got}")
     return method
+
+
+def recipe(part: Any) -> str:
+    """A method, or a part of one, in words that are the same in every process."""
+    return re.sub(r" at 0x\w+", "", re.sub(r"<function (\w+) at \w+>", r"\1", repr(part)))

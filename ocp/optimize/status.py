@@ -23,8 +23,9 @@ class Status(Enum):
 
     RUNNING = "The solver has not stopped yet."
     CONVERGED = (
-        "The tolerance is met by the norm of the derivative (with bounds, of the projected derivative), relative to "
-        "that at the start, or by the errors in the optimality conditions, if the method measures them."
+        "The tolerance is met by the norm of the derivative (with bounds, of the projected derivative; with "
+        "constraints, of that of the Lagrangian), relative to that at the start, or by the errors in the optimality "
+        "conditions, if the method measures them."
     )
     TARGET = "The target was reached."
     STOPPED = "The callback asked to stop."
@@ -32,7 +33,7 @@ class Status(Enum):
     MAX_WORK = "The work limit was reached before the tolerance."
     MAX_SECONDS = "The time limit was reached before the tolerance."
     MAX_STEPS = "The tolerance was met on the finest grid allowed, whose discretization error is larger than requested."
-    INFEASIBLE = "No control nearby satisfies the constraints: their violation has a minimum that is not zero."
+    INFEASIBLE = "The control violates the constraints, and the method found none nearby that satisfies them."
     UNRESOLVED = (
         "The grid is too coarse for the control found, or the scheme is unstable on it. Use more steps or an implicit "
         "scheme."

@@ -1,18 +1,20 @@
-"""Constraints on states, controls and parameters, as functions whose values are vectors."""
+"""Constraints on states, controls and parameters, as functions whose values are vectors, and their multipliers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from ocp.problem.boundary import call, check_order
 from ocp.problem.equation import with_parameters
+from ocp.problem.functions import Mapped
 from ocp.problem.parameters import ParameterSet, takes_parameters
 
-__all__ = ["Constraints", "as_constraints"]
+__all__ = ["Constraints", "Multipliers", "as_constraints"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,38 @@ class Constraints:
 
     def __bool__(self) -> bool:
         return not (self.path is None and self.equality is None and self.inequality is None)
+
+    def along(self, t: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """c at n points, shape (n, k), for times (n,), states (n, batch, *state) and inputs (n, m) or (n, m + s)."""
+        mapped = self._mapped
+        if mapped.agreed is None:
+            mapped.agrees_near(x[0], v[0])
+        return mapped(t, x, v)
+
+    @cached_property
+    def _mapped(self) -> Mapped:
+        assert self.path is not None
+        return Mapped(self.path, "path_constraint")
+
+
+@dataclass(frozen=True, eq=False)
+class Multipliers:
+    """Multipliers of the constraints; those of constraints that a problem does not have are None.
+
+    The derivative of J + <equality, g> + <inequality, g> + h sum_k <path_k, c_k> vanishes at an optimum, except where a
+    bound holds it back; ``path`` and ``inequality`` are not negative, and zero where the constraint has room.
+
+    Attributes
+    ----------
+    path : Tensor
+        Shape (N, k), a function of time: the multipliers of c at t_0, ..., t_{N-1} as densities, divided by the step.
+    equality, inequality : Tensor
+        Of the entries of g at the final time.
+    """
+
+    path: Tensor | None = None
+    equality: Tensor | None = None
+    inequality: Tensor | None = None
 
 
 def as_constraints(

@@ -187,7 +187,7 @@ class Mapped:
 
     def __init__(self, function: Callable[..., Tensor], name: str = "function"):
         self.function, self._plain, self.name = function, uncompiled(function), name
-        self._agreed: bool | None = None
+        self.agreed: bool | None = None  # whether it `agrees`, once that was tried
 
     def agrees(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
         """Whether value and derivative of the mapped function are those of the function; remembered for later calls."""
@@ -195,10 +195,10 @@ class Mapped:
         try:
             y = one_by_one(x, u).detach()
             pairs = zip(pullback(mapped, (x, u), y), pullback(one_by_one, (x, u), y), strict=True)
-            self._agreed = same(mapped(x, u).detach(), y) and all(same(a, b) for a, b in pairs)
+            self.agreed = same(mapped(x, u).detach(), y) and all(same(a, b) for a, b in pairs)
         except Exception:  # anything: the function was not written for such arguments
-            self._agreed = False
-        return self._agreed
+            self.agreed = False
+        return self.agreed
 
     def agrees_near(self, x: Tensor, u: Tensor) -> bool:
         """Whether it `agrees` at a few points near a state and a control."""
@@ -210,15 +210,15 @@ class Mapped:
 
         If ``values`` from the function itself are given, they are compared; otherwise the first call is the test.
         """
-        if self._agreed is None:
+        if self.agreed is None:
             self.agrees(t, x, u)
-        if self._agreed:
+        if self.agreed:
             try:
                 mapped: Tensor = torch.func.vmap(self._plain)(t, x, u)
                 if values is None or same(mapped.detach(), values):
                     return mapped
             except Exception:  # it needs numbers after all
-                self._agreed = False
+                self.agreed = False
         return self._one_by_one(t, x, u)
 
     def _one_by_one(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:

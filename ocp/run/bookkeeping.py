@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite, nan
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocp.adjoint.violations import violations
-from ocp.objective.evaluation import Evaluation, optimality
+from ocp.objective.feasibility import Excess, excesses, worst
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective, discretize
-from ocp.optimize.method import Method, State
+from ocp.optimize.method import KKT, Method, State
 from ocp.optimize.status import Status
-from ocp.problem.protocols import Classifier
 from ocp.run.adaptive import Adaptive, estimate
+from ocp.run.measures import Scale, classified, evaluate
 from ocp.run.results import Record
 from ocp.run.stopping import Stop
 from ocp.run.verdicts import curvature, premature
@@ -30,7 +28,7 @@ from ocp.space.control import Control
 from ocp.space.transfer import LINEAR, Transfer
 from ocp.training.batches import Batches
 
-__all__ = ["Run", "Scale", "classified", "evaluate", "recipe"]
+__all__ = ["Run"]
 
 #: An objective that has fallen this far, relative to its value and slope at the start, is called unbounded.
 DEEP = 1e10
@@ -53,18 +51,6 @@ FINER = 64
 CLOSE = 1e-3
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The norm by which the tolerance is measured, and the depth of no minimum, from the control of an iteration."""
-
-    norm: float = 0.0
-    floor: float = -inf
-    iteration: int = -1  # none has been finite yet
-    value: float = nan  # of the objective at the start
-    size: float = 0.0  # the norm of the largest control that was measured
-    steep: bool = False  # whether the derivative at the start was too large to measure by
-
-
 @dataclass(eq=False)
 class Run:
     """One run of the loop; its seconds do not include looking."""
@@ -79,9 +65,10 @@ class Run:
     iteration: int = 0
     seconds: float = 0.0
     history: list[Record] = field(default_factory=list)
-    best: tuple[Record, Tensor] | None = None  # a record and its control; least level first, then least value
+    # A record with its control, and what is known of its constraints: least level first, then violation, then value.
+    best: tuple[Record, Tensor, KKT | None] | None = None
     origin: tuple[float, float, Tensor] | None = None  # value, norm of the derivative, and control at the start
-    scale: Scale = Scale()
+    scale: Scale = field(default_factory=Scale)
     optima: dict[int, float] = field(default_factory=dict)  # by the steps of the finest grids so far
     simulated: float = 0.0  # the change of the last optimum on a much finer grid
     before: float = 0.0  # work units spent before the current finest grid
@@ -118,29 +105,14 @@ class Run:
         return next((r for r in self.history[-1:] if (r.iteration, r.steps) == here), None)
 
     @property
-    def constrained(self) -> bool:
-        """Whether there are constraints other than bounds.
-
-        If so, a small derivative means nothing, and neither does a low value: the method says when it is done.
-        """
-        return bool(self.objective.discretization.problem.constraints)
-
-    def violations(self, flat: Tensor) -> Mapping[str, float]:
-        """The largest violation of each constraint by a control on its own grid; not counted as work."""
-        point = self.look_at(flat)
-        return violations(point.objective.discretization, point.control, point.states)
-
-    def feasible(self, flat: Tensor) -> bool:
-        """Whether a control keeps the constraints, within the tolerance times the largest number in its states."""
-        if not self.constrained:
-            return True
-        worst, size = max(self.violations(flat).values()), float(self.look_at(flat).states.abs().max())
-        return worst <= self.stop.tolerance * size
-
-    @property
     def stationary(self) -> bool:
         """Whether the derivative is zero at the start."""
         return self.scale.iteration == 0 and self.scale.norm == 0
+
+    @property
+    def constrained(self) -> bool:
+        """Whether there are constraints other than bounds: then neither a small derivative nor a low value will do."""
+        return bool(self.objective.discretization.problem.constraints)
 
     @property
     def error(self) -> float | None:
@@ -166,7 +138,7 @@ class Run:
             "work": (work.steps, work.units, work.failures),
             "control": state.control,
             "known": (None, None, False) if self.point is None else self.point.known,
-            "state": (state.memory, state.status.name, dict(state.counts), state.level, state.visits),
+            "state": (state.memory, state.status.name, dict(state.counts), state.level, state.visits, state.kkt),
             "random": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(state.control.device) if state.control.is_cuda else None,
         }
@@ -181,10 +153,10 @@ class Run:
             Control(here.space, control)  # raises if it is not a control of this problem
             value, derivative, in_storage = saved["known"]
             point = ReducedEvaluation(here, control, value, derivative)
-            memory, status, counts, level, visits = saved["state"]
-            self.state = State(point, memory, Status[status], counts, level, visits)
+            memory, status, counts, level, visits, kkt = saved["state"]
+            self.state = State(point, memory, Status[status], counts, level, visits, kkt)
             if saved["best"] is not None:
-                record, flat = saved["best"]
+                record, flat, _ = saved["best"]
                 with work.looking():
                     found = self.viewed.on(space.steps_of(flat)).value(flat)
                 if not abs(found - record.value) <= SAME * abs(record.value):
@@ -202,6 +174,11 @@ class Run:
     def look_at(self, flat: Tensor) -> ReducedEvaluation:
         """The evaluation at a control on its own grid and all samples, which is not counted as work."""
         return self.look.on(self.objective.space.steps_of(flat)).at(flat)
+
+    def excess(self, flat: Tensor) -> Excess:
+        """The largest violation of the constraints at the nodes, by a control on its own grid; not counted."""
+        point = self.look_at(flat)
+        return worst(excesses(point.objective.discretization, flat, point.states))
 
     def agree(self, wish: bool) -> bool:
         """Whether any process has a wish. All learn of interrupts and the slowest clock, so that they decide alike."""
@@ -225,9 +202,11 @@ class Run:
         """Why to stop after a record, or RUNNING; ``wish`` is that of the callback."""
         record, target = self.history[-1], self.stop.target
         outcome = self._outcome(record) if record.level == 0 else Status.RUNNING
-        if outcome is not Status.RUNNING and not (outcome is Status.CONVERGED and self._premature()):
+        if outcome is not Status.RUNNING and (
+            self.constrained or not (outcome is Status.CONVERGED and self._premature())
+        ):
             return outcome
-        if target is not None and target.reached(record) and self.feasible(self.state.control):
+        if target is not None and target.reached(record):
             return Status.TARGET
         if self.batches is None and self._stalled():
             return Status.PRECISION
@@ -245,11 +224,14 @@ class Run:
             return Status.UNBOUNDED if record.level == 0 else Status.NOT_FINITE
         if not isfinite(record.derivative_norm):
             return Status.NOT_FINITE
-        return Status.CONVERGED if self.small(record.derivative_norm) else Status.RUNNING
+        small, kkt = self.small(record.derivative_norm), self.state.kkt
+        if self.constrained:  # elsewhere the derivative is that of the objective alone, and need not vanish
+            small = small and kkt is not None and max(kkt.violation, kkt.complementarity) <= self.stop.feasibility
+        return Status.CONVERGED if small else Status.RUNNING
 
     def small(self, norm: float) -> bool:
         """Whether the norm of a derivative meets the tolerance."""
-        return not self.constrained and norm <= self.stop.tolerance * self.scale.norm
+        return norm <= self.stop.tolerance * self.scale.norm
 
     def _premature(self) -> bool:
         """Whether the tolerance is met far from an optimum; from now on it is relative to the derivative here."""
@@ -293,7 +275,7 @@ class Run:
         point = self._finer(self.state.control)
         transfer = Transfer(point.objective.space, self.objective.space, LINEAR)
         memory = self.method.transport(self.state.memory, transfer)
-        self._move(replace(self.state, point=point, memory=memory, status=Status.RUNNING))
+        self._move(replace(self.state, point=point, memory=memory, status=Status.RUNNING, kkt=None))
 
     def retry(self, status: Status) -> None:
         """Begin anew with a finest grid of twice the steps, from the start or the best control, if that is lower there.
@@ -327,7 +309,7 @@ class Run:
         self.before = work.units
         self.history = [_one_level_lower(record) for record in self.history]
         if self.best is not None:
-            self.best = (_one_level_lower(self.best[0]), self.best[1])
+            self.best = (_one_level_lower(self.best[0]), *self.best[1:])
 
     def begin(self) -> None:
         """Take the first state, and the scale from the start on the finest grid, or else from the first finite record.
@@ -347,9 +329,11 @@ class Run:
             work.units, work.failures = work.units - spent[0], work.failures - spent[1]
         point = state.point if counted else start
         with self.timed() if counted else work.looking():
-            value, norm = evaluate(point)
+            value, norm = evaluate(point, state.kkt)
             self._measure(value, norm, point.control)
         self.origin = (value, norm, point.control)
+        if self.constrained:
+            return
         size = self.scale.size
         if self.batches is None and isfinite(norm) and 0 < norm * size <= CLOSE * abs(value):
             with self.objective.work.looking():
@@ -379,44 +363,35 @@ class Run:
         """Evaluate the current control and record it; on a full batch the method needs that next, so it is charged."""
         u, level, work = self.state.control, self.state.level, self.objective.work
         steps, full = self.objective.space.steps_of(u), self.batches is None
+        kkt = self.state.kkt
         with self.timed() if full else nullcontext():
-            value, norm = evaluate(self.state.point if full else self.look_at(u))
+            value, norm = evaluate(self.state.point if full else self.look_at(u), kkt)
         if level == 0 and self.scale.norm == 0 and not self.stationary:
             self._measure(value, norm, u)
         control = self.control()
         finest = value if level == 0 else self.look_at(control.flat).value if self.watch.finest else None
-        accuracy = self.accuracy(control)
-        record = Record(self.iteration, level, steps, work.units, self.seconds, value, norm, finest, accuracy)
-        best = None if self.best is None else (self.best[0].level, self.best[0].value)
-        if isfinite(norm) and (best is None or self.constrained or (level, value) < best):
-            self.best = (record, u)
+        accuracy, violation, feasible = self.accuracy(control), None, None
+        if self.constrained:
+            violation = self.excess(u).relative if kkt is None else kkt.violation
+            if level == 0 or self.watch.finest:
+                feasible = (violation if level == 0 else self.excess(control.flat).relative) <= self.stop.feasibility
+        record = Record(
+            *(self.iteration, level, steps, work.units, self.seconds, value, norm, finest, accuracy),
+            violation=violation,
+            feasible=feasible,
+        )
+        if isfinite(norm) and (self.best is None or self._rank(record) < self._rank(self.best[0])):
+            self.best = (record, u, kkt)
         self.history.append(record)
         return record
+
+    def _rank(self, record: Record) -> tuple[float, ...]:
+        return record.level, max(record.violation or 0.0, self.stop.feasibility), record.value
 
     def accuracy(self, control: Control) -> float | None:
         """On the validation samples, if there are any."""
         return None if self.validated is None else classified(self.validated.on(self.steps), control)
 
 
-def classified(objective: ReducedObjective, control: Control) -> float:
-    """Fraction of the samples whose class a control predicts."""
-    problem = objective.discretization.problem
-    cost = problem.terminal_cost
-    if not isinstance(cost, Classifier):
-        raise ValueError("problem: expected a terminal cost with an accuracy, such as CrossEntropy")
-    problem.check_space("control", control.space)
-    return cost.accuracy(objective.final_state(control), control.parameters)
-
-
-def recipe(part: Any) -> str:
-    """A method, or a part of one, in words that are the same in every process."""
-    return re.sub(r" at 0x\w+", "", re.sub(r"<function (\w+) at \w+>", r"\1", repr(part)))
-
-
 def _one_level_lower(record: Record) -> Record:
     return replace(record, level=record.level + 1, work_units=record.work_units / 2)
-
-
-def evaluate(point: Evaluation) -> tuple[float, float]:
-    """The value at a point, and how far it is from first-order optimality."""
-    return point.value, optimality(point) if isfinite(point.value) else inf

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from ocp.run.bookkeeping import Run, recipe
+from ocp.optimize.method import recipe
+from ocp.run.bookkeeping import Run
 from ocp.run.snapshots import decode, encode
 
 try:

@@ -171,6 +171,9 @@ class Comparison:
         """Two tables with medians over the seeds and ranges in brackets; a seed that missed the target is a failure."""
         headers = ["at the end", "objective", "validation", "test", "work", "corrections", "ended"]
         rows = [(label, *_at_end(results)) for label, results in self.runs.items()]
+        if any(result.violation is not None for results in self.runs.values() for result in results):
+            headers.append("violation")
+            rows = [(*row, _violation(results)) for row, results in zip(rows, self.runs.values(), strict=True)]
         note = "Medians over seeds, [ranges]; work in gradients on the finest grid and all samples."
         text = f"{tabulate(rows, headers=headers, disable_numparse=True)}\n{note}"
         if self.target is None:
@@ -234,6 +237,10 @@ def _at_end(results: Sequence[Result]) -> tuple[str, ...]:
         _summary([r.counts.get("corrections", 0) for r in results], ".0f"),
         ", ".join(f"{count} {status}" for status, count in ended.items()),
     )
+
+
+def _violation(results: Sequence[Result]) -> str:
+    return _summary([None if r.violation is None else r.violation.relative for r in results], ".1e")
 
 
 def _summary(values: Sequence[float | None], form: str) -> str:

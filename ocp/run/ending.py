@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from math import isfinite, nan
 from typing import Any
 
 from ocp.adjoint.diagnosis import locate
 from ocp.objective.evaluation import free_part
+from ocp.objective.feasibility import Violation, violation, worst
+from ocp.optimize.method import recipe
 from ocp.optimize.status import Status
+from ocp.problem.constraints import Multipliers
 from ocp.problem.control_problem import ControlProblem
-from ocp.run.bookkeeping import Run, evaluate, recipe
+from ocp.run.bookkeeping import Run
+from ocp.run.measures import evaluate
 from ocp.run.results import Result
 from ocp.run.verdicts import unresolved
 from ocp.space.control import Control
@@ -47,6 +52,10 @@ def explained(run: Run, status: Status) -> tuple[Status, str]:
             point = point or run.objective.at(run.control(found))
             if why := unresolved(point, norm, start - point.value, status.success or status is Status.PRECISION):
                 return Status.UNRESOLVED, why
+            if run.constrained:
+                excess = run.excess(point.control)
+                infeasible = status.success and not excess.relative <= run.stop.feasibility
+                return (Status.INFEASIBLE, f" Violation: {excess}.") if infeasible else (status, "")
             arrived = next((r for r in run.history if r.level == 0), None)
             still = arrived is not None and run.small(arrived.derivative_norm)
             if status is Status.CONVERGED and still and descends_nearby(point, run.scale.size) is not None:
@@ -63,7 +72,7 @@ def explained(run: Run, status: Status) -> tuple[Status, str]:
                 return Status.WRONG_DERIVATIVE, f" Along the gradient {slope}."
             if why := unresolved(point, norm, start - point.value):
                 return Status.UNRESOLVED, why
-            if isfinite(slope.error) and slope.decrease <= 0:
+            if isfinite(slope.error) and slope.decrease <= 0 and not run.constrained:
                 return Status.PRECISION, ""
         suspects = {Status.NOT_FINITE: (u, work.failed), Status.NO_DECREASE: (work.failed,)}.get(status, ())
         for control in suspects:
@@ -78,8 +87,8 @@ def result_of(run: Run, status: Status, why: str = "") -> Result:
     """What was recorded, with the last control if a stopping test holds there, otherwise with the best one."""
     objective, x = run.objective, run.objective.discretization.example()[0]
     target, last = run.stop.target, run.history[-1] if run.history else None
-    record, flat = (last, None) if status.success else run.best or (None, None)
-    control, accuracy, value, norm = run.control(flat), None, nan, nan
+    record, flat, kkt = (last, None, run.state.kkt) if status.success else run.best or (None, None, None)
+    control, accuracy, value, norm, excess = run.control(flat), None, nan, nan, None
     if record is not None and record.level == 0:
         value, norm = record.value, record.derivative_norm
     # After an exception in the user's functions these may fail again, and nothing else may be lost by that.
@@ -91,11 +100,13 @@ def result_of(run: Run, status: Status, why: str = "") -> Result:
         if run.origin is not None and run.adaptive is None and not status.success and better:
             value, norm, flat = run.origin  # nothing better was found
             control = run.control(flat)
+        excess = violation(objective.discretization, control.flat) if run.constrained else None
     kind = "derivative" if objective.box is None else "projected derivative"
-    where = f"the objective is {value:.6g} and the dual norm of its {kind} {norm:.2e}"
+    kind += "" if kkt is None else " of the Lagrangian"
+    where = f"the objective is {value:.6g} and the dual norm of {'its' if kkt is None else 'the'} {kind} {norm:.2e}"
     if last is not None and not isfinite(value) and isfinite(last.value):
         where = f"the last record has the objective {last.value:.6g} on {_steps(last.steps)}"
-    reason = " ".join([status.value + why, *_notes(run, control)])
+    reason = " ".join([status.value + why, *_notes(run, excess)])
     own = {"not_finite": objective.work.failures, "not_saved": run.unsaved}
     optional = {"discretization_error": run.error, "resumed": run.resumed}
     return Result(
@@ -125,6 +136,8 @@ def result_of(run: Run, status: Status, why: str = "") -> Result:
             **_parameters(objective.discretization.problem, control),
         },
         visits=run.state.visits,
+        violation=excess,
+        multipliers=None if kkt is None else _on(kkt.multipliers, run.steps),
         integrator=objective.discretization.integrator,
     )
 
@@ -137,7 +150,13 @@ def _parameters(problem: ControlProblem, control: Control | None) -> dict[str, A
     return {"parameters": {name: value.tolist() for name, value in dict(q(control.parameters)).items()}}
 
 
-def _notes(run: Run, control: Control) -> Iterator[str]:
+def _on(multipliers: Multipliers, steps: int) -> Multipliers:
+    """Multipliers on the finest grid: those of a coarser step on all steps that it contains."""
+    path = multipliers.path
+    return multipliers if path is None else replace(multipliers, path=path.repeat_interleave(steps // len(path), 0))
+
+
+def _notes(run: Run, excess: Violation | None) -> Iterator[str]:
     """What the message says in addition to why the run ended."""
     if run.state.level > 0:
         steps = run.objective.space.steps_of(run.state.control)
@@ -145,10 +164,9 @@ def _notes(run: Run, control: Control) -> Iterator[str]:
     if run.scale.iteration > 0:
         why = "The objective is much steeper at the start" if run.scale.steep else "The start is not finite"
         yield f"{why} on the finest grid; iteration {run.scale.iteration} takes its place."
-    if run.constrained and isfinite(evaluate(run.look_at(control.flat))[0]):
-        found = run.violations(control.flat)
-        worst = max(found, key=lambda name: found[name])
-        yield f"The largest violation of a constraint is {found[worst]:.1e}, of {worst}."
+    if excess is not None:
+        at = worst(excess.nodes)
+        yield f"The largest violation of a constraint is {max(at.value, 0.0):.1e} at node {at.node}, of {at.name}."
     if run.error is not None:
         error = run.error / max(abs(run.optima[run.steps]), 1e-300)
         refined = f"The grid was refined to {run.steps} steps"

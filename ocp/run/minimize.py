@@ -27,9 +27,10 @@ from ocp.optimize.status import Status
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
 from ocp.run.adaptive import Adaptive
-from ocp.run.bookkeeping import Run, classified
+from ocp.run.bookkeeping import Run
 from ocp.run.checkpoints import Checkpoint, Saves, saving
 from ocp.run.ending import explained, result_of
+from ocp.run.measures import classified
 from ocp.run.results import Record, Result
 from ocp.run.stopping import Stop
 from ocp.run.watching import Watch
@@ -157,6 +158,8 @@ def prepare(
     adaptive = steps if isinstance(steps, Adaptive) else None
     steps = steps.first if isinstance(steps, Adaptive) else steps
     objective = discretize(problem, steps, integrator, schedule)
+    if problem.constraints and (batches is not None or processes.size > 1):
+        raise ValueError("batches, processes: expected none with constraints, which may join all samples")
     if batches is not None or processes.size > 1:
         objective.discretization.check_division()
     if processes.size > 1:
@@ -167,7 +170,7 @@ def prepare(
     _check_arguments(method, batches, stop, watch, adaptive)
     method = (MGOPT(levels=depth(steps, 1)) if problem.control_size else LBFGS()) if method is None else method
     if problem.constraints and not keeps_constraints(method):
-        raise ValueError(f"method: expected one that keeps constraints, such as InteriorPoint(), got {method!r}")
+        raise ValueError(f"method: expected one that keeps constraints, such as AugmentedLagrangian(), got {method!r}")
     check_method(method, objective)
     if adaptive is not None and 2 * steps <= adaptive.limit:  # the method may have a finest grid of its own
         check_method(method, objective.on(2 * steps))
@@ -248,7 +251,8 @@ def _contradiction(objective: ReducedObjective, control: Tensor) -> str:
 def _uphill(run: Run, before: State) -> str:
     """A contradiction at the control after a step that led up, if there is one."""
     u = run.state.control
-    if u.shape != before.control.shape or run.state.status is not Status.RUNNING:
+    # With constraints, the way to a feasible control may lead up.
+    if u.shape != before.control.shape or run.state.status is not Status.RUNNING or run.constrained:
         return ""
     here = run.viewed.on(run.objective.space.steps_of(u))
     value = run.state.of(here).point.value  # on a full batch the run needs it next, so it is charged
@@ -324,6 +328,7 @@ def accuracy(problem: ControlProblem, solution: Result | Control, integrator: In
 
 def _words(record: Record) -> str:
     accuracy = "" if record.validation_accuracy is None else f"  accuracy {record.validation_accuracy:.3f}"
+    accuracy += "" if record.violation is None else f"  violation {record.violation:.1e}"
     return (
         f"level {record.level} ({record.steps} steps)  iteration {record.iteration}  work {record.work_units:.1f}  "
         f"objective {record.value:.4e}  derivative {record.derivative_norm:.1e}{accuracy}  {record.seconds:.1f} s"

@@ -13,10 +13,12 @@ import torch
 
 from ocp.adjoint.trajectory import Trajectory
 from ocp.integrators.integrator import INTEGRATORS, Integrator, as_integrator
+from ocp.objective.feasibility import Violation
 from ocp.objective.reduced import discretize
 from ocp.objective.solution import control_and_scheme
 from ocp.optimize.method import Visit
 from ocp.optimize.status import SolveError, Status
+from ocp.problem.constraints import Multipliers
 from ocp.problem.control_problem import ControlProblem
 from ocp.run.json_files import plain, read, write
 from ocp.space.control import Control, ControlSpace
@@ -30,6 +32,9 @@ EVENTS = {
     "refused": "coarse correction{} refused",
     "skipped": "coarse correction{} skipped",
     "refused_grids": "coarse grid{} refused",
+    "newton_iterations": "Newton iteration{}",
+    "multiplier_updates": "update{} of the multipliers",
+    "penalty_increases": "increase{} of the penalty",
     "not_finite": "value{} not finite",
     "not_saved": "checkpoint{} not written",
 }
@@ -48,11 +53,18 @@ class Record:
         Spent so far. Monitoring (accuracy, records of mini-batch runs) counts toward neither.
     value, derivative_norm : float
         Of the objective on this record's grid, at the control after the iteration: its value and the dual norm of its
-        derivative, or with bounds that of the projected gradient step (`ocp.objective.evaluation.optimality`).
+        derivative, or with bounds that of the projected gradient step (`ocp.objective.evaluation.optimality`). With
+        constraints, it is the derivative of the Lagrangian.
     finest_value : float or None
         Of the objective on the finest grid, at the control prolonged to it; None if it was not evaluated.
     validation_accuracy : float or None
         Of the control prolonged to the finest grid; None without validation samples.
+    violation : float or None
+        The largest violation of a constraint at the nodes of this record's grid, relative to the constraint's own size
+        (`ocp.objective.feasibility`); None without constraints.
+    feasible : bool or None
+        Whether the control prolonged to the finest grid satisfies the constraints there; None without constraints, and
+        if that was not evaluated.
     """
 
     iteration: int
@@ -64,6 +76,8 @@ class Record:
     derivative_norm: float
     finest_value: float | None = None
     validation_accuracy: float | None = None
+    violation: float | None = None
+    feasible: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,9 @@ class Target:
         return cls(quantity, threshold)
 
     def reached(self, record: Record) -> bool:
-        """Whether a record reaches the target."""
+        """Whether a record reaches the target, and satisfies the constraints."""
+        if record.violation is not None and not record.feasible:
+            return False
         if self.quantity == "accuracy":
             return record.validation_accuracy is not None and record.validation_accuracy >= self.threshold
         return record.finest_value is not None and record.finest_value <= self.threshold
@@ -132,6 +148,10 @@ class Result:
         adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
+    violation : Violation, optional
+        How far ``control`` violates the constraints, if there are any: at the nodes, and on a four times finer grid.
+    multipliers : Multipliers, optional
+        Of the constraints, if there are any and the method has found some.
     integrator : Integrator, optional
         The one of the run. A loaded result knows those of `INTEGRATORS`; `scheme` asks for others.
     """
@@ -150,6 +170,8 @@ class Result:
     test_accuracy: float | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     visits: tuple[Visit, ...] = ()
+    violation: Violation | None = None
+    multipliers: Multipliers | None = field(default=None, compare=False)
     integrator: Integrator | None = field(default=None, compare=False)
 
     @property
@@ -243,6 +265,8 @@ class Result:
         if about["start_norm"] and about["tolerance"] is not None:
             relative = f"{self.derivative_norm / about['start_norm']:.1e} of the start's"
             lines["derivative norm"] += f", {relative} (tolerance {about['tolerance']:g})"
+        if self.violation is not None:
+            lines["violation"] = str(self.violation)
         lines["work"] = f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations"
         events = [f"{n} {EVENTS.get(name, name).format('s' * (n > 1))}" for name, n in self.counts.items() if n]
         lines["events"] = ", ".join(events) or "none"
@@ -255,18 +279,19 @@ class Result:
         return "\n".join(f"{name:>20}: {text}" for name, text in lines.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the control, as JSON can hold it; numbers that are not finite become null."""
-        apart = ("control", "about", "visits", "history", "integrator")
+        """Everything but control and multipliers, as JSON can hold it; numbers that are not finite become null."""
+        apart = ("control", "multipliers", "about", "visits", "history", "violation", "integrator")
         values = {name: value for name, value in vars(self).items() if name not in apart}
         values |= {"status": self.status.name, "success": self.success}
         values |= {"visits": [asdict(v) for v in self.visits], "history": [asdict(r) for r in self.history]}
+        values["violation"] = None if self.violation is None else asdict(self.violation)
         saved: dict[str, Any] = plain({**self.about, **values})
         return saved
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
-        """Inverse of `to_dict`, without the control; a field that is missing or wrong raises a ValueError."""
-        names = {field.name for field in fields(cls)} - {"control", "about", "integrator"}
+        """Inverse of `to_dict`, without control and multipliers; ValueError if a field is missing or wrong."""
+        names = {field.name for field in fields(cls)} - {"control", "multipliers", "about", "integrator"}
         try:
             missing = sorted(names - set(values))
             if missing:
@@ -277,6 +302,7 @@ class Result:
                 "status": Status[values["status"]],
                 "history": tuple(Record(**_with_nan(record)) for record in values["history"]),
                 "visits": tuple(Visit(**visit) for visit in values["visits"]),
+                "violation": None if values["violation"] is None else Violation.from_dict(values["violation"]),
             }
             about = {name: value for name, value in values.items() if name not in names | {"success"}}
             return cls(control=None, about=about, integrator=INTEGRATORS.get(about.get("integrator", "")), **own)
@@ -289,7 +315,10 @@ class Result:
         write(folder / "result.json", self.to_dict())
         (folder / "control.pt").unlink(missing_ok=True)
         if self.control is not None:
-            torch.save({"flat": self.control.flat.cpu(), **asdict(self.control.space)}, folder / "control.pt")
+            multipliers = {} if self.multipliers is None else vars(self.multipliers)
+            saved = {name: value if value is None else value.cpu() for name, value in multipliers.items()}
+            control = {"flat": self.control.flat.cpu(), "multipliers": saved, **asdict(self.control.space)}
+            torch.save(control, folder / "control.pt")
         return folder
 
     @classmethod
@@ -300,8 +329,9 @@ class Result:
         if not (folder / "control.pt").exists():
             return result
         saved = torch.load(folder / "control.pt", weights_only=True)
-        flat, grid = saved.pop("flat"), TimeGrid(**saved.pop("grid"))
-        return replace(result, control=Control(ControlSpace(grid, **saved), flat))
+        flat, grid, found = saved.pop("flat"), TimeGrid(**saved.pop("grid")), saved.pop("multipliers")
+        multipliers = Multipliers(**found) if found else None
+        return replace(result, control=Control(ControlSpace(grid, **saved), flat), multipliers=multipliers)
 
 
 def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from ocp.multilevel.nested import Stay
 from ocp.multilevel.refinement import Progress
 from ocp.multilevel.visits import Level
+from ocp.optimize.augmented_lagrangian import Outer
 from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.method import Memory
-from ocp.optimize.method import Visit
-from ocp.run.bookkeeping import Scale
+from ocp.optimize.method import KKT, Visit
+from ocp.problem.augmented import Augmentation
+from ocp.problem.constraints import Multipliers
+from ocp.run.measures import Scale
 from ocp.run.results import Record
 
 __all__ = ["ALLOWED", "VERSION", "decode", "encode", "header"]
@@ -30,7 +33,7 @@ __all__ = ["ALLOWED", "VERSION", "decode", "encode", "header"]
 VERSION = 4
 
 #: What a snapshot may hold in addition to tensors, numbers, strings and containers of them.
-ALLOWED = (Filter, Level, Memory, Progress, Record, Scale, Stay, Visit)
+ALLOWED = (KKT, Augmentation, Filter, Level, Memory, Multipliers, Outer, Progress, Record, Scale, Stay, Visit)
 
 #: ``safe_globals`` extends and restores a list that all threads share.
 _ALLOWING = Lock()

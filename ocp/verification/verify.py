@@ -13,6 +13,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from ocp.integrators.at_nodes import AtNodes
 from ocp.objective.evaluation import Evaluation, Objective, SecondOrderEvaluation, SecondOrderObjective
 from ocp.objective.reduced import ReducedObjective
 from ocp.objective.shifted import ShiftedEvaluation, ShiftedObjective
@@ -293,6 +294,7 @@ def _transposes(
     """
     discretization, space, u = objective.discretization, objective.space, point.control
     problem, integrator, h = discretization.problem, discretization.integrator, space.grid.h
+    integrator = integrator.scheme if isinstance(integrator, AtNodes) else integrator
     k, derivative, direction = space.grid.steps // 2, point.derivative, normal(u, generator)
     x, uk, t = objective.trajectory(u).x[k], discretization.inputs(u)[k], space.grid.nodes[k]
     dx, p, du = normal(x, generator), normal(x, generator), normal(uk, generator)

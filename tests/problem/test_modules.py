@@ -190,7 +190,7 @@ def test_known_values_show_a_function_that_was_the_same_where_it_was_tried(rand)
         return x * (3.0 if t in (0.5,) and isinstance(t, float) else 1.0)
 
     many, x, u = Mapped(function), rand(3, 2, 3), rand(3, 1)
-    many._agreed = True
+    many.agreed = True
     t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     values = torch.stack([function(s, y, None) for s, y in zip(t.tolist(), x, strict=True)])
     assert torch.equal(many(t, x, u, values), values)
