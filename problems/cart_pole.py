@@ -8,12 +8,14 @@ hanging down and both at rest; x = (q1, q2, q1', q2') with
 
 This is section 6 of Kelly (2017), "An introduction to trajectory optimization: how to do your own direct collocation",
 with its masses, length, distance and duration. Its final conditions are a penalty here, and its bounds |u| <= 20,
-|q1| <= 2 are left out, since they are not active. With c = 1000 the pole ends 2.8 degrees from upright,
-almost still. The optimum 56.530 comes from discrete optima for RK4 on 64 and 128 steps (56.7555 and 56.5864),
-extrapolated to the step 0; nothing proves that no other swing is cheaper.
+|q1| <= 2 are left out, since they are not active; with c = inf all of them are constraints. With c = 1000 the pole ends
+2.8 degrees from upright, almost still. The optimum 56.530 comes from discrete optima for RK4 on 64 and 128 steps
+(56.7555 and 56.5864), extrapolated to the step 0; nothing proves that no other swing is cheaper.
 """
 
 from __future__ import annotations
+
+from math import inf
 
 import torch
 from torch import Tensor
@@ -45,19 +47,24 @@ def problem(
     Parameters
     ----------
     penalty : float
-        c, the weight of the miss at the end.
+        c, the weight of the miss at the end; infinity for constraints in its place, and for the bounds.
     dtype : torch.dtype
     device : torch.device or str
     """
+    free = penalty < inf
     goal = torch.tensor([[1.0, torch.pi, 0.0, 0.0]], dtype=dtype, device=device)
     return Study(
         ControlProblem(
             dynamics,
             initial_state=torch.zeros_like(goal),
-            terminal_cost=LeastSquares(goal, weight=penalty),
+            terminal_cost=LeastSquares(goal, weight=penalty) if free else None,
             running_cost=QuadraticRunning(state_weight=0.0, control_weight=2.0),
             horizon=2.0,
             control_size=1,
+            bounds=None if free else (-20.0, 20.0),
+            terminal_equality=None if free else lambda x: x - goal,
+            path_constraint=None if free else lambda t, x, u: torch.stack((x[:, 0] - 2, -2 - x[:, 0]), dim=1),
+            names={"x": ("position", "angle", "speed", "spin"), "u": ("force",)},
         ),
         steps=128,
         levels=4,

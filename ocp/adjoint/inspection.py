@@ -47,6 +47,7 @@ class _Piece:
     pull: Callable[..., Any]
     arguments: Mapping[str, Tensor]
     times: tuple[float, ...] = ()  # the time of the evaluation, if the piece depends on one
+    parameters: int = 0  # how many numbers at the end of u are those of q
 
     @property
     def scalar(self) -> bool:
@@ -69,25 +70,28 @@ class _Piece:
         return (found,) if len(self.arguments) == 1 else found
 
     def _explained(self, error: Exception) -> ValueError:
-        shapes = " and ".join(f"{name} of shape {tuple(a.shape)}" for name, a in self.arguments.items())
-        given = f"t, {shapes}" if self.times else shapes
+        given = {name: tuple(a.shape) for name, a in self.arguments.items()}
+        if self.parameters:
+            given["u"] = (given["u"][0] - self.parameters,)
+        shapes = " and ".join(f"{name} of shape {shape}" for name, shape in given.items())
+        shown = f"t, {shapes}" if self.times else shapes
         hint = time_hint(error)
         if "numpy()" in str(error):
             hint = hint or "; write it in operations of torch, which autograd can follow"
         if self.name == "terminal_cost" and "positional argument" in str(error):
             hint = "; it is Phi(x), or Phi(x, q) with parameters"
         return ValueError(
-            f"{self.name}: expected {self.call} to take {given}, got {type(error).__name__}: {error}{hint}"
+            f"{self.name}: expected {self.call} to take {shown}, got {type(error).__name__}: {error}{hint}"
         )
 
 
 def _pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, t: float = 0.0) -> Iterator[_Piece]:
     f, L = problem.equation.dynamics, problem.equation.running_cost
-    X0, Phi = problem.initial_state, problem.terminal_cost
+    X0, Phi, s = problem.initial_state, problem.terminal_cost, problem.equation.parameter_size
     yield _Piece("initial_state", "X0(q)", "vjp(q, p)", X0, X0.vjp, {"q": q})
-    yield _Piece("dynamics", "f(t, x, u)", "vjp(t, x, u, p)", f, f.vjp, {"x": x, "u": u}, (t,))
+    yield _Piece("dynamics", "f(t, x, u)", "vjp(t, x, u, p)", f, f.vjp, {"x": x, "u": u}, (t,), s)
     if L is not None:
-        yield _Piece("running_cost", "L(t, x, u)", "derivative(t, x, u)", L, L.derivative, {"x": x, "u": u}, (t,))
+        yield _Piece("running_cost", "L(t, x, u)", "derivative(t, x, u)", L, L.derivative, {"x": x, "u": u}, (t,), s)
     if Phi is not None:
         written = "Phi(x, q)" if len(q) else "Phi(x)"
         yield _Piece("terminal_cost", written, "derivative(x, q)", Phi, Phi.derivative, {"x": x, "q": q})
