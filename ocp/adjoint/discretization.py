@@ -18,6 +18,7 @@ from ocp.problem.boundary import identical, with_data
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.differences import nearby
 from ocp.problem.division import check_division
+from ocp.problem.functions import Mapped
 from ocp.problem.initial_state import FixedState, Opening
 from ocp.problem.protocols import Dynamics
 from ocp.problem.shapes import FlatControl
@@ -76,6 +77,17 @@ class Discretization:
         x = problem.initial_state(q)
         u = start.path[0] if isinstance(start, Control) else x.new_zeros(problem.dynamics.control_size)
         return x, torch.cat((u, q.to(u))) if problem.equation.parameter_size else u
+
+    @cached_property
+    def steps(self) -> Mapped:
+        """Steps from many states at once: the next state, flat, with the running cost of the step as its last entry."""
+        integrator, equation, h = self.integrator, self.problem.equation, self.grid.h
+
+        def step(t: float, x: Tensor, u: Tensor) -> Tensor:
+            end, cost = integrator.step(equation, t, h, x, u)
+            return torch.cat((end.flatten(), x.new_zeros(1) if cost is None else cost.view(1)))
+
+        return Mapped(step)
 
     def inputs(self, control: FlatControl) -> Tensor:
         """What is fixed during each step, shape (N, m), or (N, m + s) if the equation depends on the parameters."""

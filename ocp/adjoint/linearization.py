@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint.discretization import Discretization
-from ocp.problem.functions import Mapped, gradients, jacobians
+from ocp.problem.functions import gradients, jacobians
 
 __all__ = ["Linearization"]
 
@@ -22,15 +22,9 @@ class Linearization:
     """
 
     def __init__(self, discretization: Discretization, states: Tensor, path: Tensor, p: Tensor):
-        problem, grid, integrator = discretization.problem, discretization.grid, discretization.integrator
-
-        def step(t: float, x: Tensor, u: Tensor) -> Tensor:
-            end, cost = integrator.step(problem.equation, t, grid.h, x, u)
-            return torch.cat((end.flatten(), x.new_zeros(1) if cost is None else cost.view(1)))
-
         with torch.enable_grad():
             self._leaves = states[:-1].clone().requires_grad_(), path.detach().clone().requires_grad_()
-            z = Mapped(step)(states.new_tensor(grid.nodes[:-1]), *self._leaves)
+            z = discretization.steps(states.new_tensor(discretization.grid.nodes[:-1]), *self._leaves)
             by_state, by_control = jacobians(z, self._leaves)
             n = by_state.shape[2]
             costates = z.detach().new_ones(z.shape)  # (p_{k+1}, 1)
