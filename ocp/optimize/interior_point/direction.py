@@ -12,7 +12,7 @@ from ocp.optimize.interior_point.iterate import Iterate, residual
 from ocp.optimize.interior_point.kkt import Array
 from ocp.optimize.interior_point.program import Derivatives, Program, Values
 
-__all__ = ["Direction", "NewtonSystem", "Residuals"]
+__all__ = ["DUAL", "Direction", "NewtonSystem", "Residuals"]
 
 #: The shift of the Hessian: first tried, least, largest, its growth at first and later, and its decrease from one
 #: iteration to the next. As in Wächter & Biegler (2006), section 3.1, with larger first steps.

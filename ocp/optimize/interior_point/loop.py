@@ -8,7 +8,7 @@ import numpy as np
 
 from ocp.optimize.interior_point.barrier import probe, share_kept
 from ocp.optimize.interior_point.border import Bordered
-from ocp.optimize.interior_point.direction import NewtonSystem
+from ocp.optimize.interior_point.direction import DUAL, NewtonSystem
 from ocp.optimize.interior_point.feasibility import feasibility, violations
 from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.inequalities import Inequalities
@@ -16,6 +16,7 @@ from ocp.optimize.interior_point.iterate import Errors, Iterate, errors, gap
 from ocp.optimize.interior_point.kkt import Array, Model, Solver
 from ocp.optimize.interior_point.nesting import settled, shifted, with_slacks
 from ocp.optimize.interior_point.program import Derivatives, Program, Values
+from ocp.optimize.interior_point.riccati import Riccati
 from ocp.optimize.interior_point.scaling import scaled
 from ocp.optimize.interior_point.search import measure, search
 from ocp.optimize.status import Status
@@ -33,6 +34,9 @@ PUSH = 1e-2
 #: Estimates of multipliers above this are dropped, as in that section.
 LARGEST = 1e3
 
+
+#: Negative curvature below this share of the largest second derivative counts as none, which singular arcs have.
+FLAT = 1e-6
 
 #: The most iterations of a restoration, and the share of the violation at which it ends.
 RESTORATION, RESTORED = 200, 0.1
@@ -102,6 +106,17 @@ class Iterations:
         while at.status is Status.RUNNING and at.number < limit:
             at = self.step(at)
         return at
+
+    def is_minimum(self, at: Iteration) -> bool:
+        """Whether the curvature at a converged iterate is that of a minimum: not negative along any feasible direction.
+
+        The signs that band LU sees tell it up to an even number of such directions; a Riccati recursion tells exactly.
+        """
+        point, derivatives = at.point, self._derivatives(at.point, at.values)
+        size = max(float(np.abs(derivatives.H).max()) / self.program.h, float(np.abs(derivatives.end_hessian).max()))
+        exact = Bordered(Riccati())
+        NewtonSystem(self.program, self.inequalities, exact, point, at.values, derivatives)
+        return exact.factor(FLAT * size, DUAL)
 
     def step(self, at: Iteration) -> Iteration:
         """One iteration."""

@@ -148,6 +148,8 @@ class InteriorPoint(Method):
             left, done = left - at.number + done, at.number - done
             fine.work.charge(done * _cost(program), steps, fine.work.samples)
             counts["newton_iterations"] += done
+            if at.status is Status.CONVERGED and before is None and not iterations.is_minimum(at):
+                at = replace(at, status=Status.SADDLE)
             if last or (at.status is Status.RUNNING and left <= 0):
                 break
             before = (iterations, at.point) if at.status is Status.CONVERGED else None

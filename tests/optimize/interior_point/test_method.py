@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,12 @@ def test_it_begins_on_a_trajectory_where_the_initial_state_held_is_outside_the_d
     result = solve(problem, 16)
     assert result.success
     assert result.control.path.mean() == pytest.approx(1.0, rel=1e-6)  # -1 / u + u = 0
+
+
+def test_a_saddle_point_is_not_taken_for_an_optimum():
+    """Without a torque the pendulum hangs still, where the derivative vanishes and swinging up is better."""
+    objective = discretize(replace(pendulum.problem().problem, start=0.0), 40, "rk4")
+    method = InteriorPoint()
+    state = method.step(objective, method.init(objective, objective.at(objective.discretization.start())))
+    assert state.point.value == pytest.approx(200)
+    assert state.status is Status.SADDLE
