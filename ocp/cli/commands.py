@@ -194,7 +194,7 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
     type=click.Choice(list(METHODS)),
     default="mgopt",
     show_default=True,
-    help="How to use the grids; with mini-batches, mgopt is nested iteration.",
+    help="How to use the grids; with mini-batches, mgopt is nested iteration; augmented is for constraints.",
 )
 @click.option("--seed", type=_Integer(0), help="Seed of the initial weights and the batches; the default is 0.")
 @click.option("--target", help="Stop at this target: accuracy=0.95 or value=0.1.")

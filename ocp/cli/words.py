@@ -12,12 +12,17 @@ from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method
 from ocp.optimize.newton_cg import NewtonCG
-from ocp.run.comparison import mgopt, nested, single
+from ocp.run.comparison import augmented, mgopt, nested, single
 
 __all__ = ["DTYPES", "METHODS", "RATED", "SMOOTHERS"]
 
 #: Ways to use the grids by name.
-METHODS: Mapping[str, Callable[..., Method]] = {"single": single, "nested": nested, "mgopt": mgopt}
+METHODS: Mapping[str, Callable[..., Method]] = {
+    "single": single,
+    "nested": nested,
+    "mgopt": mgopt,
+    "augmented": augmented,
+}
 
 #: Smoothers by name, as functions of the learning rate, which only those of `RATED` have.
 SMOOTHERS: Mapping[str, Callable[[float], Method]] = {

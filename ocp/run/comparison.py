@@ -17,6 +17,7 @@ from ocp.multilevel.refinement import Scheduled
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import discretize
 from ocp.optimize.adapters import TorchOptimizer
+from ocp.optimize.augmented_lagrangian import AugmentedLagrangian
 from ocp.optimize.descent import GradientDescent
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method, as_method
@@ -32,7 +33,7 @@ from ocp.run.watching import Watch
 from ocp.space.transfer import depth
 from ocp.training.batches import Batches
 
-__all__ = ["Comparison", "RunSpec", "compare", "mgopt", "nested", "single", "solve"]
+__all__ = ["Comparison", "RunSpec", "augmented", "compare", "mgopt", "nested", "single", "solve"]
 
 #: Epochs on each coarse grid with mini-batches. On the spiral and the peaks with Adam and SGD, 5 ended at
 #: objectives up to twice as high; 20 gained little and took half as long again.
@@ -59,6 +60,11 @@ def mgopt(levels: int, smoother: Method, batches: Batches | None, **grids: Any) 
     return MGOPT(levels, smoother, solver=solver, **grids)
 
 
+def augmented(levels: int, smoother: Method, batches: Batches | None, **grids: Any) -> Method:
+    """Path and terminal constraints kept by an augmented Lagrangian, from the coarsest grid to the finest one."""
+    return AugmentedLagrangian(smoother, levels)
+
+
 @dataclass(frozen=True, eq=False)
 class RunSpec:
     """How to solve a study. What is left out is as the study suggests.
@@ -66,8 +72,8 @@ class RunSpec:
     Parameters
     ----------
     method : callable
-        How to use the grids: `single`, `nested`, `mgopt`, or another function of the levels, the smoother, the batches,
-        and ``interpolation`` and ``refine``, which returns a `Method`. It goes by its name.
+        How to use the grids: `single`, `nested`, `mgopt`, `augmented`, or another function of the levels, the smoother,
+        the batches, and ``interpolation`` and ``refine``, which returns a `Method`. It goes by its name.
     smoother, steps, integrator, stop, checkpoint, processes : optional
         As in `minimize`, where the smoother is the method on each grid.
     levels : int, optional

@@ -8,7 +8,7 @@ import torch
 import ocp
 from ocp import AugmentedLagrangian, ControlProblem, Parameter, Status, Stop
 from ocp.objective.feasibility import violation
-from ocp.problem.augmented import Augmentation
+from ocp.problem.augmented import Augmentation, AugmentedEnd
 
 DOUBLE = torch.float64
 
@@ -222,6 +222,64 @@ def test_violations_are_those_of_states_and_controls():
     assert end.value == pytest.approx(0.5)
     assert found.finer[0].node == 16  # the last node, with the last control
     assert found.finer[0].value == pytest.approx(3 * (1.5 - 1.2 + 0.4))
+
+
+def entangled():
+    """Constraints of all kinds on states, controls, parameters and a free final time."""
+    return ControlProblem(
+        lambda t, x, u, q: torch.stack((x[:, 1] * q.speed, u.expand(len(x))), dim=1),
+        row(0.2, 1.0),
+        running_cost=energy,
+        control_size=1,
+        parameters={"speed": torch.tensor(1.5, dtype=DOUBLE)},
+        horizon=Parameter(torch.tensor(1.3, dtype=DOUBLE)),
+        path_constraint=lambda t, x, u, q: torch.stack((x[0, 0] * q.speed, u[0] * x[0, 1] + t)),
+        terminal_equality=lambda x, q: q.speed * x,
+        terminal_inequality=lambda x: x[:, 0].square() - 0.1,
+    )
+
+
+def test_derivatives_of_constraints_are_verified(monkeypatch):
+    objective = ocp.discretize(entangled(), 3, "euler")
+    report = ocp.verify(objective)
+    assert report.passed, report
+    names = [check.name for check in report.checks]
+    assert "terminal_inequality: derivative against central difference" in names
+    assert "augmented Lagrangian: Taylor order with the Hessian" in names
+    monkeypatch.setattr(AugmentedEnd, "derivative", lambda self, x, q: (torch.zeros_like(x), torch.zeros_like(q)))
+    failed = [check.name for check in ocp.verify(objective).checks if not check.passed]
+    assert "augmented Lagrangian: Taylor order with the derivative" in failed
+    assert all(name.startswith("augmented Lagrangian") for name in failed)
+
+
+def random_terms():
+    return Augmentation(
+        {
+            "path_constraint": torch.rand(2, 2, dtype=DOUBLE),
+            "terminal_equality": torch.ones(2, dtype=DOUBLE),
+            "terminal_inequality": torch.ones(1, dtype=DOUBLE),
+        },
+        {"path_constraint": 1.0, "terminal_equality": 1.0, "terminal_inequality": 1.0},
+        2.0,
+    )
+
+
+def test_implicit_steps_have_costs_at_their_nodes():
+    objective = ocp.discretize(entangled(), 4, "implicit_midpoint").augmented(random_terms())
+    u, d = torch.linspace(-1, 1, 6, dtype=DOUBLE), torch.linspace(0, 2, 6, dtype=DOUBLE)
+    assert objective.directional(u, d) == pytest.approx(float(objective.derivative(u) @ d), rel=1e-12)
+    e = 1e-5
+    change = (objective.derivative(u + e * d) - objective.derivative(u - e * d)) / (2 * e)
+    torch.testing.assert_close(objective.hessian_product(u, d), change, rtol=1e-7, atol=1e-7)
+
+
+def test_schedules_repeat_the_costs_at_the_nodes():
+    by, u = random_terms(), torch.linspace(-1, 1, 10, dtype=DOUBLE)
+    stored, repeated = (
+        ocp.discretize(entangled(), 8, "rk4", schedule).augmented(by) for schedule in (ocp.StoreAll(), ocp.Binomial(2))
+    )
+    torch.testing.assert_close(stored.derivative(u), repeated.derivative(u), atol=1e-12, rtol=1e-12)
+    assert stored.value(u) == pytest.approx(repeated.value(u), rel=1e-12)
 
 
 @pytest.mark.parametrize(
