@@ -76,8 +76,8 @@ def test_value_and_derivative_are_those_of_the_sweeps():
         ),
     )
     for scheme in ("rk4", "implicit_midpoint"):
-        objective = discretize(problem, 12, scheme)
-        for iterations in (2, 40):
+        objective = discretize(problem, 4, scheme)
+        for iterations in (1, 40):
             method = InteriorPoint(iterations=iterations)
             point = method.step(objective, method.init(objective, objective.at(objective.discretization.start()))).point
             value, derivative = objective.value_and_derivative(point.control)
@@ -96,19 +96,19 @@ def test_other_integrators_and_modules_take_part():
         control_size=1,
     )
     for problem, scheme in ((networks, "euler"), (spring, "verlet")):
-        result = solve(problem, 8, scheme)
+        result = solve(problem, 4, scheme)
         assert result.success
-        other = minimize(problem, 8, ocp.LBFGS(), integrator=scheme, start=result.control, stop=Stop(max_iterations=20))
+        other = minimize(problem, 4, ocp.LBFGS(), integrator=scheme, start=result.control, stop=Stop(max_iterations=20))
         assert other.value == pytest.approx(result.value, rel=1e-8)
 
 
 def test_a_run_goes_on_where_it_stopped_to_the_last_bit(tmp_path):
-    problem, method = pendulum.problem().problem, InteriorPoint(iterations=5, coarsest=16)
-    whole = solve(problem, 64, method=method)
+    problem, method = pendulum.problem().problem, InteriorPoint(iterations=10, coarsest=8)
+    whole = solve(problem, 32, method=method)
     folder = tmp_path / "run"
-    part = solve(problem, 64, method=method, stop=Stop(tolerance=1e-9, max_iterations=3), checkpoint=folder)
+    part = solve(problem, 32, method=method, stop=Stop(tolerance=1e-9, max_iterations=3), checkpoint=folder)
     assert part.status is Status.MAX_ITERATIONS
-    again = solve(problem, 64, method=method, checkpoint=ocp.Checkpoint(folder, resume=True))
+    again = solve(problem, 32, method=method, checkpoint=ocp.Checkpoint(folder, resume=True))
     assert again.status is whole.status is Status.CONVERGED
     assert torch.equal(again.control.flat, whole.control.flat)
     assert [r.value for r in again.history] == [r.value for r in whole.history]
@@ -116,16 +116,15 @@ def test_a_run_goes_on_where_it_stopped_to_the_last_bit(tmp_path):
 
 def test_finer_grids_need_few_iterations():
     problem = cart_pole.problem().problem
-    runs = {N: solve(problem, N, method=InteriorPoint(coarsest=32)).counts["newton_iterations"] for N in (32, 128, 512)}
-    assert runs[128] - runs[32] <= 4
-    assert runs[512] - runs[128] <= 3
+    alone, nested = (solve(problem, N, method=InteriorPoint(coarsest=24)).counts["newton_iterations"] for N in (24, 96))
+    assert nested - alone <= 4
 
 
 def test_adaptive_grids_carry_the_solution_along():
     problem = lotka_volterra.problem().problem
-    result = minimize(problem, ocp.Adaptive(1e-5, first=32), InteriorPoint(coarsest=16), integrator="rk4")
+    result = minimize(problem, ocp.Adaptive(1e-3, first=16), InteriorPoint(coarsest=8), integrator="rk4")
     assert result.success
-    assert result.value == pytest.approx(1.34408, rel=1e-4)
+    assert result.value == pytest.approx(1.34408, rel=2e-3)
 
 
 def test_what_it_reports():
