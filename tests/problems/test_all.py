@@ -20,7 +20,7 @@ def test_the_derivative_is_verified(name):
     problem = catalog.load(name, **options).problem
     objective = discretize(problem, 4, "backward_euler" if name in STIFF else "rk4")
     samples = len(objective.discretization.example()[0])
-    report = verify(objective.take(torch.arange(min(samples, 10))))
+    report = verify(objective.take(torch.arange(10)) if samples > 10 else objective)
     assert report.passed, str(report)
 
 
