@@ -192,9 +192,8 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
-    default="mgopt",
-    show_default=True,
-    help="How to use the grids; with mini-batches, mgopt is nested iteration; augmented is for constraints.",
+    help="How to use the grids: mgopt by default, which with mini-batches is nested iteration; for constraints interior, "
+    "the default then, or augmented.",
 )
 @click.option("--seed", type=_Integer(0), help="Seed of the initial weights and the batches; the default is 0.")
 @click.option("--target", help="Stop at this target: accuracy=0.95 or value=0.1.")
@@ -210,7 +209,7 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option("--resume-from", type=_FILE, help="Resume from this checkpoint of the folder.")
 @click.option("--check", is_flag=True, help="First check the derivative against finite differences.")
 @_shared
-def solve_(name: str, method: str, target: str | None, out: Path | None, **options: Any) -> None:
+def solve_(name: str, method: str | None, target: str | None, out: Path | None, **options: Any) -> None:
     """Solve a problem, given by name or as a file; write result.json, control.pt, convergence.png and grids.png.
 
     For a problem with a single sample, such as those of classical control, also write the states, control and costates
@@ -226,6 +225,9 @@ def solve_(name: str, method: str, target: str | None, out: Path | None, **optio
     if seed is not None and options["batch_size"] is None and not catalog.takes(name, "seed"):
         raise ValueError(f"seed: without effect, since problem() of {name} takes no seed and there are no mini-batches")
     study, note = _load(name, seed or 0, {**options, "target": goal})
+    if method is None:
+        method = "interior" if study.problem.constraints and options["smoother"] is None else "mgopt"
+        note += "" if method == "mgopt" else "method: interior, since the problem has constraints.\n"
     run = replace(_spec(method, options), seed=seed or 0, checkpoint=_checkpoint(name, seed or 0, options))
     if options["grid_error"] is not None:
         run = replace(run, steps=Adaptive(options["grid_error"], options["steps"] or study.steps))

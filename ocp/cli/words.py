@@ -8,11 +8,10 @@ import torch
 
 from ocp.optimize.adapters import SciPy, TorchOptimizer
 from ocp.optimize.descent import GradientDescent, NonlinearCG
-from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method
 from ocp.optimize.newton_cg import NewtonCG
-from ocp.run.comparison import augmented, mgopt, nested, single
+from ocp.run.comparison import augmented, interior, mgopt, nested, single
 
 __all__ = ["DTYPES", "METHODS", "RATED", "SMOOTHERS"]
 
@@ -22,6 +21,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "nested": nested,
     "mgopt": mgopt,
     "augmented": augmented,
+    "interior": interior,
 }
 
 #: Smoothers by name, as functions of the learning rate, which only those of `RATED` have.
@@ -33,7 +33,6 @@ SMOOTHERS: Mapping[str, Callable[[float], Method]] = {
     "adam": lambda lr: TorchOptimizer(torch.optim.Adam, {"lr": lr}),
     "sgd": lambda lr: TorchOptimizer(torch.optim.SGD, {"lr": lr, "momentum": 0.9}),
     "scipy": lambda lr: SciPy(),
-    "interior": lambda lr: InteriorPoint(),
 }
 
 #: Smoothers that have a learning rate.

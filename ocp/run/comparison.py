@@ -19,6 +19,7 @@ from ocp.objective.reduced import discretize
 from ocp.optimize.adapters import TorchOptimizer
 from ocp.optimize.augmented_lagrangian import AugmentedLagrangian
 from ocp.optimize.descent import GradientDescent
+from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method, as_method
 from ocp.optimize.status import Status
@@ -33,7 +34,17 @@ from ocp.run.watching import Watch
 from ocp.space.transfer import depth
 from ocp.training.batches import Batches
 
-__all__ = ["Comparison", "RunSpec", "augmented", "compare", "mgopt", "nested", "single", "solve"]
+__all__ = [
+    "Comparison",
+    "RunSpec",
+    "augmented",
+    "compare",
+    "interior",
+    "mgopt",
+    "nested",
+    "single",
+    "solve",
+]
 
 #: Epochs on each coarse grid with mini-batches. On the spiral and the peaks with Adam and SGD, 5 ended at
 #: objectives up to twice as high; 20 gained little and took half as long again.
@@ -65,6 +76,11 @@ def augmented(levels: int, smoother: Method, batches: Batches | None, **grids: A
     return AugmentedLagrangian(smoother, levels)
 
 
+def interior(levels: int, smoother: Method, batches: Batches | None, **grids: Any) -> Method:
+    """All steps at once, on grids of its own."""
+    return InteriorPoint()
+
+
 @dataclass(frozen=True, eq=False)
 class RunSpec:
     """How to solve a study. What is left out is as the study suggests.
@@ -72,8 +88,8 @@ class RunSpec:
     Parameters
     ----------
     method : callable
-        How to use the grids: `single`, `nested`, `mgopt`, `augmented`, or another function of the levels, the smoother,
-        the batches, and ``interpolation`` and ``refine``, which returns a `Method`. It goes by its name.
+        How to use the grids: `single`, `nested`, `mgopt`, `augmented`, `interior`, or another function of the levels,
+        the smoother, the batches, and ``interpolation`` and ``refine``, which returns a `Method`. It goes by its name.
     smoother, steps, integrator, stop, checkpoint, processes : optional
         As in `minimize`, where the smoother is the method on each grid.
     levels : int, optional
@@ -140,7 +156,7 @@ def _arguments(study: Study, run: RunSpec) -> dict[str, Any]:
 
 def _levels(study: Study, run: RunSpec) -> int:
     """The number of grids."""
-    if run.method is single:
+    if run.method in (single, interior):
         return 1
     steps = run.steps or study.steps
     finest = steps.first if isinstance(steps, Adaptive) else steps
@@ -155,6 +171,8 @@ def _method(study: Study, run: RunSpec) -> Method:
     """The method with which a run solves a study."""
     if run.method is single and run.levels is not None:
         raise ValueError(f"levels: expected none for the method single, which works on one grid, got {run.levels}")
+    if run.method is interior and (run.levels is not None or run.smoother is not None):
+        raise ValueError("levels, smoother: expected none for the method interior, which has its own, got one of them")
     batches, refine = _batches(run), study.refine
     if batches is not None:
         refine = Scheduled(EPOCHS * batches.per_epoch(discretize(study.problem, 1).work.samples))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,8 @@ from ocp.multilevel.nested import MGOPT
 from ocp.objective.processes import SERIAL, Processes
 from ocp.objective.reduced import ReducedObjective, discretize
 from ocp.objective.solution import control_and_scheme
+from ocp.optimize.augmented_lagrangian import AugmentedLagrangian
+from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
 from ocp.optimize.method import Method, State, as_method, check_method, keeps_constraints, on_full_batches
 from ocp.optimize.status import Status
@@ -70,8 +73,8 @@ def minimize(
         discretization error of the optimum is small enough; work is then counted in gradients on the last grid.
     method : Method, optional
         For example ``MGOPT(levels=4, smoother=LBFGS())``, ``Nested(...)`` or ``LBFGS()``. The default is MG/OPT with
-        L-BFGS on all grids that halving the steps gives, or L-BFGS if there are parameters only.
-        Mini-batches require a method.
+        L-BFGS on all grids that halving the steps gives, or L-BFGS if there are parameters only; with constraints,
+        `InteriorPoint`, or `AugmentedLagrangian` where that does not apply. Mini-batches require a method.
     integrator : str or Integrator
     schedule : Schedule
         Which states are stored: all by default; a few with ``Binomial(slots)``, which repeats the steps between them;
@@ -119,6 +122,7 @@ def minimize(
     >>> result.success, round(result.value, 4)
     (True, 0.3808)
     """
+    begin = time.perf_counter()
     run = prepare(problem, steps, method, integrator, schedule, start, batches, stop, watch, processes)
     progress = run.watch.progress
     hidden = True if processes.rank > 0 else None if progress is None else not progress
@@ -137,7 +141,19 @@ def minimize(
                 error.result = result_of(run, Status.EXCEPTION)  # type: ignore[attr-defined]
                 saves.save(last=True)
             raise
-    return result_of(run, status, why)
+    return result_of(run, status, why).describe(clock=time.perf_counter() - begin)
+
+
+def _suitable(objective: ReducedObjective) -> Method:
+    """The method for a problem if none is given."""
+    problem, interior = objective.discretization.problem, InteriorPoint()
+    if problem.constraints:
+        try:
+            interior.check(objective)
+        except ValueError:
+            return AugmentedLagrangian()
+        return interior
+    return MGOPT(levels=depth(objective.space.grid.steps, 1)) if problem.control_size else LBFGS()
 
 
 def prepare(
@@ -168,7 +184,7 @@ def prepare(
             raise ValueError(f"processes: expected at most one for each of {got}")
         objective = ReducedObjective(objective.discretization, schedule=schedule, processes=processes)
     _check_arguments(method, batches, stop, watch, adaptive)
-    method = (MGOPT(levels=depth(steps, 1)) if problem.control_size else LBFGS()) if method is None else method
+    method = _suitable(objective) if method is None else method
     if problem.constraints and not keeps_constraints(method):
         raise ValueError(f"method: expected one that keeps constraints, such as AugmentedLagrangian(), got {method!r}")
     check_method(method, objective)

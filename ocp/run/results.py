@@ -144,8 +144,8 @@ class Result:
     about : mapping
         What was run: steps, state_shape, integrator, recipe (of the method), tolerance, target and whether it was
         reached, dtype, device; ``parameters``, those with names; ``start_norm``, the derivative's norm to which the
-        tolerance is relative; ``resumed``, the iteration at which the run was resumed, if it was; and what the caller
-        adds.
+        tolerance is relative; ``resumed``, the iteration at which the run was resumed, if it was; ``clock``, the
+        seconds of the whole call, checks and looks included; and what the caller adds.
     visits : tuple of Visit
         The corrections that cycles asked of coarser grids.
     violation : Violation, optional
@@ -268,6 +268,8 @@ class Result:
         if self.violation is not None:
             lines["violation"] = str(self.violation)
         lines["work"] = f"{self.work_units:.2f} units in {self.seconds:.2f} s, {self.iterations} iterations"
+        if about["clock"] is not None:
+            lines["work"] += f"; {about['clock']:.2f} s with all checks and looks"
         events = [f"{n} {EVENTS.get(name, name).format('s' * (n > 1))}" for name, n in self.counts.items() if n]
         lines["events"] = ", ".join(events) or "none"
         for name, accuracy in (("validation", self.validation_accuracy), ("test", self.test_accuracy)):

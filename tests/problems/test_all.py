@@ -5,8 +5,7 @@ import torch
 
 from ocp import discretize, verify
 from ocp.cli import catalog
-from ocp.cli.words import METHODS
-from ocp.run.comparison import RunSpec, solve
+from ocp.run.comparison import RunSpec, mgopt, nested, single, solve
 from ocp.run.stopping import Stop
 
 #: Those that run to infinity on a few explicit steps.
@@ -24,7 +23,7 @@ def test_the_derivative_is_verified(name):
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", [single, nested, mgopt])
 def test_a_network_of_128_layers_learns_the_digits_with_every_method(method):
     study = catalog.load("digits")
     stop = Stop(tolerance=1e-3, max_work=25)

@@ -1,0 +1,42 @@
+"""Problems with constraints or a free final time reach their known optima, by the method that is their default."""
+
+from math import inf
+
+import pytest
+
+from ocp import minimize
+from ocp.cli import catalog
+
+#: Problem, its arguments, steps of RK4, the distance to the optimum of the continuous problem at most, and how many
+#: times smaller it is on four times as many steps at least. The control is held on each step: second order if it is
+#: smooth; the arc at a limit begins anywhere within a step.
+CASES = {
+    "brachistochrone": ("brachistochrone", {}, 128, 2e-5, 12),
+    "Bryson-Denham": ("bryson_denham", {}, 144, 1e-3, 12),
+    "minimum time": ("minimum_time", {}, 64, 3e-8, 0),
+    "Goddard": ("goddard", {}, 64, 1e-5, 0),
+    "obstacle": ("obstacle", {}, 64, 1e-5, 0),
+    "hyper-sensitive": ("hypersensitive", {"penalty": inf}, 256, 4e-3, 12),
+}
+
+
+@pytest.mark.parametrize(("name", "options", "steps", "distance", "factor"), CASES.values(), ids=CASES)
+def test_the_known_optimum_is_reached(name, options, steps, distance, factor):
+    study = catalog.load(name, **options)
+    result = minimize(study.problem, steps, integrator="rk4")
+    assert result.success, str(result)
+    off = abs(result.value - study.optimum)
+    assert off <= distance
+    assert max(one.value for one in result.violation.nodes) <= 1e-8
+    if factor:
+        finer = minimize(study.problem, 4 * steps, integrator="rk4")
+        assert abs(finer.value - study.optimum) <= off / factor
+
+
+def test_the_pole_swings_up_within_its_bounds():
+    """The limit of values on finer and finer grids is 58.8077, says another interior-point solver."""
+    problem = catalog.load("cart_pole", penalty=inf).problem
+    coarse, fine = (minimize(problem, steps, integrator="rk4") for steps in (64, 128))
+    assert fine.success, str(fine)
+    assert (4 * fine.value - coarse.value) / 3 == pytest.approx(58.8077, abs=2e-3)
+    assert max(one.value for one in fine.violation.nodes) <= 1e-8
