@@ -192,7 +192,7 @@ def verify_(name: str, seed: int, file: Path | None, **options: Any) -> None:
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
-    help="How to use the grids: mgopt by default, which with mini-batches is nested iteration; for constraints interior, "
+    help="How to use the grids: mgopt by default, nested iteration with mini-batches; for constraints interior, "
     "the default then, or augmented.",
 )
 @click.option("--seed", type=_Integer(0), help="Seed of the initial weights and the batches; the default is 0.")
