@@ -26,7 +26,8 @@ from ocp import (
     accuracy,
     residual_network,
 )
-from ocp.cli.words import METHODS, SMOOTHERS
+from ocp.cli import words
+from ocp.cli.words import SMOOTHERS
 from ocp.optimize.descent import GradientDescent, NonlinearCG
 from ocp.optimize.lbfgs import LBFGS
 from ocp.problem.layers import Dense
@@ -60,6 +61,8 @@ def learning(seed):
 
 
 ADAM = SMOOTHERS["adam"](1e-2)
+#: For problems without constraints.
+METHODS = {word: words.METHODS[word] for word in ("single", "nested", "mgopt")}
 RUNS = [RunSpec(method) for method in METHODS.values()]
 
 
@@ -110,6 +113,16 @@ def test_every_method_runs_with_every_smoother(method, word):
     assert result.value < result.history[-1].value + 1e-12
     assert result.value < 0.7
     assert (result.about["method"], result.about["smoother"]) == (method.__name__, TITLES[word])
+
+
+@pytest.mark.parametrize("method", ["augmented", "interior"])
+def test_the_violation_of_constraints_is_in_the_table(method):
+    study = replace(CONTROL, problem=replace(CONTROL.problem, terminal_equality=lambda x: x - 0.5))
+    result = solve("control", study, RunSpec(words.METHODS[method]))
+    assert result.success, result
+    assert result.violation.relative <= 1e-6
+    row = tables(Comparison({"single": (result,)}))["at the end"]["single"]
+    assert float(row["violation"]) == pytest.approx(result.violation.relative, rel=0.1)
 
 
 def test_a_run_takes_what_the_study_suggests_unless_it_says_otherwise():
