@@ -40,3 +40,10 @@ def test_the_pole_swings_up_within_its_bounds():
     assert fine.success, str(fine)
     assert (4 * fine.value - coarse.value) / 3 == pytest.approx(58.8077, abs=2e-3)
     assert max(one.value for one in fine.violation.nodes) <= 1e-8
+
+
+def test_the_multiplier_of_the_end_is_what_a_longer_way_costs():
+    """T = 2 sqrt(d) has the derivative 1 by d = 1."""
+    result = minimize(catalog.load("minimum_time").problem, 32, integrator="rk4")
+    assert float(result.multipliers.equality[0]) == pytest.approx(-1.0, abs=1e-6)
+    assert result.derivative_norm <= 1e-6

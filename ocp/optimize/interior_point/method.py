@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocp.objective.evaluation import Evaluation, Objective
+from ocp.objective.evaluation import Evaluation, Objective, optimality
+from ocp.objective.feasibility import excesses, worst
 from ocp.objective.reduced import ReducedEvaluation, ReducedObjective
 from ocp.optimize.interior_point.banded import BandedLU
 from ocp.optimize.interior_point.filters import Filter
@@ -24,8 +25,9 @@ from ocp.optimize.interior_point.program import Program
 from ocp.optimize.interior_point.rollout import rolled_out
 from ocp.optimize.interior_point.scaling import scaled
 from ocp.optimize.interior_point.statement import check, first_states, program_of
-from ocp.optimize.method import Method, State
+from ocp.optimize.method import KKT, Method, State
 from ocp.optimize.status import Status
+from ocp.problem.constraints import Multipliers
 from ocp.space.bounds import feasible
 from ocp.space.transfer import Transfer
 
@@ -154,10 +156,11 @@ class InteriorPoint(Method):
                 break
             before = (iterations, at.point) if at.status is Status.CONVERGED else None
             counts.update(["refused_grids"] if before is None else [])
-        found, level = _evaluation(here, iterations, at.point), sum(finer > steps for finer in grids)
+        (found, kkt), level = _evaluation(here, iterations, at), sum(finer > steps for finer in grids)
         return replace(
             state,
             point=found,
+            kkt=kkt,
             memory=_remembered(at, start, iterations.program.scale, steps),
             status=at.status if last else Status.RUNNING,
             counts=counts,
@@ -194,20 +197,45 @@ def _cost(program: Program) -> float:
     return 2 * (program.n + program.m + program.s) + 2 * (program.n + 1) / 3 + 1 / 3
 
 
-def _evaluation(objective: ReducedObjective, iterations: Iterations, point: Iterate) -> Evaluation:
-    """The control of an iterate, with value and derivative where all steps at once give them."""
-    space = objective.space
+def _evaluation(objective: ReducedObjective, iterations: Iterations, at: Iteration) -> tuple[Evaluation, KKT | None]:
+    """The control of an iterate, with value and derivative where all steps at once give them, and its constraints."""
+    space, there, program = objective.space, objective.discretization, replace(iterations.program, scale=1.0)
+    point = at.point
     flat = feasible(space.join(torch.from_numpy(point.u), torch.from_numpy(point.q)).clone(), objective.box)
-    u, q = space.path(flat).numpy(), space.parameters(flat).numpy()
-    found = rolled_out(replace(iterations.program, scale=1.0), point.x, u, q)
+    u, q, scale = space.path(flat).numpy(), space.parameters(flat).numpy(), iterations.program.scale
+    nu, y = point.nu / scale, point.y[iterations.inequalities.bounds :] / scale
+    found = rolled_out(program, point.x, u, q, nu, y)
     if found is None:
-        return objective.at(flat)
-    value, by_control, by_parameters = found
-    derivative = space.join(torch.from_numpy(by_control), torch.from_numpy(by_parameters))
-    for cost in objective.discretization.problem.control_cost:
+        return objective.at(flat), None
+    value = found.value
+    derivative, lagrangian = (
+        space.join(*(torch.from_numpy(part) for part in parts)) for parts in (found.derivative, found.lagrangian)
+    )
+    for cost in there.problem.control_cost:
         value += float(cost(space, flat))
-        derivative += cost.derivative(space, flat)
-    return ReducedEvaluation(objective, flat, value, derivative)
+        by_control = cost.derivative(space, flat)
+        derivative, lagrangian = derivative + by_control, lagrangian + by_control
+    kkt = None
+    if there.problem.constraints:
+        states = torch.from_numpy(found.x).view(-1, *there.example()[0].shape)
+        kkt = KKT(
+            _multipliers(objective, program, nu, y, q),
+            optimality(ReducedEvaluation(objective, flat, value, lagrangian)),
+            worst(excesses(there, flat, states)).relative,
+            inf if at.errors is None else at.errors.complementarity,
+        )
+    return ReducedEvaluation(objective, flat, value, derivative), kkt
+
+
+def _multipliers(objective: ReducedObjective, program: Program, nu: Array, y: Array, q: Array) -> Multipliers:
+    """The multipliers of the constraints, those along the way as densities in time."""
+    steps, duration = objective.space.grid.steps, objective.discretization.problem.duration(torch.from_numpy(q))
+    path, end = y[: steps * program.c].reshape(steps, program.c), y[steps * program.c :]
+    return Multipliers(
+        torch.from_numpy(path * (steps / duration)) if program.c else None,
+        torch.from_numpy(nu) if len(nu) else None,
+        torch.from_numpy(end) if len(end) else None,
+    )
 
 
 def _remembered(at: Iteration, start: Tensor, scale: float, steps: int) -> Memory:
