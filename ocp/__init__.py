@@ -30,6 +30,7 @@ from ocp.problem import layers
 from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import CrossEntropy, LeastSquares, QuadraticRunning, Readout, Tikhonov, TimeSmoothness
 from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
+from ocp.problem.measurements import Measurements
 from ocp.problem.parameters import Parameter
 from ocp.problem.protocols import Dynamics
 from ocp.run.adaptive import Adaptive
@@ -68,10 +69,11 @@ __all__ = [
     "CONSTANT", "LBFGS", "LINEAR", "MGOPT", "Adaptive", "Always", "Armijo", "AugmentedLagrangian", "Batches",
     "Binomial", "Bounds", "Checkpoint", "ConstantJacobian", "Control", "ControlProblem", "ControlSpace", "CrossEntropy",
     "Cycle", "DenseLU", "Dynamics", "Earned", "Evaluation", "Forgetful", "FunctionDynamics", "GradientDescent",
-    "InteriorPoint", "LeastSquares", "Measured", "Method", "ModuleDynamics", "Nested", "NewtonCG", "NonlinearCG",
-    "Objective", "Parameter", "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report", "Result",
-    "Reversible", "RungeKutta", "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError", "State",
-    "Status", "Stop", "StoreAll", "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid", "TimeSmoothness",
-    "TorchOptimizer", "Trajectory", "Transfer", "TrustRegion", "Verlet", "Visit", "Watch", "accuracy", "discretize",
-    "drift", "layers", "minimize", "network", "plots", "quick_check", "residual_network", "taylor_test", "verify",
+    "InteriorPoint", "LeastSquares", "Measured", "Measurements", "Method", "ModuleDynamics", "Nested", "NewtonCG",
+    "NonlinearCG", "Objective", "Parameter", "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report",
+    "Result", "Reversible", "RungeKutta", "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError",
+    "State", "Status", "Stop", "StoreAll", "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid",
+    "TimeSmoothness", "TorchOptimizer", "Trajectory", "Transfer", "TrustRegion", "Verlet", "Visit", "Watch", "accuracy",
+    "discretize", "drift", "layers", "minimize", "network", "plots", "quick_check", "residual_network",
+    "taylor_test", "verify",
 ]

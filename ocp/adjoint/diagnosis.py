@@ -35,7 +35,7 @@ def locate(discretization: Discretization, control: Tensor) -> str:
 
 def _numbers(discretization: Discretization, control: Tensor) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
     """All that both sweeps compute, in this order."""
-    problem, space, integrator = discretization.problem, discretization.space, discretization.integrator
+    problem, space, integrator = discretization.problem, discretization.space, discretization.stepper
     q, points = (
         space.parameters(control),
         list(zip(discretization.grid.nodes, discretization.inputs(control), strict=False)),

@@ -13,6 +13,7 @@ from ocp.adjoint.inspection import inspect_control_costs, inspect_initial_state,
 from ocp.adjoint.second_order import once_differentiable, without_hvp
 from ocp.integrators.at_nodes import AtNodes
 from ocp.integrators.integrator import Integrator, SelectiveIntegrator
+from ocp.integrators.observing import Observing
 from ocp.problem.augmented import Augmentation, AugmentedEnd, NodeTerms
 from ocp.problem.boundary import identical, with_data
 from ocp.problem.control_problem import ControlProblem
@@ -53,6 +54,15 @@ class Discretization:
         if bounds is None and not parameters.bounded:
             return None
         return (bounds or Bounds()).on(self.space, x, parameters.bounds(x))
+
+    @property
+    def stepper(self) -> Integrator:
+        """The integrator, whose steps carry the costs of measurements if the problem has any."""
+        scheme = self.integrator
+        if self.problem.measurements is None:
+            return scheme
+        # Costs at nodes are of whole steps, not of those to a measurement.
+        return replace(scheme, scheme=Observing(scheme.scheme)) if isinstance(scheme, AtNodes) else Observing(scheme)
 
     def on(self, steps: int) -> Discretization:
         """The same problem on another number of steps."""
@@ -130,6 +140,8 @@ class Discretization:
         problem, q = self.problem, self._parameters()
         x = inspect_initial_state(problem, q).clone()
         u = self.example()[1]
+        if problem.measurements is not None:
+            problem.measurements.check_batch(len(x))
         self.box  # noqa: B018  raises where the bounds do not fit
         if x.dtype != u.dtype:
             raise ValueError(f"start: expected the type of the initial state, {x.dtype}, got {u.dtype}")

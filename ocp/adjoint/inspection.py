@@ -24,7 +24,7 @@ __all__ = ["inspect_control_costs", "inspect_initial_state", "inspect_pieces"]
 
 #: Pieces whose derivatives are those of autograd.
 FUNCTIONS = (FunctionDynamics, RunningFunction, StateFunction, TerminalFunction)
-#: How the names of pieces end that may have derivatives of their own; those of constraints are by autograd.
+#: How the names of pieces end that may have derivatives of their own; those of others are by autograd.
 OWN = ("dynamics", "state", "cost")
 
 
@@ -101,12 +101,14 @@ def _pieces(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, t: float =
     for name, g in (("terminal_equality", constraints.equality), ("terminal_inequality", constraints.inequality)):
         if g is not None:
             yield _constraint(name, "g(x, q)" if len(q) else "g(x)", g, {"x": x, "q": q})
+    if (y := problem.equation.observation) is not None:
+        yield _constraint("observe", "y(x, q)" if len(q) else "y(x)", y, {"x": x, "q": q})
 
 
 def _constraint(
     name: str, written: str, function: Any, arguments: Mapping[str, Tensor], times: tuple[float, ...] = ()
 ) -> _Piece:
-    """A constraint, with its derivative by autograd."""
+    """A constraint, or what is observed, with its derivative by autograd."""
 
     def pull(*given: Any) -> tuple[Tensor, ...]:
         t, (*at, p) = given[: len(times)], given[len(times) :]

@@ -36,7 +36,7 @@ def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u:
 
     A state x and the control u of a step show shapes, type and device; they are tried on what the problem supports.
     """
-    integrator, grid, x = discretization.integrator, discretization.grid, x.contiguous()
+    integrator, grid, x = discretization.stepper, discretization.grid, x.contiguous()
     steps, span = grid.steps, schedule.needs(grid.steps).span
     capacity = min(max(span, CHUNK_STEPS), steps)
     found = _fast(discretization, capacity, x, u)
@@ -52,7 +52,7 @@ def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u:
 
 def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -> Tape | None:
     """The fastest tape for ``capacity`` steps that the problem supports; None if only `Stepwise` applies."""
-    problem, integrator, grid = discretization.problem, discretization.integrator, discretization.grid
+    problem, integrator, grid = discretization.problem, discretization.stepper, discretization.grid
     f, L, whole = problem.equation.dynamics, problem.equation.running_cost, capacity == grid.steps
     applies = capability_applies(integrator, "explicit_tableau", "step", "pullback")
     tableau = integrator.explicit_tableau if isinstance(integrator, StageWiseIntegrator) and applies else None
@@ -84,7 +84,8 @@ def supports_linearization(discretization: Discretization) -> bool:
     problem, integrator = discretization.problem, discretization.integrator
     f, L = problem.equation.dynamics, problem.equation.running_cost
     return (
-        is_traceable(integrator, "step", "pullback", "tangent", "pullback_tangent")
+        problem.measurements is None  # steps mapped over time do not know which measurements are theirs
+        and is_traceable(integrator, "step", "pullback", "tangent", "pullback_tangent")
         and (L is None or is_traceable(L, "__call__", "derivative", "hvp"))
         and is_traceable(f, "__call__", "vjp", "jvp", "hvp")
         and _is_stage_wise(f)

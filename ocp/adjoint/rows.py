@@ -86,6 +86,7 @@ class Recorded:
         """The outputs, shape (R, outputs)."""
         return self._y.detach()
 
+    @torch.enable_grad()
     def jacobian(self) -> Tensor:
         """Shape (outputs, n + m, R)."""
         return self._pull(self._y.mT, self._y.shape[1])

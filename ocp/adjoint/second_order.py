@@ -95,6 +95,8 @@ def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, tangents: 
         yield "initial_state", lambda q: (X0.vjp(q, p.to(q)),), of_initial_state, {"q": q}
     if Phi is not None and not (isinstance(Phi, Readout) and not isinstance(Phi.cost, SecondOrder)):
         yield "terminal_cost", Phi.derivative, Phi.hvp, {"x": x, "q": q}
+    if equation.observation is not None:
+        yield "observe", *_vector(equation.observation), {"x": x, "q": q}
     constraints = problem.constraints
     if constraints.path is not None:
         for t in (0.0, 0.4 * problem.grid(1).horizon):
@@ -105,7 +107,7 @@ def _curved(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor, tangents: 
 
 
 def _vector(g: Callable[..., Tensor]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Derivatives and Hessian products of the sum of the entries of a constraint."""
+    """Derivatives and Hessian products of the sum of the entries of a constraint, or of what is observed."""
 
     def total(*arguments: Tensor) -> Tensor:
         return g(*arguments).sum()

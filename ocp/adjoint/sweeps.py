@@ -27,7 +27,7 @@ def forward(discretization: Discretization, control: FlatControl, states: NodeSt
     Overwrites ``states`` with the trajectory, or has a tape remember what the adjoint sweep needs.
     """
     problem, space = discretization.problem, discretization.space
-    steps = Stepwise(discretization.integrator, discretization.grid, states) if isinstance(states, Tensor) else states
+    steps = Stepwise(discretization.stepper, discretization.grid, states) if isinstance(states, Tensor) else states
     q, value = space.parameters(control), control.new_zeros(())
     running = steps.forward(problem.equation, 0, problem.initial_state(q), discretization.inputs(control))
     if running is not None:
@@ -64,7 +64,7 @@ def adjoint(
         by_parameters += pq
     if isinstance(states, Tensor) or costates is not None:
         x = states if isinstance(states, Tensor) else states.states
-        steps = Stepwise(discretization.integrator, discretization.grid, x)
+        steps = Stepwise(discretization.stepper, discretization.grid, x)
         p = steps.resume(problem.equation, 0, discretization.inputs(control)).backward(p, by_inputs, costates)
     else:
         p = states.backward(p, by_inputs)
@@ -88,7 +88,7 @@ def tangent(
     The states are those that `forward` wrote for this control. Overwrites ``tangents`` with those of x_0, ..., x_N.
     """
     problem, grid, space = discretization.problem, discretization.grid, discretization.space
-    step, h, t = discretization.integrator.tangent, grid.h, grid.nodes
+    step, h, t = discretization.stepper.tangent, grid.h, grid.nodes
     x, u, q = states.unbind(0), discretization.inputs(control).unbind(0), space.parameters(control)
     du, dq = discretization.inputs(direction).unbind(0), space.parameters(direction)
     dx = problem.initial_state.jvp(q, dq)
@@ -138,7 +138,7 @@ def second_adjoint(
     this control, serve all directions.
     """
     problem: Any = discretization.problem
-    integrator: Any = discretization.integrator
+    integrator: Any = discretization.stepper
     grid, space = discretization.grid, discretization.space
     q, dq, dinputs = space.parameters(control), space.parameters(direction), discretization.inputs(direction)
     if steps is None:

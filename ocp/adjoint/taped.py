@@ -32,6 +32,7 @@ class _Bound(NamedTuple):
 
     dynamics: Any
     running_cost: Any
+    observation: Any
 
 
 class Taped:
@@ -62,7 +63,9 @@ class Taped:
             equations: Any = repeat(problem)
             if self._bindable:
                 parts, bound = f.bind(path)
-                equations = [_Bound(each, problem.running_cost) for each in bound]
+                equations = [
+                    _Bound(each, problem.running_cost, getattr(problem, "observation", None)) for each in bound
+                ]
             visited, costs, end = [], [], x
             for equation, t, u in zip(equations, self.grid.nodes[first:], path.unbind(0), strict=False):
                 end, cost = self.integrator.step(equation, t, self.grid.h, end, u)

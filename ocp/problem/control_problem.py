@@ -18,6 +18,7 @@ from ocp.problem.costs import RunningFunction, TerminalFunction, as_control_cost
 from ocp.problem.dynamics import FunctionDynamics, as_dynamics
 from ocp.problem.equation import Equation, as_equation
 from ocp.problem.initial_state import as_initial_state
+from ocp.problem.measurements import Measurements, Observation
 from ocp.problem.parameters import Parameter, ParameterSet, as_parameters, check_arguments
 from ocp.problem.protocols import ControlCost, Dynamics, InitialState, RunningCost, TerminalCost
 from ocp.space.bounds import Bounds, as_bounds
@@ -66,6 +67,8 @@ class ControlProblem:
         c(t, x, u) or c(t, x, u, q): a tensor whose entries must not be positive at the nodes t_0, ..., t_{N-1}.
     terminal_equality, terminal_inequality : callable, optional
         g(x) or g(x, q): a tensor whose entries must be zero, or must not be positive, at the final time.
+    measurements : Measurements, optional
+        Data at given times, whose squared differences from the states are costs; `fit` estimates parameters from them.
     names : mapping, optional
         A name for each number in the state under ``"x"``, and in the control under ``"u"``, for figures and tables:
         ``{"x": ("angle", "speed"), "u": ("torque",)}``.
@@ -102,6 +105,7 @@ class ControlProblem:
     path_constraint: Callable[..., Tensor] | None = None
     terminal_equality: Callable[..., Tensor] | None = None
     terminal_inequality: Callable[..., Tensor] | None = None
+    measurements: Measurements | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     equation: Equation = field(init=False, repr=False)
     constraints: Constraints = field(init=False, repr=False)
@@ -121,6 +125,7 @@ class ControlProblem:
         path_constraint: Any = None,
         terminal_equality: Any = None,
         terminal_inequality: Any = None,
+        measurements: Measurements | None = None,
         names: Mapping[str, Sequence[str]] | None = None,
     ):
         dynamics = as_dynamics(dynamics, control_size)
@@ -142,8 +147,10 @@ class ControlProblem:
             path_constraint=path_constraint,
             terminal_equality=terminal_equality,
             terminal_inequality=terminal_inequality,
+            measurements=measurements,
             names=_as_names(names or {}, dynamics.control_size),
         )
+        self._check_measurements()
         self._check_functions()
         vars(self)["equation"] = self._equation()
         vars(self)["constraints"] = as_constraints(
@@ -153,14 +160,16 @@ class ControlProblem:
             raise ValueError(
                 "control_cost: expected none with a free horizon, whose grids divide [0, 1]; use running_cost"
             )
-        if self.terminal_cost is None and self.running_cost is None and not self.control_cost:
-            raise ValueError("costs: expected a terminal_cost, a running_cost or a control_cost, got none of them")
+        if self.terminal_cost is None and self.running_cost is None and not (self.control_cost or measurements):
+            raise ValueError(
+                "costs: expected a terminal_cost, a running_cost, a control_cost or measurements, got none of them"
+            )
         if isinstance(start, Control):
             self.check_space("start", start.space)
 
     def __repr__(self) -> str:
         pieces = (self.dynamics, self.initial_state, self.terminal_cost, self.running_cost, *self.control_cost)
-        kinds = ", ".join(type(piece).__name__ for piece in pieces if piece is not None)
+        kinds = ", ".join(type(piece).__name__ for piece in (*pieces, self.measurements) if piece is not None)
         horizon = "free" if isinstance(self.horizon, Parameter) else f"{self.horizon:g}"
         sizes = f"horizon={horizon}, control_size={self.control_size}, parameter_size={self.parameter_size}"
         return f"ControlProblem({kinds}, {sizes})"
@@ -198,12 +207,28 @@ class ControlProblem:
             for name, (piece, arguments) in {**pieces, "terminal_cost": (self.terminal_cost, 1)}.items()
             if isinstance(piece, FunctionDynamics | RunningFunction | TerminalFunction)
         }
-        for name, (function, arguments) in {**plain, **constraints}.items():
+        observe = None if self.measurements is None else self.measurements.observe
+        for name, (function, arguments) in {**plain, **constraints, "observe": (observe, 1)}.items():
             if function is not None and not self.parameters.size:
                 check_arguments(name, function, arguments)
 
+    def _check_measurements(self) -> None:
+        if self.measurements is None:
+            return
+        if not isinstance(self.measurements, Measurements):
+            raise TypeError(
+                f"measurements: expected Measurements(times, values), got {type(self.measurements).__name__}"
+            )
+        if isinstance(self.horizon, Parameter):
+            raise ValueError("measurements: expected a fixed horizon, since their times are fixed, got a free one")
+        self.measurements.check(self.horizon)
+
     def _equation(self) -> Equation:
-        return as_equation(self.dynamics, self.running_cost, self.parameters, self.path_constraint)
+        observation = None
+        if self.measurements is not None:
+            m, T = self.dynamics.control_size, self.grid(1).horizon
+            observation = Observation(self.measurements, m, self.parameters, T)
+        return as_equation(self.dynamics, self.running_cost, self.parameters, self.path_constraint, observation)
 
     def take(self, indices: Tensor) -> ControlProblem:
         """The same problem on some of its samples, in the given order.
@@ -216,10 +241,10 @@ class ControlProblem:
             If a piece that depends on the samples cannot be divided.
         """
         taken = copy.copy(self)  # what was checked need not be checked for each batch
-        for name in ("initial_state", "terminal_cost", "running_cost"):
+        for name in ("initial_state", "terminal_cost", "running_cost", "measurements"):
             piece = getattr(self, name)
             vars(taken)[name] = None if piece is None else take(name, piece, indices)
-        if taken.running_cost is not self.running_cost:
+        if taken.running_cost is not self.running_cost or taken.measurements is not None:
             vars(taken)["equation"] = taken._equation()
         return taken
 

@@ -37,6 +37,8 @@ def _check_at(problem: ControlProblem, t: float, q: Tensor, x: Tensor, u: Tensor
     f, L, Phi = problem.equation.dynamics, problem.equation.running_cost, problem.terminal_cost
     _check_states("initial_state", problem.initial_state(q), lambda part: problem.take(part).initial_state(q))
     _check_states("dynamics", f(t, x, u), lambda part: f(t, x[part], u))
+    if (y := problem.equation.observation) is not None:
+        _check_states("observe", y(x, q), lambda part: y.take(part)(x[part], q))
     if L is not None:
         _check_mean("running_cost", L, x, lambda L, x: L(t, x, u), L.derivative(t, x, u)[0])
     if Phi is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ocp.problem.costs import RunningFunction
 from ocp.problem.dynamics import FunctionDynamics
 from ocp.problem.functions import jacobian
+from ocp.problem.measurements import Observation
 from ocp.problem.parameters import ParameterSet, takes_parameters
 from ocp.problem.protocols import (
     Checked,
@@ -44,16 +45,23 @@ class Equation:
         The pieces.
     control_size, parameter_size : int
         The numbers of u and q in the vector; 0 for q if the pieces do not depend on it.
+    observation : Observation, optional
+        Of measurements, if there are any.
     """
 
     dynamics: Dynamics
     running_cost: RunningCost | None
     control_size: int
     parameter_size: int = 0
+    observation: Observation | None = None
 
 
 def as_equation(
-    dynamics: Dynamics, running_cost: RunningCost | None, parameters: ParameterSet, more: Callable[..., Any] | None
+    dynamics: Dynamics,
+    running_cost: RunningCost | None,
+    parameters: ParameterSet,
+    more: Callable[..., Any] | None,
+    observation: Observation | None = None,
 ) -> Equation:
     """The equation of a problem; ``more`` is a path constraint, which may depend on the parameters, too.
 
@@ -65,8 +73,9 @@ def as_equation(
     m, f, L, shared = dynamics.control_size, dynamics, running_cost, isinstance(dynamics, OfPart)
     given = {"dynamics": _function(f), "running_cost": _function(L), "path_constraint": more}
     depends = any(takes_parameters(function, 3) for function in given.values() if function is not None)
+    depends = depends or (observation is not None and observation.measurements.takes_parameters)
     if not ((depends and parameters.size) or shared or parameters.free_horizon):
-        return Equation(f, L, m)
+        return Equation(f, L, m, observation=observation)
     size = m + parameters.size
     if parameters.free_horizon:
         if shared:
@@ -80,7 +89,7 @@ def as_equation(
     if L is not None:
         rate = None if integrand is None else _rate(integrand, m, parameters)
         L = _CostOfControl(L, m) if rate is None else RunningFunction(rate)
-    return Equation(f, L, m, parameters.size)
+    return Equation(f, L, m, parameters.size, observation)
 
 
 def with_parameters(

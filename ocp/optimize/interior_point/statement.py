@@ -37,6 +37,8 @@ def check(discretization: Discretization) -> None:
         raise ValueError(
             f"method: InteriorPoint expected at most {MOST} numbers in state and control, got {x.numel() + u.numel()}"
         )
+    if problem.measurements is not None:
+        raise ValueError("method: InteriorPoint expected a problem without measurements, got some; LBFGS() takes them")
     for cost in problem.control_cost:
         if not isinstance(cost, Tikhonov):
             raise ValueError(f"method: InteriorPoint expected control costs of the kind Tikhonov, got {cost!r}")
