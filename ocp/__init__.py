@@ -35,6 +35,7 @@ from ocp.problem.parameters import Parameter
 from ocp.problem.protocols import Dynamics
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
+from ocp.run.fit import Fit, fit
 from ocp.run.minimize import accuracy, minimize
 from ocp.run.results import Record, Result, Target
 from ocp.run.stopping import Stop
@@ -68,12 +69,12 @@ __version__ = "0.1.0"
 __all__ = [
     "CONSTANT", "LBFGS", "LINEAR", "MGOPT", "Adaptive", "Always", "Armijo", "AugmentedLagrangian", "Batches",
     "Binomial", "Bounds", "Checkpoint", "ConstantJacobian", "Control", "ControlProblem", "ControlSpace", "CrossEntropy",
-    "Cycle", "DenseLU", "Dynamics", "Earned", "Evaluation", "Forgetful", "FunctionDynamics", "GradientDescent",
+    "Cycle", "DenseLU", "Dynamics", "Earned", "Evaluation", "Fit", "Forgetful", "FunctionDynamics", "GradientDescent",
     "InteriorPoint", "LeastSquares", "Measured", "Measurements", "Method", "ModuleDynamics", "Nested", "NewtonCG",
     "NonlinearCG", "Objective", "Parameter", "QuadraticRunning", "Readout", "Record", "ReducedObjective", "Report",
     "Result", "Reversible", "RungeKutta", "Scheduled", "SciPy", "Settled", "ShiftedObjective", "Slope", "SolveError",
     "State", "Status", "Stop", "StoreAll", "StrongWolfe", "Study", "Tableau", "Target", "Tikhonov", "TimeGrid",
     "TimeSmoothness", "TorchOptimizer", "Trajectory", "Transfer", "TrustRegion", "Verlet", "Visit", "Watch", "accuracy",
-    "discretize", "drift", "layers", "minimize", "network", "plots", "quick_check", "residual_network",
+    "discretize", "drift", "fit", "layers", "minimize", "network", "plots", "quick_check", "residual_network",
     "taylor_test", "verify",
 ]
