@@ -18,10 +18,11 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from ocp.adjoint.trajectory import Trajectory
+from ocp.run.fit import Fit
 from ocp.run.results import Record, Result, Target
 from ocp.verification.verify import Report
 
-__all__ = ["convergence", "grids", "taylor", "trajectory"]
+__all__ = ["convergence", "grids", "residuals", "taylor", "trajectory"]
 
 #: Colors that stay apart in print and for color-blind readers: Wong (2011), "Points of view: color blindness".
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -241,7 +242,7 @@ def trajectory(trajectory: Trajectory) -> Figure:
     u, gradient = (_at_nodes(held)[:, None] for held in (trajectory.u, trajectory.gradient))
     bounds = [_at_nodes(bound) for bound in (trajectory.lower, trajectory.upper) if bound is not None]
     panels = [("state", "x", x), ("control", "u", u), ("costate", "p", p), ("gradient", "g", gradient)]
-    panels = panels if bounds else panels[:-1]
+    panels = [panel for panel in (panels if bounds else panels[:-1]) if panel[2].shape[2]]  # there may be no control
     figure, axes = _figure((8, 0.6 + 2.2 * len(panels)), len(panels), sharex=True)
     for axis, (title, symbol, values) in zip(axes.flat, panels, strict=True):
         samples, components = values.shape[1:]
@@ -319,6 +320,32 @@ def _image(axis: Axes, t: np.ndarray, values: np.ndarray, held: bool) -> None:
     axis.figure.colorbar(mesh, cax=axis.inset_axes((1.02, 0, 0.02, 1)))
     axis.set_ylabel(f"{axis.get_ylabel()}, by component")
     axis.grid(False)
+
+
+def residuals(fit: Fit) -> Figure:
+    """A fit: data and what is observed of the fitted trajectory on top, residuals in standard deviations below.
+
+    A color for each number that is observed at a time, for all samples alike. The band holds 95 % of normal noise.
+    """
+    if not isinstance(fit, Fit):
+        raise TypeError(f"fit: expected a Fit, as from ocp.fit(problem, steps), got {type(fit).__name__}")
+    figure, axes = _figure((8, 5.5), 2, sharex=True, height_ratios=(3, 2))
+    (top, bottom), measurements = axes.flat, fit.measurements
+    t, curves, left = fit.trajectory.t.cpu().numpy(), fit.fitted.cpu().numpy(), fit.residuals.cpu()
+    values = measurements.values.to(left).expand(left.shape).numpy()
+    times = np.broadcast_to(measurements.times.cpu().numpy(), left.shape[:2])
+    scaled = (left * (measurements.weights.to(left) / fit.variance).sqrt()).numpy()
+    for i in range(left.shape[2]):
+        color, label = COLORS[i % len(COLORS)], f"$y_{{{i + 1}}}$" if left.shape[2] > 1 else "$y$"
+        top.plot(t, curves[:, :, i], color=color, linewidth=1.2, alpha=0.8)
+        top.plot(times.ravel(), values[:, :, i].ravel(), "o", color=color, markersize=4, fillstyle="none", label=label)
+        bottom.plot(times.ravel(), scaled[:, :, i].ravel(), "o", color=color, markersize=4, fillstyle="none")
+    bottom.axhspan(-1.96, 1.96, color="0.9", zorder=0)
+    bottom.axhline(0.0, color="black", linewidth=0.8)
+    bottom.set(xlabel="time", xlim=(t[0], t[-1]), ylabel="residual / std. deviation")
+    top.set_ylabel("observed")
+    top.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
 
 
 def taylor(report: Report) -> Figure:
