@@ -90,6 +90,7 @@ class RunSpec:
     method : callable
         How to use the grids: `single`, `nested`, `mgopt`, `augmented`, `interior`, or another function of the levels,
         the smoother, the batches, and ``interpolation`` and ``refine``, which returns a `Method`. It goes by its name.
+        Without a control, `nested` and `mgopt` are `single`.
     smoother, steps, integrator, stop, checkpoint, processes : optional
         As in `minimize`, where the smoother is the method on each grid.
     levels : int, optional
@@ -133,7 +134,7 @@ def solve(name: str, study: Study, run: RunSpec) -> Result:
     return result.describe(
         problem=name,
         label=run.label,
-        method=run.method.__name__,
+        method=_way(study, run).__name__,
         smoother=(smoother.optimizer if isinstance(smoother, TorchOptimizer) else type(smoother)).__name__,
         levels=_levels(study, run),
         seed=run.seed,
@@ -154,9 +155,14 @@ def _arguments(study: Study, run: RunSpec) -> dict[str, Any]:
     }
 
 
+def _way(study: Study, run: RunSpec) -> Callable[..., Method]:
+    """How to use the grids: one of them where there are parameters only, which are the same on all."""
+    return single if run.method in (nested, mgopt) and not study.problem.dynamics.control_size else run.method
+
+
 def _levels(study: Study, run: RunSpec) -> int:
     """The number of grids."""
-    if run.method in (single, interior):
+    if _way(study, run) in (single, interior):
         return 1
     steps = run.steps or study.steps
     finest = steps.first if isinstance(steps, Adaptive) else steps
@@ -169,15 +175,17 @@ def _batches(run: RunSpec) -> Batches | None:
 
 def _method(study: Study, run: RunSpec) -> Method:
     """The method with which a run solves a study."""
-    if run.method is single and run.levels is not None:
-        raise ValueError(f"levels: expected none for the method single, which works on one grid, got {run.levels}")
+    way = _way(study, run)
+    if way is single and run.levels is not None:
+        why = "the method single" if run.method is single else "a problem without control"
+        raise ValueError(f"levels: expected none for {why}, which works on one grid, got {run.levels}")
     if run.method is interior and (run.levels is not None or run.smoother is not None):
         raise ValueError("levels, smoother: expected none for the method interior, which has its own, got one of them")
     batches, refine = _batches(run), study.refine
     if batches is not None:
         refine = Scheduled(EPOCHS * batches.per_epoch(discretize(study.problem, 1).work.samples))
     smoother = run.smoother or study.smoother
-    return run.method(_levels(study, run), smoother, batches, interpolation=study.interpolation, refine=refine)
+    return way(_levels(study, run), smoother, batches, interpolation=study.interpolation, refine=refine)
 
 
 @dataclass(frozen=True)

@@ -429,3 +429,18 @@ def test_the_test_accuracy_of_a_chosen_grid_is_that_on_it():
     result = solve("learning", learning(0), RunSpec(single, steps=Adaptive(0.5, first=2, limit=8), stop=stop))
     assert result.about["steps"] > 2
     assert result.test_accuracy == accuracy(learning(0).test, result)
+
+
+def test_a_problem_without_control_is_solved_on_one_grid_whatever_the_method():
+    decay = ControlProblem(
+        lambda t, x, u, q: -q.k * x,
+        torch.ones(1, 1),
+        lambda x: (x - 0.5).square().sum(),
+        control_size=0,
+        parameters={"k": 0.1},
+    )
+    result = solve("decay", Study(decay, steps=8), RunSpec(mgopt))
+    assert result.success
+    assert (result.about["method"], result.about["levels"]) == ("single", 1)
+    with pytest.raises(ValueError, match=r"levels: expected none for a problem without control, .* got 2"):
+        solve("decay", Study(decay, steps=8), RunSpec(mgopt, levels=2))
