@@ -30,20 +30,22 @@ class Bidiagonal:
     Parameters
     ----------
     A : array of shape (n, n, N)
+        In float64 or float32.
     """
 
-    def __init__(self, A: NDArray[np.float64]):
+    def __init__(self, A: NDArray[Any]):
         n, _, N = A.shape
-        self._band = np.zeros(((N + 1) * n, 2 * n))  # entry (i, j) in row j, column i - j; ones on the diagonal
+        self._band = np.zeros(
+            ((N + 1) * n, 2 * n), A.dtype
+        )  # entry (i, j) in row j, column i - j; ones on the diagonal
         item = self._band.itemsize
         blocks = as_strided(self._band.reshape(-1)[n:], (N, n, n), (2 * n * n * item, (2 * n - 1) * item, item))
         np.negative(A.transpose(2, 1, 0), out=blocks)
 
-    def solve(self, right: NDArray[np.float64], transposed: bool = False) -> NDArray[np.float64]:
+    def solve(self, right: NDArray[Any], transposed: bool = False) -> NDArray[Any]:
         """The solution x, or that of the transposed equations, for r of shape (N + 1, n)."""
-        found = lapack.dtbtrs(self._band.T, right.reshape(-1, 1), uplo="L", trans="T" if transposed else "N", diag="U")[
-            0
-        ]
+        solve = lapack.dtbtrs if self._band.dtype == np.float64 else lapack.stbtrs
+        found = solve(self._band.T, right.reshape(-1, 1), uplo="L", trans="T" if transposed else "N", diag="U")[0]
         return np.reshape(found, right.shape)
 
 

@@ -1,5 +1,6 @@
 """Which path a sweep takes through its steps: the one place that decides, from what problem and integrator support.
 
+- `Simultaneous`, all steps at once: many Runge-Kutta steps of few numbers, with dynamics that are `Vectorized`;
 - `Staged`, blocks of stages: explicit Runge-Kutta with dynamics that are `StageWise`;
 - `Taped`, segments recorded by autograd: problems and integrators that are `Traceable`;
 - `Stepwise`, one step after the other: everything else;
@@ -10,25 +11,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TypeGuard
 
+import torch
 from torch import Tensor
 
 from ocp.adjoint.discretization import Discretization
 from ocp.adjoint.recomputed import Recomputed
+from ocp.adjoint.sample_steps import samples_are_independent
 from ocp.adjoint.schedules import Schedule
+from ocp.adjoint.simultaneous import Simultaneous
 from ocp.adjoint.staged import Staged
 from ocp.adjoint.stepwise import Stepwise
 from ocp.adjoint.taped import Taped
 from ocp.adjoint.tapes import Tape
 from ocp.integrators.integrator import StageWiseIntegrator
-from ocp.problem.protocols import Batched, Bindable, StageWise, capability_applies, is_traceable
+from ocp.integrators.linear_solvers import DenseLU
+from ocp.integrators.runge_kutta import RungeKutta
+from ocp.problem.protocols import Batched, Bindable, StageWise, Vectorized, capability_applies, is_traceable
 from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["choose", "supports_linearization"]
 
 #: The least number of steps for which a schedule calls a tape, which spreads the fixed cost of the call.
 CHUNK_STEPS = 4
+
+#: The least number of steps for which taking all at once pays, and the most numbers in a state, and in each of its
+#: samples if these do not depend on each other: tuned on oscillators, the pole on a cart and the heat equation.
+SIMULTANEOUS_STEPS, SIMULTANEOUS_NUMBERS, SAMPLE_NUMBERS = 256, 64, 8
 
 
 def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u: StepControl) -> Tape:
@@ -39,15 +50,44 @@ def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u:
     integrator, grid, x = discretization.stepper, discretization.grid, x.contiguous()
     steps, span = grid.steps, schedule.needs(grid.steps).span
     capacity = min(max(span, CHUNK_STEPS), steps)
-    found = _fast(discretization, capacity, x, u)
-    if span == steps and found is not None:
-        return found
-    plain = Stepwise(integrator, grid, x.new_empty(capacity + 1, *x.shape))
+
+    def plain() -> Stepwise:
+        return Stepwise(integrator, grid, x.new_empty(capacity + 1, *x.shape))
+
+    def in_turn() -> Tape:
+        return _fast(discretization, capacity, x, u) or plain()
+
     if span == steps:
-        return plain
+        return _simultaneous(discretization, x, u, in_turn) or in_turn()
+    few, back = in_turn(), plain()
     # A tape of autograd would be a waste for steps that are only walked through.
-    walk = plain if found is None or isinstance(found, Taped) else found
-    return Recomputed(schedule, steps, x, found or plain, plain, walk, capacity)
+    return Recomputed(schedule, steps, x, few, back, back if isinstance(few, Taped) else few, capacity)
+
+
+def _simultaneous(discretization: Discretization, x: Tensor, u: Tensor, loop: Callable[[], Tape]) -> Tape | None:
+    """A tape that takes all steps at once, or ``loop`` where that fails; None if it does not apply or does not pay."""
+    integrator, grid, equation = discretization.integrator, discretization.grid, discretization.problem.equation
+    f, L = equation.dynamics, equation.running_cost
+    suits = (
+        grid.steps >= SIMULTANEOUS_STEPS
+        and x.numel() <= SIMULTANEOUS_NUMBERS
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and type(integrator) is RungeKutta
+        and integrator.solver == DenseLU()
+        and (L is None or (_is_batched(L) and L.supports_batches(x, u)))
+        and isinstance(f, Vectorized)
+        and capability_applies(f, "along", "__call__", "vjp")
+    )
+    if not suits:
+        return None
+    starts = x.new_tensor(grid.nodes[:-1])
+    times = torch.cat([starts + c * grid.h for c in sorted(set(integrator.tableau.c))])
+    if not f.supports_points(times, x, u):
+        return None
+    samples = len(x) if samples_are_independent(f, x, u) else 1
+    fits = x.numel() <= SAMPLE_NUMBERS * samples
+    return Simultaneous(integrator, grid, x.shape, samples, loop) if fits else None
 
 
 def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -> Tape | None:
@@ -68,8 +108,8 @@ def _fast(discretization: Discretization, capacity: int, x: Tensor, u: Tensor) -
         and is_traceable(f, "__call__", "vjp")
         and (L is None or is_traceable(L, "__call__", "derivative"))
     )
-    batched = capability_applies(L, "derivative_along", "__call__", "derivative")
-    along = L is None or (batched and isinstance(L, Batched) and L.supports_batches(x, u))
+    batched = _is_batched(L)
+    along = L is None or (_is_batched(L) and L.supports_batches(x, u))
     stage = f.stage_layout(x, u) if tableau is not None and _is_stage_wise(f) else None
     if tableau is not None and stage is not None and (along or not by_autograd):
         # A running cost sees the stages, and may expect them to be contiguous.
@@ -91,6 +131,10 @@ def supports_linearization(discretization: Discretization) -> bool:
         and _is_stage_wise(f)
         and f.stage_layout(*discretization.example()) is not None
     )
+
+
+def _is_batched(L: object) -> TypeGuard[Batched]:
+    return isinstance(L, Batched) and capability_applies(L, "derivative_along", "__call__", "derivative")
 
 
 def _is_stage_wise(f: object) -> TypeGuard[StageWise]:

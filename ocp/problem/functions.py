@@ -205,6 +205,20 @@ class Mapped:
         shift = torch.linspace(0, 0.2, 3, dtype=torch.float64).to(x)  # not rounded to single precision
         return self.agrees(shift, x + shift.view(-1, *[1] * x.ndim), u + shift[:, None])
 
+    def agrees_at(self, t: Tensor, x: Tensor, u: Tensor) -> bool:
+        """Whether the values of the mapped function are those of the function at all these times."""
+        try:
+            self._plain(_Untimely(), x, u)
+        except Exception:  # anything: it uses the time
+            x, u = (a.expand(len(t), *a.shape) for a in (x, u))
+            return same(self.together(t, x, u).detach(), self._one_by_one(t, x, u).detach())
+        return True
+
+    def together(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        """The values at n points by the mapped function, stacked; autograd can follow. Raises what that raises."""
+        mapped: Tensor = torch.func.vmap(self._plain)(t, x, u)
+        return mapped
+
     def __call__(self, t: Tensor, x: Tensor, u: Tensor, values: Tensor | None = None) -> Tensor:
         """The values at n points, stacked; autograd can follow.
 
@@ -214,7 +228,7 @@ class Mapped:
             self.agrees(t, x, u)
         if self.agreed:
             try:
-                mapped: Tensor = torch.func.vmap(self._plain)(t, x, u)
+                mapped = self.together(t, x, u)
                 if values is None or same(mapped.detach(), values):
                     return mapped
             except Exception:  # it needs numbers after all
@@ -224,3 +238,13 @@ class Mapped:
     def _one_by_one(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         points = zip(t.tolist(), x.unbind(0), u.unbind(0), strict=True)
         return torch.stack([call(self.name, self.function, t=t, x=x, u=u) for t, x, u in points])
+
+
+class _Untimely:
+    """In place of a time for functions that ignore it: no number, and whoever uses it finds out."""
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("time is not to be compared")
+
+    def __bool__(self) -> bool:
+        raise TypeError("time is not a truth value")

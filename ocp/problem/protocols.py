@@ -41,6 +41,7 @@ __all__ = [
     "StateEquation",
     "TerminalCost",
     "Traceable",
+    "Vectorized",
     "capability_applies",
     "is_traceable",
 ]
@@ -183,6 +184,17 @@ class StateEquation(Protocol):
 
     @property
     def running_cost(self) -> RunningCost | None: ...
+
+
+@runtime_checkable
+class Vectorized(Dynamics, Protocol):
+    """Dynamics that can be evaluated at n points at once, in torch operations that autograd can follow."""
+
+    def supports_points(self, t: Tensor, x: BatchState, u: StepControl) -> bool:
+        """Whether they can, at these times, for such a state and control."""
+
+    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        """f at n points: times of shape (n,), states (n, batch, *state), controls (n, m)."""
 
 
 @runtime_checkable
