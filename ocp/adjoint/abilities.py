@@ -13,9 +13,10 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.costs import QuadraticRunning, Readout, RunningFunction, TerminalFunction
 from ocp.problem.differences import nearby
 from ocp.problem.dynamics import FunctionDynamics, ModuleDynamics
+from ocp.problem.functions import pullback
 from ocp.problem.initial_state import Opening, StateFunction
 from ocp.problem.layers import Convolution, Dense
-from ocp.problem.protocols import Batched, SecondOrder, Stages, StageWise, capability_applies
+from ocp.problem.protocols import Batched, SecondOrder, Stages, StageWise, Vectorized, capability_applies
 
 __all__ = ["inspect_abilities"]
 
@@ -69,6 +70,9 @@ def inspect_abilities(problem: ControlProblem, q: Tensor, x: Tensor, u: Tensor) 
         layout = f.stage_layout(x, u)
         if layout is not None:
             _compare_stages(f, t, points["x"], points["u"], layout)
+    vectorized = isinstance(f, Vectorized) and capability_applies(f, "along", "__call__", "vjp")
+    if isinstance(f, Vectorized) and vectorized and type(f) not in OURS and f.supports_points(t, x, u):
+        _compare_points(f, t, points["x"], points["u"])
 
 
 Method = tuple[str, str, Callable[..., Any], Mapping[str, Tensor], Mapping[str, Tensor]]
@@ -118,6 +122,17 @@ def _compare_along(L: Any, t: Tensor, x: Tensor, u: Tensor) -> None:
     expected = zip(*[L.derivative(*point) for point in points], strict=True)
     for part, single in zip(found, expected, strict=True):
         _agree("running_cost", "derivative_along(t, x, u)", part, torch.stack(single))
+
+
+def _compare_points(f: Any, t: Tensor, x: Tensor, u: Tensor) -> None:
+    """Refuse dynamics whose values or derivatives at many points differ from those at one."""
+    arguments, points = {"t": t, "x": x, "u": u}, list(zip(t.tolist(), x, u, strict=True))
+    values = _call("dynamics", "along(t, x, u)", f.along, arguments)
+    _agree("dynamics", "along(t, x, u)", values, torch.stack([f(*point) for point in points]))
+    found = pullback(lambda x, u: f.along(t, x, u), (x, u), torch.ones_like(x))
+    expected = zip(*[f.vjp(*point, torch.ones_like(point[1])) for point in points], strict=True)
+    for part, single in zip(found, expected, strict=True):
+        _agree("dynamics", "along(t, x, u)", part, torch.stack(single), "derivatives")
 
 
 def _compare_stages(f: Any, t: Tensor, x: Tensor, u: Tensor, layout: Tensor) -> None:

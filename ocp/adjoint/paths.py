@@ -39,7 +39,7 @@ CHUNK_STEPS = 4
 
 #: The least number of steps for which taking all at once pays, and the most numbers in a state, and in each of its
 #: samples if these do not depend on each other: tuned on oscillators, the pole on a cart and the heat equation.
-SIMULTANEOUS_STEPS, SIMULTANEOUS_NUMBERS, SAMPLE_NUMBERS = 256, 64, 8
+SIMULTANEOUS_STEPS, SIMULTANEOUS_NUMBERS, SAMPLE_NUMBERS = 256, 128, 6
 
 
 def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u: StepControl) -> Tape:
@@ -68,22 +68,16 @@ def _simultaneous(discretization: Discretization, x: Tensor, u: Tensor, loop: Ca
     """A tape that takes all steps at once, or ``loop`` where that fails; None if it does not apply or does not pay."""
     integrator, grid, equation = discretization.integrator, discretization.grid, discretization.problem.equation
     f, L = equation.dynamics, equation.running_cost
-    suits = (
-        grid.steps >= SIMULTANEOUS_STEPS
-        and x.numel() <= SIMULTANEOUS_NUMBERS
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and type(integrator) is RungeKutta
-        and integrator.solver == DenseLU()
-        and (L is None or (_is_batched(L) and L.supports_batches(x, u)))
-        and isinstance(f, Vectorized)
-        and capability_applies(f, "along", "__call__", "vjp")
-    )
-    if not suits:
+    pays = grid.steps >= SIMULTANEOUS_STEPS and x.numel() <= SIMULTANEOUS_NUMBERS
+    if not (pays and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)):
+        return None
+    if not (type(integrator) is RungeKutta and integrator.solver == DenseLU()):
+        return None
+    if not (isinstance(f, Vectorized) and capability_applies(f, "along", "__call__", "vjp")):
         return None
     starts = x.new_tensor(grid.nodes[:-1])
     times = torch.cat([starts + c * grid.h for c in sorted(set(integrator.tableau.c))])
-    if not f.supports_points(times, x, u):
+    if not (L is None or (_is_batched(L) and L.supports_batches(x, u))) or not f.supports_points(times, x, u):
         return None
     samples = len(x) if samples_are_independent(f, x, u) else 1
     fits = x.numel() <= SAMPLE_NUMBERS * samples

@@ -63,7 +63,7 @@ class SampleSteps:
         Explicit or diagonally implicit.
     h : float
     shape : torch.Size
-        Of a state: (batch, *state). It may have fewer samples than ``batch``: one is right if they depend on each other.
+        Of a state: (batch, *state). If its samples depend on each other, all of them are one sample here.
     """
 
     def __init__(self, dynamics: Vectorized, tableau: Tableau, h: float, shape: torch.Size):
@@ -168,7 +168,8 @@ class SampleSteps:
         """The solutions y of (I - a df/dx) y = right, shape (n, k, samples, N); not finite where it is singular."""
         matrices, columns = ((_one(by_state) - a * by_state), right)
         solution, info = torch.linalg.solve_ex(matrices.permute(2, 3, 0, 1), columns.permute(2, 3, 0, 1))
-        return solution.masked_fill_((info != 0)[..., None, None], torch.nan).permute(2, 3, 0, 1)
+        y: Tensor = solution.masked_fill_((info != 0)[..., None, None], torch.nan).permute(2, 3, 0, 1)
+        return y
 
 
 def samples_are_independent(f: Vectorized, x: BatchState, u: StepControl) -> bool:

@@ -79,7 +79,7 @@ class Simultaneous:
             nodes = self._trajectory()
         except Unusable:
             nodes = None
-        self._simultaneous = nodes is not None
+        self.succeeded = nodes is not None
         if nodes is None:
             cost = self._loop.forward(problem, first, x, path)
             self.end = self._loop.end
@@ -94,10 +94,10 @@ class Simultaneous:
 
     @property
     def states(self) -> NodeStates:
-        return self._steps.points(self._nodes).contiguous() if self._simultaneous else self._loop.states
+        return self._steps.points(self._nodes).contiguous() if self.succeeded else self._loop.states
 
     def backward(self, p: BatchState, derivative: ControlPath) -> BatchState:
-        if self._simultaneous:
+        if self.succeeded:
             start, by_control = self._costates(p)
             if bool(start.isfinite().all() & by_control.isfinite().all()):
                 derivative.copy_(by_control)
@@ -166,7 +166,7 @@ class Simultaneous:
         return x if not refine or negligible(update, size, eps**0.75) else None
 
     def _costates(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """The costate at the start, and the derivatives by the path; NaN if samples turn out to depend on each other."""
+        """The costate at the start, and the derivatives by the path: NaN if samples depend on each other after all."""
         steps, u, nodes = self._steps, self._path, self._nodes
         h, c, L = steps.h, steps.tableau.c, self._problem.running_cost
         stages = [steps.record(self._t + h * ci, x, u) for ci, x in zip(c, self._stages, strict=True)]

@@ -25,10 +25,10 @@ def combine(x: Tensor, scale: float, weights: Weights, tensors: Sequence[Tensor]
 
 def advance(
     tableau: Tableau,
-    t: float,
+    t: Any,
     h: float,
     x: Tensor,
-    slope: Callable[[int, float, Tensor], Tensor],
+    slope: Callable[[int, Any, Tensor], Tensor],
     first: int = 0,
     states: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
@@ -38,6 +38,8 @@ def advance(
 
     Parameters
     ----------
+    t : float or Tensor
+        Many steps can be taken at once, each from a time and a state of its own.
     slope : callable
         ``slope(first + i, t + c_i h, r_i)`` returns K_i for r_i = x + h sum_{j < i} a_ij K_j, the state of the stage
         if that is explicit.

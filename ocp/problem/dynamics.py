@@ -67,9 +67,6 @@ class FunctionDynamics:
         """The state where Jacobians at all steps at once are faster: small states of functions that can be mapped."""
         return x if x.numel() <= JACOBIAN_NUMBERS and self._mapped.agrees_near(x, u) else None
 
-    def along(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
-        return self._mapped(t, x, u)
-
     def supports_points(self, t: Tensor, x: BatchState, u: StepControl) -> bool:
         return self._mapped.agrees_near(x, u) and self._mapped.agrees_at(t, x, u)
 

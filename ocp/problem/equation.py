@@ -81,6 +81,8 @@ def as_equation(
         if shared:
             raise ValueError("horizon: expected a number for dynamics whose weights all steps share, got a Parameter")
         given |= {name: _traced(name, piece) for name, piece in (("dynamics", f), ("running_cost", L))}
+    elif given["dynamics"] is not None and is_traceable(L, "__call__", "derivative"):
+        given["running_cost"] = _traced("running_cost", L)
     function, integrand = given["dynamics"], given["running_cost"]
     if function is not None:
         f = FunctionDynamics(_rate(function, m, parameters), size)

@@ -5,8 +5,8 @@ the shape of the state. Times are floats. ``dx``, ``du``, ``dq`` are directions,
 
 The optional methods are protocols, which ``isinstance`` recognizes; nothing has to be inherited or registered. Every
 piece may be `SecondOrder`, for Hessian products; costs and initial states `Divisible`, for mini-batches; terminal costs
-a `Classifier`. For faster sweeps, dynamics may be `StageWise`, `Bindable` or `SampleWise`, running costs
-`Batched`, and both `Traceable`.
+a `Classifier`. For faster sweeps, dynamics may be `Vectorized`, `StageWise`, `Bindable` or `SampleWise`,
+running costs `Batched`, and both `Traceable`.
 """
 
 from __future__ import annotations
