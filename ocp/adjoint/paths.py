@@ -37,9 +37,11 @@ __all__ = ["choose", "supports_linearization"]
 #: The least number of steps for which a schedule calls a tape, which spreads the fixed cost of the call.
 CHUNK_STEPS = 4
 
-#: The least number of steps for which taking all at once pays, and the most numbers in a state, and in each of its
-#: samples if these do not depend on each other: tuned on oscillators, the pole on a cart and the heat equation.
-SIMULTANEOUS_STEPS, SIMULTANEOUS_NUMBERS, SAMPLE_NUMBERS = 256, 128, 6
+#: The least number of steps for which taking all of them at once pays.
+EXPLICIT_STEPS, IMPLICIT_STEPS = 256, 32
+#: The most numbers for which it pays, in a state and in each of its samples if these do not depend on each other.
+#: All tuned on the Van der Pol oscillator, alone and in batches, the pole on a cart and tanh layers.
+ALL_NUMBERS, SAMPLE_NUMBERS = 128, 6
 
 
 def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u: StepControl) -> Tape:
@@ -59,19 +61,20 @@ def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u:
 
     if span == steps:
         return _simultaneous(discretization, x, u, in_turn) or in_turn()
-    few, back = in_turn(), plain()
+    found, back = _fast(discretization, capacity, x, u), plain()
     # A tape of autograd would be a waste for steps that are only walked through.
-    return Recomputed(schedule, steps, x, few, back, back if isinstance(few, Taped) else few, capacity)
+    walk = back if found is None or isinstance(found, Taped) else found
+    return Recomputed(schedule, steps, x, found or back, back, walk, capacity)
 
 
 def _simultaneous(discretization: Discretization, x: Tensor, u: Tensor, loop: Callable[[], Tape]) -> Tape | None:
     """A tape that takes all steps at once, or ``loop`` where that fails; None if it does not apply or does not pay."""
     integrator, grid, equation = discretization.integrator, discretization.grid, discretization.problem.equation
     f, L = equation.dynamics, equation.running_cost
-    pays = grid.steps >= SIMULTANEOUS_STEPS and x.numel() <= SIMULTANEOUS_NUMBERS
-    if not (pays and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)):
-        return None
     if not (type(integrator) is RungeKutta and integrator.solver == DenseLU()):
+        return None
+    many = grid.steps >= (EXPLICIT_STEPS if integrator.tableau.explicit else IMPLICIT_STEPS)
+    if not (many and x.numel() <= ALL_NUMBERS and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)):
         return None
     if not (isinstance(f, Vectorized) and capability_applies(f, "along", "__call__", "vjp")):
         return None

@@ -23,8 +23,10 @@ __all__ = ["Simultaneous"]
 
 #: The most iterations. From the trajectory on a coarser grid two or three are enough.
 ITERATIONS = 8
-#: How many steps of a grid make one of the grid where the first guess comes from; that has at least `FEWEST` / 8 steps.
-COARSENING, FEWEST = 8, 32
+#: How many steps of a grid make one of the next coarser grid.
+COARSENING = 8
+#: The most steps on the coarsest grid, where they are taken in turn: implicit ones take longer, and may be large.
+EXPLICIT_STEPS, IMPLICIT_STEPS = 32, 8
 #: To what accuracy trajectories on coarser grids are computed.
 ROUGH = 1e-3
 
@@ -127,7 +129,8 @@ class Simultaneous:
         """States from the trajectory of the averaged control on a coarser grid; None if that is not finite."""
         steps = -(-len(path) // COARSENING)
         coarse, found = adaptive_avg_pool1d(path.mT[None], steps)[0].mT, None
-        guess = self._guess(coarse) if steps > FEWEST else None
+        coarsest = steps <= (EXPLICIT_STEPS if self.integrator.tableau.explicit else IMPLICIT_STEPS)
+        guess = None if coarsest else self._guess(coarse)
         if guess is not None:
             found = self._settled(guess, coarse, ROUGH)
         if found is None:

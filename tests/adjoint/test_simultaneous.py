@@ -65,12 +65,16 @@ PROBLEMS = {
 def both(monkeypatch):
     """The objective of a problem with all steps at once, its tape and the objective with the steps in turn."""
 
+    def at_least(steps):
+        monkeypatch.setattr(paths, "EXPLICIT_STEPS", steps)
+        monkeypatch.setattr(paths, "IMPLICIT_STEPS", steps)
+
     def pair(problem, steps=STEPS, scheme="rk4"):
         at_once, in_turn = discretize(problem, steps, scheme), discretize(problem, steps, scheme)
         u = at_once.discretization.start().flat
-        monkeypatch.setattr(paths, "SIMULTANEOUS_STEPS", 1)
+        at_least(1)
         tape = at_once._slot(u).tape
-        monkeypatch.setattr(paths, "SIMULTANEOUS_STEPS", 10**9)
+        at_least(10**9)
         assert not isinstance(in_turn._slot(u).tape, Simultaneous)
         return at_once, tape, in_turn, u
 
