@@ -28,7 +28,7 @@ COARSENING = 8
 #: The most steps on the coarsest grid, where they are taken in turn: implicit ones take longer, and may be large.
 EXPLICIT_STEPS, IMPLICIT_STEPS = 32, 8
 #: To what accuracy trajectories on coarser grids are computed.
-ROUGH = 1e-3
+ROUGH = 0.03
 
 
 class _Dynamics(NamedTuple):
