@@ -131,6 +131,9 @@ def test_a_limit_of_the_control_that_depends_on_time_has_the_multipliers_of_the_
     torch.testing.assert_close(y, (level - limit).clamp_min(0), atol=1e-6, rtol=0)
     assert y.max() > 0.1
     assert float(y.min()) == 0
+    other = ocp.minimize(limited(), 10, ocp.InteriorPoint(), integrator="rk4").multipliers
+    torch.testing.assert_close(other.path[:, 0], y, atol=1e-6, rtol=0)
+    assert float(other.equality) == pytest.approx(nu, abs=1e-6)
 
 
 def test_a_state_that_stays_below_a_limit():
