@@ -21,7 +21,7 @@ class AtNodes:
     """Steps of another integrator, with the cost at the node where each begins.
 
     The sum of these costs is a function of states and controls at t_0, ..., t_{N-1}, whatever the stages of the scheme.
-    Whoever integrates a problem with it gets their derivatives by the same sweeps.
+    Their derivatives come from the same sweeps as those of the running cost.
 
     Parameters
     ----------

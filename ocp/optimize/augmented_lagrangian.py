@@ -86,12 +86,12 @@ class AugmentedLagrangian:
     method : Method
         The inner method: `LBFGS`, `NewtonCG`, a `Cycle`, or another one that begins on the grid that it is given.
     levels, factor : int or sequence of int, int
-        Nested iteration on so many grids: see `Cycle`. The control, the multipliers and the memory of the method pass
-        to the next grid after an update of the multipliers that finds the constraints satisfied to a percent.
+        The grids of nested iteration; see `Cycle`. The control, the multipliers and the memory of the method pass to
+        the next grid after an update of the multipliers that finds the constraints satisfied to a percent.
     penalty, growth : float
         The first penalty, in units of what is estimated, and the factor by which it grows.
     iterations : int
-        At most so many inner steps between two outer ones.
+        The most inner steps between two outer ones.
 
     Examples
     --------
@@ -166,10 +166,8 @@ class AugmentedLagrangian:
         if not (isinstance(found, ReducedEvaluation) and isfinite(found.value)):
             return replace(inner, memory=outer, status=Status.NOT_FINITE, point=state.point)
         stuck = outer.stuck + 1 if torch.equal(found.control, state.control) else 0
-        known = (found.value, found.derivative)
-        outer = replace(
-            outer, inner=inner.memory, value=known[0], derivative=known[1], taken=outer.taken + 1, stuck=stuck
-        )
+        changes = {"value": found.value, "derivative": found.derivative, "taken": outer.taken + 1, "stuck": stuck}
+        outer = replace(outer, inner=inner.memory, **changes)
         after = _state(inner, fine, found, outer)
         ended = inner.status is not Status.RUNNING or outer.taken >= self.iterations
         if not ended and optimality(found) > outer.optimal * outer.norm:
@@ -271,9 +269,9 @@ def _residuals(by: Augmentation, values: Mapping[str, Tensor]) -> tuple[float, f
 def _state(state: State, fine: ReducedObjective, point: ReducedEvaluation, outer: Outer) -> State:
     """The state at an evaluation of the augmented Lagrangian, whose derivative is that of the Lagrangian."""
     there, control, by = point.objective.discretization, point.control, outer.augmentation
-    values, terms = constraint_values(there, control, point.states), 0.0
+    values, base = constraint_values(there, control, point.states), fine.on(there.grid.steps)
     terms = by.total(values)
-    value, base = point.value - terms, fine.on(there.grid.steps)
+    value = point.value - terms
     if abs(value) < 1e-6 * abs(terms):  # digits are lost
         with fine.work.looking():
             value = base.at(control).value
