@@ -32,8 +32,9 @@ __all__ = ["ControlProblem"]
 class ControlProblem:
     """Minimize Phi(x(T), q) + integral of L(t, x, u, q) + R(u, q) subject to x' = f(t, x, u, q), x(0) = X0(q).
 
-    Bounds on u and q, c(t, x, u, q) <= 0 along the way, g(x(T), q) = 0 and g(x(T), q) <= 0 at the end may constrain it.
-    The parameters q do not depend on time; functions that do not use them leave the argument out.
+    `Measurements` of the state at given times may add to the cost. Bounds on u and q, c(t, x, u, q) <= 0 along the way,
+    g(x(T), q) = 0 and g(x(T), q) <= 0 at the end may constrain it. The parameters q do not depend on time; functions
+    that do not use them leave the argument out.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocp.problem.boundary import call, check_order, data, with_data
+from ocp.problem.boundary import call, check_order, data, uncompiled, with_data
 from ocp.problem.functions import hvp, pullback
 from ocp.problem.inference import outside
 from ocp.problem.parameters import ParameterSet, takes_parameters
@@ -225,7 +225,7 @@ class Observation:
             y = x.flatten(1)
         else:
             arguments = {"x": x, "q": self.parameters(q)} if self.measurements.takes_parameters else {"x": x}
-            y = call("observe", observe, **arguments)
+            y = call("observe", uncompiled(observe), **arguments)
         if not isinstance(y, Tensor):
             raise ValueError(f"observe: expected a tensor of shape {(len(x), k)}, got {type(y).__name__}")
         if y.shape != (len(x), k) and not (k == 1 and y.shape == (len(x),)):
