@@ -69,7 +69,7 @@ def choose(discretization: Discretization, schedule: Schedule, x: BatchState, u:
 
 def _simultaneous(discretization: Discretization, x: Tensor, u: Tensor, loop: Callable[[], Tape]) -> Tape | None:
     """A tape that takes all steps at once, or ``loop`` where that fails; None if it does not apply or does not pay."""
-    integrator, grid, equation = discretization.integrator, discretization.grid, discretization.problem.equation
+    integrator, grid, equation = discretization.stepper, discretization.grid, discretization.problem.equation
     f, L = equation.dynamics, equation.running_cost
     if not (type(integrator) is RungeKutta and integrator.solver == DenseLU()):
         return None

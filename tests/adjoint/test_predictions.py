@@ -16,7 +16,7 @@ VALUES[1, 3] = VALUES[0, 1, 1] = nan
 
 
 def swing(t, x, u, q):
-    return torch.stack((x[:, 1], -q.spring * torch.sin(x[:, 0]) + torch.cos(torch.as_tensor(t)) * q.push[1]), dim=1)
+    return torch.stack((x[:, 1], -q.spring * torch.sin(x[:, 0]) + torch.cos(t + 0 * x[:, 0]) * q.push[1]), dim=1)
 
 
 @pytest.fixture
@@ -47,12 +47,16 @@ def test_sensitivities_are_the_differences_of_predictions(swings, scheme, monkey
         )
 
 
-def test_predictions_are_those_that_the_objective_compares_with_the_data(swings):
-    objective = discretize(swings, 4, "rk4")
+@pytest.mark.parametrize(("scheme", "steps"), [("rk4", 4), ("euler", 256), ("implicit_midpoint", 32)])
+def test_predictions_are_those_that_the_objective_compares_with_the_data(swings, scheme, steps):
+    """However the sweep takes its steps."""
+    objective = discretize(swings, steps, scheme)
     q = objective.discretization.start().flat
     prediction = Prediction(objective.discretization, q)
     assert prediction.values[1, 3].isnan().all()
     misses = (prediction.values - VALUES).nan_to_num()
     assert objective.value(q) == pytest.approx(0.25 * float(misses.square().sum()), rel=1e-13)
+    slope = (0.5 * misses[..., None] * prediction.sensitivities().nan_to_num()).sum((0, 1, 2))
+    torch.testing.assert_close(objective.derivative(q), slope)
     torch.testing.assert_close(prediction.states, objective.trajectory(q).x)
     torch.testing.assert_close(prediction.fitted, prediction.states * q[1:])
