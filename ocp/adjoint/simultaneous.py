@@ -158,15 +158,16 @@ class Simultaneous:
             x = x + update
             # What is added up in a step has its size, also where the sum is small.
             size = product(J.abs(), x[:, None, :, :-1].abs())[:, 0]
-            if negligible(update, size, accuracy):
-                break
-        else:
-            return None
-        if refine:
+            if not negligible(update, size, accuracy):
+                continue
+            if not refine:
+                return x
             torch.sub(steps.take(t, x[..., :-1], path)[0], x[..., 1:], out=right[..., 1:])
             update = _solve(system, right)
             x = x + update
-        return x if not refine or negligible(update, size, eps**0.75) else None
+            if negligible(update, size, eps**0.75):
+                return x
+        return None
 
     def _costates(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """The costate at the start, and the derivatives by the path: NaN if samples depend on each other after all."""
