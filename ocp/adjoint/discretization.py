@@ -126,7 +126,8 @@ class Discretization:
         # A state and an opening compute in the type of their numbers; a function gets that of the parameters.
         X0, q = problem.initial_state, problem.parameters.start
         like = X0.x if isinstance(X0, FixedState) else X0.inputs if isinstance(X0, Opening) else q
-        return q.to(like if like.is_floating_point() else q)
+        given = isinstance(X0, FixedState | Opening) and like.is_floating_point()
+        return q.to(like.device, like.dtype if given else problem.parameters.dtype)
 
     def check(self) -> None:
         """Evaluate every piece a few times, and see that they fit and are functions of their arguments.

@@ -16,8 +16,10 @@ from ocp.problem.functions import hvp, pullback
 from ocp.problem.protocols import SecondOrder, TerminalCost
 from ocp.problem.shapes import BatchState, Parameters, Scalar
 
-__all__ = ["EQUALITY", "Augmentation", "AugmentedEnd", "NodeTerms"]
+__all__ = ["EQUALITY", "Augmentation", "AugmentedEnd", "NodeTerms", "lagrangian"]
 
+#: A penalty that adds nothing to multipliers of constraints that are satisfied up to rounding.
+SMALL = 1e-6
 #: The one constraint whose values must be zero.
 EQUALITY = "terminal_equality"
 
@@ -73,6 +75,14 @@ class Augmentation:
         own = {name: y / self.sizes[name] for name, y in multipliers.items()}
         path = own.get("path_constraint")
         return Multipliers(None if path is None else path / duration, own.get(EQUALITY), own.get("terminal_inequality"))
+
+
+def lagrangian(multipliers: Multipliers, duration: float) -> Augmentation:
+    """What makes an objective one whose derivative is that of the Lagrangian, where the constraints are satisfied."""
+    found = {"terminal_equality": multipliers.equality, "terminal_inequality": multipliers.inequality}
+    found["path_constraint"] = None if multipliers.path is None else multipliers.path * duration
+    given = {name: y for name, y in found.items() if y is not None}
+    return Augmentation(given, {name: torch.ones_like(y[-1] if y.ndim > 1 else y) for name, y in given.items()}, SMALL)
 
 
 def resampled(y: Tensor, steps: int) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from itertools import accumulate, pairwise
 from math import inf, prod
 from typing import Any
@@ -40,24 +40,27 @@ class Parameter:
     Examples
     --------
     >>> Parameter(1.2, lower=0.1).start
-    tensor(1.2000)
+    tensor(1.2000, dtype=torch.float64)
     """
 
     start: Tensor | float
     lower: Tensor | float | None = None
     upper: Tensor | float | None = None
+    #: The type of a start that was given as a tensor; numbers take that of the problem.
+    dtype: torch.dtype | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         start = data("start", _tensor(self.start), "a number or a tensor")
-        start = start if start.is_floating_point() else start.to(torch.get_default_dtype())
+        typed = isinstance(self.start, Tensor) and start.is_floating_point()
+        start = start if start.is_floating_point() else start.double()
         lower, upper = (_bound(n, b, start) for n, b in (("lower", self.lower), ("upper", self.upper)))
         if lower is not None and upper is not None and not bool((lower <= upper).all()):
             raise ValueError(f"lower, upper: expected lower <= upper, got {self.lower} and {self.upper}")
-        vars(self).update(start=start, lower=lower, upper=upper)
+        vars(self).update(start=start, lower=lower, upper=upper, dtype=start.dtype if typed else None)
 
 
 def _tensor(number: Any) -> Any:
-    return torch.tensor(float(number)) if isinstance(number, int | float) else number
+    return torch.tensor(float(number), dtype=torch.float64) if isinstance(number, int | float) else number
 
 
 def _bound(name: str, bound: Any, start: Tensor) -> Tensor | None:
@@ -65,7 +68,7 @@ def _bound(name: str, bound: Any, start: Tensor) -> Tensor | None:
     numbers = _tensor(bound)
     if numbers is None or (isinstance(numbers, Tensor) and numbers.ndim == 0 and bool(numbers.isinf())):
         return None
-    numbers = data(name, numbers, "a number or a tensor").to(start.dtype)
+    numbers = data(name, numbers, "a number or a tensor").to(torch.promote_types(numbers.dtype, start.dtype))
     if numbers.shape not in ((), start.shape):
         raise ValueError(f"{name}: expected a number or the shape {tuple(start.shape)}, got {tuple(numbers.shape)}")
     expanded: Tensor = numbers.expand(start.shape)
@@ -115,6 +118,12 @@ class ParameterSet:
         """The starts, shape (s,)."""
         return self._joined([_start(p) for p in self.of.values()])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the starts that were given as tensors, or the default type."""
+        found = [p.dtype for p in self.of.values() if p.dtype is not None]
+        return reduce(torch.promote_types, found) if found else torch.get_default_dtype()
+
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds, of shape (s,), infinite where there is none, with dtype and device of ``like``."""
         lower = [torch.full_like(_start(p), -inf) if p.lower is None else p.lower for p in self.of.values()]
@@ -161,7 +170,7 @@ def as_parameters(parameters: Any, horizon: float | Parameter) -> ParameterSet:
     if isinstance(parameters, ParameterSet):
         parameters = {name: p for name, p in parameters.of.items() if name != HORIZON}
     if isinstance(parameters, int) and not isinstance(parameters, bool) and parameters >= 0:
-        parameters = {"": Parameter(torch.zeros(parameters))} if parameters else {}
+        parameters = {"": Parameter(torch.zeros(parameters, dtype=torch.int64))} if parameters else {}
     if parameters is not None and not isinstance(parameters, Mapping):
         raise TypeError(
             "parameters: expected a mapping from names to starts, such as {'mass': 1.2}, or an integer >= 0, the "

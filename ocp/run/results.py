@@ -18,6 +18,7 @@ from ocp.objective.reduced import discretize
 from ocp.objective.solution import control_and_scheme
 from ocp.optimize.method import Visit
 from ocp.optimize.status import SolveError, Status
+from ocp.problem.augmented import lagrangian
 from ocp.problem.constraints import Multipliers
 from ocp.problem.control_problem import ControlProblem
 from ocp.run.json_files import plain, read, write
@@ -215,6 +216,8 @@ class Result:
     def trajectory(self, problem: ControlProblem, integrator: Integrator | str | None = None) -> Trajectory:
         """States, costates and gradient of ``control``, whose work is not counted.
 
+        With `multipliers`, costates and gradient are those of the Lagrangian.
+
         For another integrator or number of steps, use ``discretize(problem, steps, integrator).trajectory(control)``.
 
         Parameters
@@ -239,6 +242,9 @@ class Result:
         shape, own = tuple(x.shape[1:]), self.about.get("state_shape")
         if own is not None and tuple(own) != shape:
             raise ValueError(f"problem: expected one with states of shape {tuple(own)}, got {shape}")
+        if self.multipliers is not None:
+            duration = problem.duration(control.parameters)
+            objective = objective.augmented(lagrangian(self.multipliers, duration))
         return objective.trajectory(control.flat.to(x))
 
     def __repr__(self) -> str:

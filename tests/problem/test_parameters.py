@@ -261,3 +261,10 @@ def test_tables_have_the_names_of_states_and_controls(tmp_path):
     objective = discretize(problem(initial_state=X0[:1], names={"x": ["angle", "speed"], "u": ["push"]}), 4)
     table = objective.trajectory(objective.discretization.start()).save(tmp_path / "table.csv").read_text()
     assert table.splitlines()[0] == "t,push,angle,speed,p_angle,p_speed"
+
+
+def test_numbers_keep_the_precision_of_the_problem():
+    bounded = problem(parameters={"mass": Parameter(0.3, lower=0.1), "spring": SPRING}, initial_state=X0)
+    objective = discretize(bounded, 4)
+    assert float(objective.discretization.start().parameters[0]) == 0.3
+    assert float(objective.space.parameters(objective.box.lower)[0]) == 0.1

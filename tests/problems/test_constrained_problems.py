@@ -47,3 +47,13 @@ def test_the_multiplier_of_the_end_is_what_a_longer_way_costs():
     result = minimize(catalog.load("minimum_time").problem, 32, integrator="rk4")
     assert float(result.multipliers.equality[0]) == pytest.approx(-1.0, abs=1e-6)
     assert result.derivative_norm <= 1e-6
+
+
+def test_costates_and_gradient_are_those_of_the_lagrangian():
+    """Altitude is maximized, speed is free, and the gradient vanishes where no bound or limit holds the control."""
+    rocket = catalog.load("goddard").problem
+    result = minimize(rocket, 32, integrator="rk4")
+    end = result.trajectory(rocket).p[-1, 0]
+    assert end.tolist() == pytest.approx([-1.0, 0.0, float(result.multipliers.equality)], abs=1e-6)
+    mass = catalog.load("bryson_denham").problem
+    assert float(minimize(mass, 32, integrator="rk4").trajectory(mass).gradient.abs().max()) <= 1e-6
