@@ -216,8 +216,9 @@ def solve_(name: str, method: str | None, target: str | None, out: Path | None, 
     as trajectory.png and trajectory.csv.
 
     Exit codes: 0 if a test was met, or if a limit or the precision ended the run, as the printed status says; 1 if the
-    run failed, with one of the statuses NOT_FINITE, UNBOUNDED, UNRESOLVED, NO_DECREASE, WRONG_DERIVATIVE, NOT_SAVED and
-    INTERRUPTED, or if an argument does not fit; 2 if an option is unknown or its value is of the wrong kind.
+    run failed, with one of the statuses INFEASIBLE, NOT_FINITE, UNBOUNDED, UNRESOLVED, NO_DECREASE, WRONG_DERIVATIVE,
+    NOT_SAVED and INTERRUPTED, or if an argument does not fit; 2 if an option is unknown or its value is of the wrong
+    kind.
     """
     goal = None if target is None else Target.parse(target)
     own = given({"problem": str(Path(name)), "method": method, "target": target, **options})
