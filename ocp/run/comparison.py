@@ -21,7 +21,7 @@ from ocp.optimize.augmented_lagrangian import AugmentedLagrangian
 from ocp.optimize.descent import GradientDescent
 from ocp.optimize.interior_point.method import InteriorPoint
 from ocp.optimize.lbfgs import LBFGS
-from ocp.optimize.method import Method, as_method
+from ocp.optimize.method import Method, as_method, keeps_constraints
 from ocp.optimize.status import Status
 from ocp.run.adaptive import Adaptive
 from ocp.run.checkpoints import Checkpoint
@@ -185,7 +185,11 @@ def _method(study: Study, run: RunSpec) -> Method:
     if batches is not None:
         refine = Scheduled(EPOCHS * batches.per_epoch(discretize(study.problem, 1).work.samples))
     smoother = run.smoother or study.smoother
-    return way(_levels(study, run), smoother, batches, interpolation=study.interpolation, refine=refine)
+    method = way(_levels(study, run), smoother, batches, interpolation=study.interpolation, refine=refine)
+    if study.problem.constraints and not keeps_constraints(method):
+        got = run.method.__name__
+        raise ValueError(f"method: the problem has constraints; expected interior or augmented, got {got}")
+    return method
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ def prepare(
     _check_arguments(method, batches, stop, watch, adaptive)
     method = _suitable(objective) if method is None else method
     if problem.constraints and not keeps_constraints(method):
-        raise ValueError(f"method: expected one that keeps constraints, such as AugmentedLagrangian(), got {method!r}")
+        expected = "one that keeps constraints, InteriorPoint() or AugmentedLagrangian(...)"
+        raise ValueError(f"method: expected {expected}, got {type(method).__name__}")
     check_method(method, objective)
     if adaptive is not None and 2 * steps <= adaptive.limit:  # the method may have a finest grid of its own
         check_method(method, objective.on(2 * steps))

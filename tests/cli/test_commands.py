@@ -484,6 +484,19 @@ def test_an_argument_that_does_not_fit_a_problem_of_ours_gives_one_clear_line(ca
     assert message in complaint(call("solve", name, "--set", setting))
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "got"),
+    [
+        ("solve", ["--method", "single"], "single"),
+        ("solve", ["--smoother", "newton"], "mgopt"),
+        ("compare", ["--methods", "interior,nested"], "nested"),
+    ],
+)
+def test_a_method_that_keeps_no_constraints_gives_one_clear_line(call, command, options, got):
+    message = f"method: the problem has constraints; expected interior or augmented, got {got}"
+    assert message in complaint(call(command, "goddard", *options))
+
+
 OUTPUTS = {
     "solve into a file": ("solve", "--out", "file"),
     "solve below a file": ("solve", "--out", "file/below"),
