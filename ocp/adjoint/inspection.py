@@ -58,14 +58,14 @@ class _Piece:
         names = [*("t" for _ in self.times), *self.arguments]
         try:
             return call(self.name, self.piece, **dict(zip(names, (*self.times, *arguments), strict=True)))
-        except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # of torch, for shapes, types, devices
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:  # of torch, for shapes, types, devices
             raise self._explained(error) from error
 
     def pullback(self, cotangent: Tensor, *arguments: Tensor) -> tuple[Any, ...]:
         """The derivatives, with errors that name the piece, times the cotangent where the value is a scalar."""
         try:
             found = self.pull(*self.times, *arguments, *(() if self.scalar else (cotangent,)))
-        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise self._explained(error) from error
         return (found,) if len(self.arguments) == 1 else found
 
@@ -75,13 +75,16 @@ class _Piece:
             given["u"] = (given["u"][0] - self.parameters,)
         shapes = " and ".join(f"{name} of shape {shape}" for name, shape in given.items())
         shown = f"t, {shapes}" if self.times else shapes
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error  # as text, it is in quotes
         hint = time_hint(error)
         if "numpy()" in str(error):
             hint = hint or "; write it in operations of torch, which autograd can follow"
+        if "x" in given and "out of bounds for dimension 0" in str(error):
+            hint = "; the first index of x is that of the sample: write x[:, i], not x[i]"
         if self.name == "terminal_cost" and "positional argument" in str(error):
             hint = "; it is Phi(x), or Phi(x, q) with parameters"
         return ValueError(
-            f"{self.name}: expected {self.call} to take {shown}, got {type(error).__name__}: {error}{hint}"
+            f"{self.name}: expected {self.call} to take {shown}, got {type(error).__name__}: {said}{hint}"
         )
 
 
@@ -169,8 +172,12 @@ def _refuse_disagreements(problem: ControlProblem, q: Tensor, x: Tensor, u: Tens
             with torch.no_grad():
                 found = disagreement(piece.value, partial(_scaled, piece), piece.arguments)
             if found:
+                # At t = 0, the time t = s T does not depend on T, so that what appears only later is due to t.
+                late = t > 0 and problem.parameters.free_horizon
+                hint = "; with a free final time t is a tensor: write torch.sin(t), not math.sin(t) or float(t)"
                 raise ValueError(
                     f"{piece.name}: expected operations that autograd can follow, got the derivative {found}"
+                    f"{hint if late else ''}"
                 )
 
 

@@ -81,8 +81,11 @@ class Named(dict[str, Tensor]):
     def __getattr__(self, name: str) -> Tensor:
         try:
             return self[name]
-        except KeyError:
-            raise AttributeError(f"expected one of the parameters {', '.join(self)}, got {name!r}") from None
+        except KeyError as error:
+            raise AttributeError(*error.args) from None
+
+    def __missing__(self, name: str) -> Tensor:
+        raise KeyError(f"expected one of the parameters {', '.join(self)}, got {name!r}")
 
 
 @dataclass(frozen=True, eq=False)

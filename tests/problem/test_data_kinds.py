@@ -301,6 +301,7 @@ def test_calls_in_inference_mode_give_the_same_numbers():
         ({"dynamics": lambda a, b, c: b - a[:, 0]}, "dynamics: expected f.* not subscriptable; t is a float"),
         ({"dynamics": lambda t, x, u: u - torch.sin(t) * x}, r"dynamics: expected f.* write math.sin\(t\)"),
         ({"dynamics": lambda t, x, u: u - t.sin() * x}, r"dynamics: expected f.* write math.sin\(t\)"),
+        ({"dynamics": lambda t, x, u: x + u * x[len(x)]}, r"IndexError.*; the first index of x is that of the sample"),
         ({"dynamics": lambda t, x, u: torch.cat((t, x)) + u}, r"dynamics: expected f.* write math.sin\(t\)"),
         ({"running_cost": lambda t, x, u: torch.sin(t) * u.sum()}, r"running_cost: expected L.* write math.sin\(t\)"),
         ({"bounds": (lambda t: torch.sin(t), None)}, r"bounds: expected the lower one to take a time .* math.sin\(t\)"),

@@ -1,5 +1,7 @@
 """Parameters in every function of a problem, and a free final time, against autograd through a loop; names."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -196,9 +198,26 @@ def test_a_parameter_whose_bounds_do_not_fit_is_refused(arguments, message):
         Parameter(*arguments)
 
 
-def test_a_name_that_is_unknown_is_an_attribute_error():
+@pytest.mark.parametrize("look_up", [lambda q: q.length, lambda q: q["length"]], ids=["attribute", "key"])
+def test_a_name_that_is_unknown_is_refused_with_those_that_are_known(look_up):
     with pytest.raises(ValueError, match=r"dynamics: .* expected one of the parameters mass, spring, got 'length'"):
-        discretize(problem(dynamics=lambda t, x, u, q: x * q.length), 4)
+        discretize(problem(dynamics=lambda t, x, u, q: x * look_up(q)), 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "hinted"),
+    [
+        ({"running_cost": lambda t, x, u: math.sin(t) * u.square().sum()}, True),
+        ({"path_constraint": lambda t, x, u: u - float(t)}, True),
+        ({"running_cost": lambda t, x, u: u.detach().square().sum()}, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
+def test_a_free_time_that_becomes_a_number_is_refused_with_what_to_write(given, hinted):
+    with pytest.raises(ValueError, match=r"operations that autograd can follow, got the derivative .* by u") as refused:
+        discretize(problem(horizon=Parameter(torch.tensor(1.5, dtype=torch.float64)), **given), 4)
+    hint = "with a free final time t is a tensor: write torch.sin(t), not math.sin(t) or float(t)"
+    assert (hint in str(refused.value)) == hinted
 
 
 @pytest.mark.parametrize(
@@ -230,7 +249,7 @@ def test_constraints_that_do_not_fit_are_refused(given, error, message):
 
 
 def test_a_method_without_constraints_is_refused_for_a_problem_with_some():
-    with pytest.raises(ValueError, match=r"method: expected one that keeps constraints, .* got LBFGS"):
+    with pytest.raises(ValueError, match=r"^method: expected one that keeps constraints, .* got LBFGS$"):
         ocp.minimize(problem(terminal_equality=lambda x: x), 4, ocp.LBFGS())
 
 
