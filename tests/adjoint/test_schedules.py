@@ -287,6 +287,7 @@ def test_the_drift_of_a_schedule_that_undoes_nothing_is_not_asked_for(undoable, 
         drift(undoable(schedule, 200), rand(200))
 
 
+@pytest.mark.slow
 def test_a_drift_that_spoils_the_derivative_does_not_pass_verification(undoable):
     report = verify(undoable(Reversible(block=16), 64, horizon=40.0))
     assert "adjoint sweep against tangent sweep" in {check.name for check in report.checks if not check.passed}

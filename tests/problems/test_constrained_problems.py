@@ -11,12 +11,12 @@ from ocp.cli import catalog
 #: times smaller it is on four times as many steps at least. The control is held on each step: second order if it is
 #: smooth; the arc at a limit begins anywhere within a step.
 CASES = {
-    "brachistochrone": ("brachistochrone", {}, 128, 2e-5, 12),
-    "Bryson-Denham": ("bryson_denham", {}, 144, 1e-3, 12),
+    "brachistochrone": ("brachistochrone", {}, 32, 4e-4, 12),
+    "Bryson-Denham": ("bryson_denham", {}, 36, 2e-2, 12),
     "minimum time": ("minimum_time", {}, 64, 3e-8, 0),
     "Goddard": ("goddard", {}, 64, 1e-5, 0),
     "obstacle": ("obstacle", {}, 64, 1e-5, 0),
-    "hyper-sensitive": ("hypersensitive", {"penalty": inf}, 256, 4e-3, 12),
+    "hyper-sensitive": ("hypersensitive", {"penalty": inf}, 256, 4e-3, 0),
 }
 
 
