@@ -70,12 +70,15 @@ class KKT:
         The largest violation at the nodes, relative to the size of its constraint (`ocp.objective.feasibility`).
     complementarity : float
         The most room, relative as well, that a constraint has whose multiplier is not zero.
+    minimum : bool
+        False if second derivatives show that the control is no minimum, however small the other numbers are.
     """
 
     multipliers: Multipliers
     stationarity: float
     violation: float
     complementarity: float = 0.0
+    minimum: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -227,7 +227,8 @@ class Run:
         small, kkt = self.small(record.derivative_norm), self.state.kkt
         if self.constrained:  # elsewhere the derivative is that of the objective alone, and need not vanish
             small = small and kkt is not None and max(kkt.violation, kkt.complementarity) <= self.stop.feasibility
-        return Status.CONVERGED if small else Status.RUNNING
+            small = small and kkt is not None and kkt.minimum
+        return Status.CONVERGED if small and self.state.status is not Status.SADDLE else Status.RUNNING
 
     def small(self, norm: float) -> bool:
         """Whether the norm of a derivative meets the tolerance."""

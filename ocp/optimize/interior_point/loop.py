@@ -8,7 +8,8 @@ import numpy as np
 
 from ocp.optimize.interior_point.barrier import probe, share_kept
 from ocp.optimize.interior_point.border import Bordered
-from ocp.optimize.interior_point.direction import DUAL, NewtonSystem
+from ocp.optimize.interior_point.curvature import beyond, is_minimum
+from ocp.optimize.interior_point.direction import NewtonSystem
 from ocp.optimize.interior_point.feasibility import feasibility, violations
 from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.inequalities import Inequalities
@@ -34,9 +35,8 @@ PUSH = 1e-2
 #: Estimates of multipliers above this are dropped, as in that section.
 LARGEST = 1e3
 
-
-#: Negative curvature below this share of the largest second derivative counts as none, which singular arcs have.
-FLAT = 1e-6
+#: The most saddle points that are left for a lower point.
+ESCAPES = 10
 
 #: The most iterations of a restoration, and the share of the violation at which it ends.
 RESTORATION, RESTORED = 200, 0.1
@@ -58,6 +58,8 @@ class Iteration:
         Iterations so far.
     short : int
         Failed searches in a row.
+    escapes : int
+        Saddle points left so far. From the first one on, the solver is one that knows the inertia.
     primed : bool
         Whether the multipliers are estimates worth using.
     errors : Errors, optional
@@ -71,6 +73,7 @@ class Iteration:
     shift: float = 0.0
     number: int = 0
     short: int = 0
+    escapes: int = 0
     primed: bool = False
     errors: Errors | None = None
     status: Status = Status.RUNNING
@@ -84,7 +87,7 @@ class Iterations:
 
     def __init__(self, program: Program, solver: Solver, tolerance: float = 1e-8, restores: bool = True):
         self.program, self.tolerance, self.restores = program, tolerance, restores
-        self.inequalities, self.system = Inequalities(program), Bordered(solver)
+        self.inequalities, self.system, self.exact = Inequalities(program), Bordered(solver), Bordered(Riccati())
 
     def begin(self, x: Array, u: Array, q: Array, mu: float = MU) -> Iteration:
         """The first iterate, from states that need not belong to the control; bounds move it into the interior."""
@@ -108,15 +111,8 @@ class Iterations:
         return at
 
     def is_minimum(self, at: Iteration) -> bool:
-        """Whether the curvature at a converged iterate is that of a minimum: not negative along any feasible direction.
-
-        The signs that band LU sees tell it up to an even number of such directions; a Riccati recursion tells exactly.
-        """
-        point, derivatives = at.point, self._derivatives(at.point, at.values)
-        size = max(float(np.abs(derivatives.H).max()) / self.program.h, float(np.abs(derivatives.end_hessian).max()))
-        exact = Bordered(Riccati())
-        NewtonSystem(self.program, self.inequalities, exact, point, at.values, derivatives)
-        return exact.factor(FLAT * size, DUAL)
+        """Whether the curvature at an iterate is that of a minimum, which `Status.CONVERGED` implies."""
+        return is_minimum(self._system(at, self._derivatives(at.point, at.values), self.exact))
 
     def step(self, at: Iteration) -> Iteration:
         """One iteration."""
@@ -130,8 +126,8 @@ class Iterations:
         if not np.isfinite(found.largest):
             return replace(at, status=Status.NOT_FINITE)
         if found.largest <= self.tolerance:
-            return replace(at, status=Status.CONVERGED)
-        system = NewtonSystem(program, inequalities, self.system, point, values, derivatives)
+            return self._arrived(at, derivatives)
+        system = self._system(at, derivatives, self.exact if at.escapes else self.system)
         shift, direction = system.factor(at.shift)
         if direction is None:
             return replace(at, status=Status.NO_DECREASE)
@@ -164,6 +160,30 @@ class Iterations:
             return replace(at, status=Status.NO_DECREASE, number=number)
         return replace(at, filter=filter.emptied(), shift=max(10 * shift, 1e-4), number=number, short=at.short + 1)
 
+    def _system(self, at: Iteration, derivatives: Derivatives, solver: Bordered) -> NewtonSystem:
+        return NewtonSystem(self.program, self.inequalities, solver, at.point, at.values, derivatives)
+
+    def _arrived(self, at: Iteration, derivatives: Derivatives) -> Iteration:
+        """The end at a minimum; at a saddle point, which band LU cannot tell from one, a start from beyond it."""
+        system = self._system(at, derivatives, self.exact)
+        if is_minimum(system):
+            return replace(at, status=Status.CONVERGED)
+        point = beyond(system, 1 - 2 * (at.escapes % 2)) if at.escapes < ESCAPES else None
+        if point is None:
+            return replace(at, status=Status.SADDLE)
+        values, bounds = self.program.values(point.x, point.u, point.q), self.inequalities.bounds
+        point.slacks[bounds:] = np.fmax(point.slacks[bounds:], -values.limits)
+        return replace(
+            at,
+            point=point,
+            values=values,
+            filter=None,
+            shift=0.0,
+            number=at.number + 1,
+            short=0,
+            escapes=at.escapes + 1,
+        )
+
     def _restored(self, at: Iteration) -> Iteration:
         """Go on from a point that violates the constraints less, or say that there is none."""
         program, point = self.program, at.point
@@ -187,7 +207,8 @@ class Iterations:
             )
         if at.short >= 8 or there.status not in (Status.RUNNING, Status.CONVERGED):
             return replace(at, number=number, status=Status.NO_DECREASE)
-        return replace(self.begin(found.x, found.u, found.q, point.mu), number=number, short=at.short + 1)
+        again = self.begin(found.x, found.u, found.q, point.mu)
+        return replace(again, number=number, short=at.short + 1, escapes=at.escapes)
 
     def _derivatives(self, point: Iterate, values: Values) -> Derivatives:
         y = point.y[self.inequalities.bounds :]

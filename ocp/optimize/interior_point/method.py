@@ -53,6 +53,7 @@ class Memory:
     shift: float = 0.0
     number: int = 0
     short: int = 0
+    escapes: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class InteriorPoint(Method):
     coarse_tolerance : float
         On all grids but the finest.
     solver : callable
-        Makes the `Solver` of the linear systems: `BandedLU`, or `Riccati` for exact inertia, which is slower.
+        Makes the `Solver` of the linear systems: `BandedLU`, or `Riccati` for exact inertia, which is slower. Any
+        solution is checked by exact inertia; from a saddle point the method goes on with `Riccati`.
 
     Examples
     --------
@@ -150,8 +152,6 @@ class InteriorPoint(Method):
             left, done = left - at.number + done, at.number - done
             fine.work.charge(done * _cost(program), steps, fine.work.samples)
             counts["newton_iterations"] += done
-            if at.status is Status.CONVERGED and before is None and not iterations.is_minimum(at):
-                at = replace(at, status=Status.SADDLE)
             if last or (at.status is Status.RUNNING and left <= 0):
                 break
             before = (iterations, at.point) if at.status is Status.CONVERGED else None
@@ -223,6 +223,7 @@ def _evaluation(objective: ReducedObjective, iterations: Iterations, at: Iterati
             optimality(ReducedEvaluation(objective, flat, value, lagrangian)),
             worst(excesses(there, flat, states)).relative,
             inf if at.errors is None else at.errors.complementarity,
+            at.status is Status.CONVERGED or iterations.is_minimum(at),
         )
     return ReducedEvaluation(objective, flat, value, derivative), kkt
 
@@ -240,10 +241,12 @@ def _multipliers(objective: ReducedObjective, program: Program, nu: Array, y: Ar
 
 def _remembered(at: Iteration, start: Tensor, scale: float, steps: int) -> Memory:
     arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(at.point, name))) for name in ARRAYS}
-    return Memory(start, scale, steps, arrays, at.point.mu, at.filter, at.shift, at.number, at.short)
+    return Memory(start, scale, steps, arrays, at.point.mu, at.filter, at.shift, at.number, at.short, at.escapes)
 
 
 def _recalled(memory: Memory, iterations: Iterations) -> Iteration:
     point = Iterate(**{name: tensor.numpy() for name, tensor in memory.iterate.items()}, mu=memory.mu)
     values = iterations.program.values(point.x, point.u, point.q)
-    return Iteration(point, values, memory.filter, memory.shift, memory.number, memory.short, primed=True)
+    return Iteration(
+        point, values, memory.filter, memory.shift, memory.number, memory.short, memory.escapes, primed=True
+    )

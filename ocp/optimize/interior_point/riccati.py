@@ -56,7 +56,7 @@ class Riccati:
             if info != 0:
                 return False
             self._factors[k] = factor
-            self.gains[k] = -lapack.dpotrs(factor, M[n:, :n], lower=1)[0]
+            self.gains[k] = -_solved(factor, M[n:, :n])
             P = M[:n, :n] + M[:n, n:] @ self.gains[k]
             P = self._P[k] = (P + P.T) / 2
         self._border = None
@@ -99,7 +99,7 @@ class Riccati:
         for k in range(N - 1, -1, -1):
             defect = steps[k + 1, :n] if k + 1 < N else last[:n]
             right = steps[k, n:] + self._J[k].T @ (self._P[k + 1] @ defect + offsets[k + 1])
-            forces[k] = lapack.dpotrs(self._factors[k], right[n:], lower=1)[0]
+            forces[k] = _solved(self._factors[k], right[n:])
             offsets[k] = right[:n] + self.gains[k].T @ right[n:]
         x = -(steps[0, :n] if N else last[:n])
         for k in range(N):
@@ -109,3 +109,9 @@ class Riccati:
             x = self._J[k] @ found[k, n:] - defect
         end[:n], end[n : 2 * n] = self._P[N] @ x - offsets[N], x
         return solution
+
+
+def _solved(factor: Array, right: Array) -> Array:
+    """Solve with a Cholesky factor, which LAPACK does not do without rows."""
+    solution: Array = lapack.dpotrs(factor, right, lower=1)[0] if len(right) else right
+    return solution
