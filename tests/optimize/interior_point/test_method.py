@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import pytest
@@ -213,10 +213,51 @@ def test_it_begins_on_a_trajectory_where_the_initial_state_held_is_outside_the_d
     assert result.control.path.mean() == pytest.approx(1.0, rel=1e-6)  # -1 / u + u = 0
 
 
-def test_a_saddle_point_is_not_taken_for_an_optimum():
-    """Without a torque the pendulum hangs still, where the derivative vanishes and swinging up is better."""
-    objective = discretize(replace(pendulum.problem().problem, start=0.0), 40, "rk4")
-    method = InteriorPoint()
+def test_from_a_saddle_point_it_goes_on_to_a_minimum():
+    """Two masses at the top between two wells. Of the directions that lead down, band LU sees whether they are odd."""
+    problem = ControlProblem(
+        lambda t, x, u: u[None],
+        torch.zeros(1, 2, dtype=torch.float64),
+        lambda x: (x.square() - 1).square().sum(),
+        running_cost=lambda t, x, u: 0.1 * u.square().sum(),
+        control_size=2,
+    )
+    objective, method = discretize(problem, 16, "rk4"), InteriorPoint()
     state = method.step(objective, method.init(objective, objective.at(objective.discretization.start())))
-    assert state.point.value == pytest.approx(200)
-    assert state.status is Status.SADDLE
+    assert state.status is Status.CONVERGED
+    assert state.point.value == pytest.approx(2 * (0.1 - 0.1**2 / 4), rel=1e-9)  # at x^2 = 1 - 0.1 / 2
+
+
+@pytest.mark.parametrize("start", [2.0, 3.0])
+def test_the_boat_crosses_the_current_in_minimum_time(start):
+    """Zermelo's problem as in Bryson & Ho (1975), section 2.7; the time is that of a shooting method.
+
+    From the second start band LU leads to a saddle point with an even number of directions that lead down.
+    """
+    problem = ControlProblem(
+        lambda t, x, u: torch.stack((torch.cos(u[0]) - x[:, 1], torch.sin(u[0]).expand(1)), dim=1),
+        torch.tensor([[3.66, -1.86]], dtype=torch.float64),
+        lambda x, q: q["horizon"],
+        horizon=ocp.Parameter(5.0, lower=0.1, upper=20.0),
+        control_size=1,
+        start=start,
+        terminal_equality=lambda x: x[0],
+    )
+    result = minimize(problem, 128, integrator="rk4")
+    assert result.success
+    assert result.value == pytest.approx(5.457865, rel=1e-4)
+
+
+def test_parameters_may_be_all_there_is_to_find():
+    problem = ControlProblem(
+        lambda t, x, u, q: -q.k * x,
+        torch.ones(1, 1).double(),
+        lambda x, q: q.k.square().sum(),
+        control_size=0,
+        parameters={"k": 0.1},
+        terminal_equality=lambda x: x[0] - 0.5,
+    )
+    for solver in (InteriorPoint().solver, Riccati):
+        result = solve(problem, 16, method=InteriorPoint(solver=solver))
+        assert result.success
+        assert float(result.control.parameters) == pytest.approx(log(2), rel=1e-6)
