@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ocp.adjoint.all_steps import Steps
 from ocp.adjoint.rows import Rows, differentiate
-from ocp.optimize.interior_point.program import Program, Values
+from ocp.optimize.interior_point.program import Derivatives, Program, Values
 
-__all__ = ["feasibility", "violations"]
+__all__ = ["feasibility", "forces", "violations"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,14 @@ def feasibility(program: Program) -> Program:
         damping=0.0,
         scale=1.0,
     )
+
+
+def forces(program: Program, values: Values, at: Derivatives) -> float:
+    """The largest derivative that the cost would have by states, controls or parameters if no two terms canceled."""
+    on_path, at_end = np.split(values.limits.clip(0), [len(program.times) * program.c])
+    along = np.einsum("cik,kc->ik", np.abs(at.path), on_path.reshape(-1, program.c)) if program.c else np.zeros(1)
+    end = np.abs(at.G).T @ np.abs(values.equations) + np.abs(at.limits).T @ at_end
+    return float(max(along.max(initial=0.0), end.max(initial=0.0)))
 
 
 def violations(program: Program, values: Values) -> dict[str, float]:

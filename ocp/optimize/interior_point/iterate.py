@@ -81,8 +81,10 @@ def gap(values: Values) -> float:
     return max(abs(values.cost), VANISHED)
 
 
-def errors(program: Program, inequalities: Inequalities, point: Iterate, values: Values, at: Derivatives) -> Errors:
-    """The errors."""
+def errors(
+    program: Program, inequalities: Inequalities, point: Iterate, values: Values, at: Derivatives, forces: float = 0.0
+) -> Errors:
+    """The errors; ``forces`` is the size of terms that cancel within derivatives, where they cannot be seen."""
     n, m, h, costates = program.n, program.m, program.h, point.costates
     by_step, by_end, by_parameters = inequalities.pull(at, point.y)
     terms = [np.abs(a[n : n + m]).max(initial=0.0) / h for a in (by_step, at.gradient)]
@@ -109,7 +111,7 @@ def errors(program: Program, inequalities: Inequalities, point: Iterate, values:
     )
     products = (point.slacks * point.y / inequalities.weights).max(initial=0.0)
     return Errors(
-        float(np.max(dual) / max(np.max(terms), VANISHED)), float(np.max(primal)), float(products / gap(values))
+        float(np.max(dual) / max(np.max(terms), forces, VANISHED)), float(np.max(primal)), float(products / gap(values))
     )
 
 

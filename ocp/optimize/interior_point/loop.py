@@ -10,7 +10,7 @@ from ocp.optimize.interior_point.barrier import probe, share_kept
 from ocp.optimize.interior_point.border import Bordered
 from ocp.optimize.interior_point.curvature import beyond, is_minimum
 from ocp.optimize.interior_point.direction import NewtonSystem
-from ocp.optimize.interior_point.feasibility import feasibility, violations
+from ocp.optimize.interior_point.feasibility import feasibility, forces, violations
 from ocp.optimize.interior_point.filters import Filter
 from ocp.optimize.interior_point.inequalities import Inequalities
 from ocp.optimize.interior_point.iterate import Errors, Iterate, errors, gap
@@ -39,7 +39,7 @@ LARGEST = 1e3
 ESCAPES = 10
 
 #: The most iterations of a restoration, and the share of the violation at which it ends.
-RESTORATION, RESTORED = 200, 0.1
+RESTORATION, RESTORED = 50, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +82,14 @@ class Iteration:
 class Iterations:
     """The interior-point method on one program, whose costs are `scaled`.
 
-    ``restores`` says whether it may leave off to restore feasibility.
+    ``restores`` says whether it may leave off to restore feasibility, ``forces`` how large terms are that cancel within
+    the derivatives of its cost.
     """
 
-    def __init__(self, program: Program, solver: Solver, tolerance: float = 1e-8, restores: bool = True):
-        self.program, self.tolerance, self.restores = program, tolerance, restores
+    def __init__(
+        self, program: Program, solver: Solver, tolerance: float = 1e-8, restores: bool = True, forces: float = 0.0
+    ):
+        self.program, self.tolerance, self.restores, self.forces = program, tolerance, restores, forces
         self.inequalities, self.system, self.exact = Inequalities(program), Bordered(solver), Bordered(Riccati())
 
     def begin(self, x: Array, u: Array, q: Array, mu: float = MU) -> Iteration:
@@ -115,13 +118,13 @@ class Iterations:
         return is_minimum(self._system(at, self._derivatives(at.point, at.values), self.exact))
 
     def step(self, at: Iteration) -> Iteration:
-        """One iteration."""
+        """One iteration, and those of a restoration that has to follow."""
         program, inequalities, point, values = self.program, self.inequalities, at.point, at.values
         derivatives = self._derivatives(point, values)
         if not at.primed:
             point = self._with_costates(point, derivatives)
             derivatives = self._derivatives(point, values)
-        found = errors(program, inequalities, point, values, derivatives)
+        found = errors(program, inequalities, point, values, derivatives, self.forces)
         at = replace(at, point=point, primed=True, errors=found)
         if not np.isfinite(found.largest):
             return replace(at, status=Status.NOT_FINITE)
@@ -155,7 +158,7 @@ class Iterations:
                 short=0,
             )
         if self.restores and found.primal > self.tolerance:
-            return self._restored(replace(at, filter=filter, number=number))
+            return self._restored(replace(at, filter=filter, number=number), forces(program, values, derivatives))
         if at.short >= 8:
             return replace(at, status=Status.NO_DECREASE, number=number)
         return replace(at, filter=filter.emptied(), shift=max(10 * shift, 1e-4), number=number, short=at.short + 1)
@@ -184,12 +187,12 @@ class Iterations:
             escapes=at.escapes + 1,
         )
 
-    def _restored(self, at: Iteration) -> Iteration:
+    def _restored(self, at: Iteration, forces: float) -> Iteration:
         """Go on from a point that violates the constraints less, or say that there is none."""
         program, point = self.program, at.point
         before = _violation(program, at.values)
         other = scaled(feasibility(program), point.x, point.u, point.q)
-        inner = Iterations(other, self.system.solver, self.tolerance, restores=False)
+        inner = Iterations(other, self.system.solver, self.tolerance, restores=False, forces=other.scale * forces)
         there = inner.begin(point.x, point.u, point.q)
         while there.status is Status.RUNNING and there.number < RESTORATION:
             there = inner.step(there)

@@ -68,8 +68,8 @@ class InteriorPoint(Method):
 
     It works through grids: the first has at least ``coarsest`` steps; each later one begins with all that was found,
     multipliers included, and mostly needs one to three iterations. One step of the method is up to ``iterations``
-    iterations. Its records show the control, rolled out on the same grid. The count ``newton_iterations`` is reported
-    with the result.
+    iterations, and at most 50 more where it has to restore feasibility. Its records show the control, rolled out on the
+    same grid. The count ``newton_iterations`` is reported with the result.
 
     An iteration is charged as 2 (n + m) + 2 (n + 1) / 3 + 1/3 gradients, for n numbers in the state: as many Hessian
     products as there are columns, as many adjoint sweeps as there are rows, and a forward sweep. This counts

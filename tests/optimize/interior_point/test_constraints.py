@@ -80,6 +80,13 @@ def test_constraints_on_the_path_hold_at_the_nodes():
     ("pieces", "name"),
     [
         ({}, "terminal_equality"),
+        (
+            {
+                "terminal_equality": lambda x: x[0, :1] - tensor(1, 2),
+                "horizon": ocp.Parameter(1.0, lower=0.1, upper=20),
+            },
+            "terminal_equality",
+        ),
         ({"terminal_equality": None, "terminal_inequality": lambda x: 1 - x[0, :1]}, "terminal_inequality"),
         ({"terminal_equality": None, "path_constraint": lambda t, x, u: 1 - x[0, :1]}, "path_constraint"),
     ],
