@@ -41,6 +41,9 @@ ESCAPES = 10
 #: The most iterations of a restoration, and the share of the violation at which it ends.
 RESTORATION, RESTORED = 50, 0.1
 
+#: A restoration has come to its end if the violations stay the same in this many iterations.
+STALL = 25
+
 
 @dataclass(frozen=True, eq=False)
 class Iteration:
@@ -194,13 +197,18 @@ class Iterations:
         other = scaled(feasibility(program), point.x, point.u, point.q)
         inner = Iterations(other, self.system.solver, self.tolerance, restores=False, forces=other.scale * forces)
         there = inner.begin(point.x, point.u, point.q)
+        costs = [there.values.cost]
         while there.status is Status.RUNNING and there.number < RESTORATION:
             there = inner.step(there)
+            costs.append(there.values.cost)
             values = program.values(there.point.x, there.point.u, there.point.q)
             if _violation(program, values) <= RESTORED * before:
                 break
         number, found = at.number + there.number, there.point
-        if there.status is Status.CONVERGED and _violation(program, values) > max(self.tolerance, RESTORED * before):
+        # Where a valley is flat, the violations converge long before the point does.
+        still = np.ptp(costs[-STALL:]) <= self.tolerance * abs(costs[-1]) and there.number == RESTORATION
+        ended = there.status is Status.CONVERGED or (still and there.short == 0 and inner.is_minimum(there))
+        if ended and _violation(program, values) > max(self.tolerance, RESTORED * before):
             return replace(
                 at,
                 point=replace(point, x=found.x, u=found.u, q=found.q),
