@@ -21,7 +21,7 @@ from ocp.problem.control_problem import ControlProblem
 from ocp.problem.inference import outside
 from ocp.problem.measurements import Measurements
 from ocp.problem.parameters import ParameterSet
-from ocp.run.least_squares import Array, LeastSquares
+from ocp.run.residuals import Array, Residuals
 from ocp.space.control import Control
 
 __all__ = ["Fit", "fit"]
@@ -157,7 +157,7 @@ def fit(
     ('CONVERGED', [0.7, 3.0])
     """
     _check(problem, tolerance, max_evaluations)
-    squares = LeastSquares(discretize(problem, steps, integrator).discretization)
+    squares = Residuals(discretize(problem, steps, integrator).discretization)
     status, q, share = squares.solve(tolerance, max_evaluations)
     return _described(squares, q, status, share, absolute)
 
@@ -184,7 +184,7 @@ def _check(problem: Any, tolerance: Any, max_evaluations: Any) -> None:
         raise ValueError(f"max_evaluations: expected an integer >= 1, got {max_evaluations!r}")
 
 
-def _described(squares: LeastSquares, q: Array, status: Status, share: float, absolute: bool) -> Fit:
+def _described(squares: Residuals, q: Array, status: Status, share: float, absolute: bool) -> Fit:
     """The fit, with its statistics."""
     objective, problem = ReducedObjective(squares.discretization), squares.discretization.problem
     control, prediction, labels = squares.control(q), squares.prediction(q), _labels(problem.parameters)
@@ -230,7 +230,7 @@ class _Statistics:
     coarse: bool = False
 
 
-def _statistics(squares: LeastSquares, q: Array, absolute: bool) -> _Statistics:
+def _statistics(squares: Residuals, q: Array, absolute: bool) -> _Statistics:
     r, J = squares.residuals(q), squares.jacobian(q)
     held = squares.held(q, J.T @ r)
     free, covariance = ~held, np.full((len(q), len(q)), nan)

@@ -14,13 +14,13 @@ from ocp.adjoint.predictions import Prediction
 from ocp.optimize.status import Status
 from ocp.space.control import Control
 
-__all__ = ["Array", "LeastSquares"]
+__all__ = ["Array", "Residuals"]
 
 #: Numbers of SciPy.
 Array = NDArray[np.float64]
 
 
-class LeastSquares:
+class Residuals:
     """Weighted differences between predictions and data, as a function of all s parameters.
 
     Parameters
@@ -57,9 +57,9 @@ class LeastSquares:
         """The rounding error of the numbers of the problem."""
         return torch.finfo(self._flat.dtype).eps
 
-    def on(self, steps: int) -> LeastSquares:
+    def on(self, steps: int) -> Residuals:
         """The same on another grid."""
-        return LeastSquares(self.discretization.on(steps))
+        return Residuals(self.discretization.on(steps))
 
     def control(self, q: Array) -> Control:
         """The parameters as a control."""
