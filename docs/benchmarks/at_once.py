@@ -32,7 +32,7 @@ CASES = [
 
 
 def objective(problem: ocp.ControlProblem, scheme: str, steps: int, least: int) -> ocp.ReducedObjective:
-    """An objective that takes all steps at once if there are at least so many."""
+    """An objective that takes all steps at once if there are at least ``least``."""
     paths.EXPLICIT_STEPS = paths.IMPLICIT_STEPS = least
     found = ocp.discretize(problem, steps, scheme)
     found.derivative(found.discretization.start())

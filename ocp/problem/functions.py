@@ -241,7 +241,7 @@ class Mapped:
 
 
 class _Untimely:
-    """In place of a time for functions that ignore it: no number, and whoever uses it finds out."""
+    """A stand-in for the time in functions that ignore it; using it as a number raises."""
 
     def __eq__(self, other: object) -> bool:
         raise TypeError("time is not to be compared")

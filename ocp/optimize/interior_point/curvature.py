@@ -1,4 +1,4 @@
-"""Whether a stationary point is a minimum, told by exact inertia, and the way down from one that is not."""
+"""Whether a stationary point is a minimum, by the exact inertia, and the way down from one that is not."""
 
 from __future__ import annotations
 
