@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from ocp.adjoint.rows import Rows, differentiate, parts
+from ocp.adjoint.sample_steps import product
+from ocp.integrators.runge_kutta import NEWTON_STEPS
 from ocp.integrators.tableaus import Tableau, Weights
 
 __all__ = ["RecordedSteps", "RungeKuttaSteps", "Steps"]
-
-#: The most iterations of Newton's method for implicit stages. When it converges, about five are enough.
-NEWTON_STEPS = 25
 
 
 class Steps(Protocol):
@@ -139,7 +138,7 @@ class RungeKuttaSteps:
                 dxi.add_(by_stage[j][:n], alpha=h * a)
             if inverse is not None:
                 dxi[:, n:].add_(slopes[i][:n, n:], alpha=h * tableau.diagonal[i])
-                dxi.copy_(_product(inverse, dxi))
+                dxi.copy_(product(inverse, dxi))
             identity = i == 0 and inverse is None
             by_stage.append(slopes[0] if identity else _chained(slopes[i], dxi))
             J.add_(by_stage[i], alpha=h * b)
@@ -150,7 +149,7 @@ class RungeKuttaSteps:
             return J, curved
         dx = dx.flatten(2)
         half = _chained(curved, dx)
-        H = _product(dx.transpose(0, 1), half[:n])
+        H = product(dx.transpose(0, 1), half[:n])
         H[n:] += half[n:]
         return J, H.unflatten(2, (r, N)).sum(2)
 
@@ -200,17 +199,9 @@ class RungeKuttaSteps:
         return torch.where(moving.unsqueeze(1), torch.nan, x)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Products of matrices, shape (i, k, N), with others, shape (k, j, N)."""
-    total = a[:, :1] * b[:1]
-    for k in range(1, len(b)):
-        total.addcmul_(a[:, k : k + 1], b[k : k + 1])
-    return total
-
-
 def _chained(slope: Tensor, dx: Tensor) -> Tensor:
     """The derivative by (x, v), from those by (X, v) and of X by (x, v)."""
     n = len(dx)
-    total = _product(slope[:, :n], dx)
+    total = product(slope[:, :n], dx)
     total[:, n:] += slope[:, n:]
     return total

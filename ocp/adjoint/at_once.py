@@ -35,9 +35,8 @@ class Bidiagonal:
 
     def __init__(self, A: NDArray[Any]):
         n, _, N = A.shape
-        self._band = np.zeros(
-            ((N + 1) * n, 2 * n), A.dtype
-        )  # entry (i, j) in row j, column i - j; ones on the diagonal
+        # Entry (i, j) is in row j and column i - j; the ones on the diagonal are not stored.
+        self._band = np.zeros(((N + 1) * n, 2 * n), A.dtype)
         item = self._band.itemsize
         blocks = as_strided(self._band.reshape(-1)[n:], (N, n, n), (2 * n * n * item, (2 * n - 1) * item, item))
         np.negative(A.transpose(2, 1, 0), out=blocks)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ocp.integrators.runge_kutta import NEWTON_STEPS
 from ocp.integrators.stages import advance, combine, retreat
 from ocp.integrators.tableaus import EULER, Tableau
 from ocp.problem.boundary import same
@@ -16,8 +17,6 @@ from ocp.problem.shapes import BatchState, StepControl
 
 __all__ = ["RecordedStage", "SampleSteps", "Unusable", "negligible", "product", "samples_are_independent"]
 
-#: The most iterations of Newton's method for implicit stages. When it converges, about five are enough.
-NEWTON_STEPS = 25
 #: Into how many parts of time errors are sorted, to be compared with the states of the same part.
 PARTS = 32
 
@@ -183,7 +182,7 @@ def samples_are_independent(f: Vectorized, x: BatchState, u: StepControl) -> boo
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Products of matrices, shape (i, k, samples, N), with others, shape (k, j, samples, N)."""
+    """Products of matrices, shape (i, k, *points), with others, shape (k, j, *points)."""
     total = a[:, :1] * b[:1]
     for k in range(1, len(b)):
         total.addcmul_(a[:, k : k + 1], b[k : k + 1])

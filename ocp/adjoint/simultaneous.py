@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool1d, interpolate
 from ocp.adjoint.at_once import Bidiagonal
 from ocp.adjoint.sample_steps import SampleSteps, Unusable, negligible, product
 from ocp.adjoint.tapes import Tape
+from ocp.integrators.observing import Motion
 from ocp.integrators.runge_kutta import RungeKutta
 from ocp.problem.boundary import same
 from ocp.problem.protocols import StateEquation
@@ -29,13 +30,6 @@ COARSENING = 8
 EXPLICIT_STEPS, IMPLICIT_STEPS = 32, 8
 #: To what accuracy trajectories on coarser grids are computed.
 ROUGH = 0.03
-
-
-class _Dynamics(NamedTuple):
-    """A state equation without its running cost."""
-
-    dynamics: Any
-    running_cost: None = None
 
 
 class Simultaneous:
@@ -139,7 +133,7 @@ class Simultaneous:
 
     def _in_turn(self, path: Tensor) -> Tensor:
         """The states for a path of any number of steps, one after the other."""
-        h, x, equation = self.grid.horizon / len(path), [self._start], _Dynamics(self._problem.dynamics)
+        h, x, equation = self.grid.horizon / len(path), [self._start], Motion(self._problem.dynamics)
         for k, u in enumerate(path.unbind(0)):
             x.append(self.integrator.step(equation, k * h, h, x[k], u)[0])
         return self._of(len(path)).arranged(torch.stack(x), self.samples).contiguous()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocp.integrators.integrator import Integrator, Invertible, SecondOrderIntegrator
-from ocp.problem.protocols import RunningCost, SecondOrder, StateEquation, Traceable, capability_applies
+from ocp.problem.protocols import RunningCost, SecondOrder, StateEquation, is_traceable
 from ocp.problem.shapes import BatchState, Cotangent, Scalar, StepControl
 
 __all__ = ["AtNodes"]
@@ -44,8 +44,7 @@ class AtNodes:
     @property
     def supports_autograd(self) -> bool:
         """Whether autograd can follow a step; the cost is a function of torch operations."""
-        applies = capability_applies(self.scheme, "supports_autograd", "step", "pullback", "tangent")
-        return applies and isinstance(self.scheme, Traceable) and self.scheme.supports_autograd
+        return is_traceable(self.scheme, "step", "pullback", "tangent")
 
     def step(
         self, problem: StateEquation, t: float, h: float, x: BatchState, u: StepControl

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocp.integrators.integrator import Integrator
-from ocp.problem.protocols import Dynamics, Traceable, capability_applies
+from ocp.problem.protocols import Dynamics, is_traceable
 from ocp.problem.shapes import Cotangent
 
 __all__ = ["Motion", "Observing"]
@@ -44,9 +44,7 @@ class Observing:
     @property
     def supports_autograd(self) -> bool:
         """Whether autograd can follow a step: if it can follow those of the integrator."""
-        inner = self.integrator
-        applies = capability_applies(inner, "supports_autograd", "step", "pullback")
-        return applies and isinstance(inner, Traceable) and inner.supports_autograd
+        return is_traceable(self.integrator, "step", "pullback")
 
     def inverse(self, problem: Any, t: float, h: float, x: Tensor, u: Tensor) -> Tensor:
         inner: Any = self.integrator

@@ -79,7 +79,7 @@ class Augmentation:
 
 def lagrangian(multipliers: Multipliers, duration: float) -> Augmentation:
     """What makes an objective one whose derivative is that of the Lagrangian, where the constraints are satisfied."""
-    found = {"terminal_equality": multipliers.equality, "terminal_inequality": multipliers.inequality}
+    found = {EQUALITY: multipliers.equality, "terminal_inequality": multipliers.inequality}
     found["path_constraint"] = None if multipliers.path is None else multipliers.path * duration
     given = {name: y for name, y in found.items() if y is not None}
     return Augmentation(given, {name: torch.ones_like(y[-1] if y.ndim > 1 else y) for name, y in given.items()}, SMALL)

@@ -17,7 +17,7 @@ from ocp.integrators.runge_kutta import RungeKutta
 from ocp.optimize.interior_point.kkt import Array
 from ocp.optimize.interior_point.program import Program
 from ocp.problem.costs import Tikhonov
-from ocp.problem.protocols import Traceable
+from ocp.problem.protocols import is_traceable
 
 __all__ = ["check", "first_states", "program_of"]
 
@@ -45,12 +45,8 @@ def check(discretization: Discretization) -> None:
     q = discretization.start().parameters
     for name in once_differentiable(problem, q, x, u, tangents=False):
         raise ValueError(f"method: InteriorPoint expected second derivatives of the {name}, which autograd cannot take")
-    if not isinstance(integrator, RungeKutta) and not _is_traceable(integrator):
+    if not isinstance(integrator, RungeKutta) and not is_traceable(integrator):
         raise ValueError(f"method: InteriorPoint expected an integrator of torch operations, got {integrator.name}")
-
-
-def _is_traceable(piece: object) -> bool:
-    return isinstance(piece, Traceable) and piece.supports_autograd
 
 
 def program_of(discretization: Discretization, q: Tensor) -> Program:
